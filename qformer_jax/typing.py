@@ -1,0 +1,39 @@
+"""The dimension legend, and the array types that signatures carry.
+
+| letter | dimension                  | letter | dimension               |
+|--------|----------------------------|--------|-------------------------|
+| B      | batch                      | D      | Q-Former width          |
+| Q      | queries                    | V      | vision (feature) width  |
+| T      | text tokens                | L      | language-model width    |
+| P      | patches (+ class token)    | E      | shared embedding width  |
+| H      | heads                      | N      | vocabulary              |
+| K      | width of one head          | M      | cache (keys seen)       |
+| S      | sequence = queries + text  | C      | candidates              |
+
+Signatures read `Float['B P V']`; `tests/` checks them at run time through jaxtyping and beartype.
+"""
+
+from typing import Any
+
+import jax
+import jaxtyping
+import numpy as np
+
+Array = jax.Array | np.ndarray
+Params = dict[str, Any]  # nested dict of arrays, one entry a layer: the canonical tree
+
+
+class _Shaped:
+    """`Float['B P V']`: jaxtyping's class for any array with that shape."""
+
+    def __init__(self, kind: type):
+        self.kind = kind
+
+    def __getitem__(self, shape: str) -> Any:
+        return self.kind[Array, shape]
+
+
+Float = _Shaped(jaxtyping.Float)
+Int = _Shaped(jaxtyping.Int)
+Bool = _Shaped(jaxtyping.Bool)
+UInt8 = _Shaped(jaxtyping.UInt8)

@@ -1,0 +1,51 @@
+"""Package metadata; `pip install -e .` puts the command `qformer` on the path."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DEMO = ['easy-vqa', 'scikit-learn']
+TORCH = ['torch>=2.4', 'transformers>=4.50']
+DEV = [
+    'pytest>=8',
+    'pytest-xdist',
+    'ruff',
+    'chex',
+    'beartype',
+    'nbclient',
+    'nbformat',
+    'ipykernel',
+]
+
+setup(
+    name='qformer_jax',
+    version='0.1.0',
+    description='BLIP-2 and its Q-Former in JAX: training, inference and parity with PyTorch',
+    long_description=(Path(__file__).parent / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11,<3.14',
+    packages=[*find_packages(include=['qformer_jax', 'qformer_jax.*']), 'qformer_jax.configs'],
+    package_dir={'qformer_jax.configs': 'configs'},
+    install_requires=[
+        'jax>=0.7',
+        'flax>=0.11',
+        'optax>=0.2.5',
+        'orbax-checkpoint>=0.11.20',
+        'grain>=0.2.12',
+        'array-record>=0.8',
+        'tensorflow-datasets>=4.9.9',
+        'numpy>=2',
+        'jaxtyping>=0.3',
+        'tyro>=0.9',
+        'rich>=13',
+        'tokenizers>=0.21',
+        'safetensors>=0.5',
+        'pillow>=11',
+        'matplotlib>=3.9',
+        'tensorboardX>=2.6',
+        'importlib_resources',  # tensorflow-datasets imports it without asking for it
+    ],
+    extras_require={'demo': DEMO, 'torch': TORCH, 'tpu': ['jax[tpu]>=0.7'], 'dev': [*DEV, *DEMO, *TORCH]},
+    entry_points={'console_scripts': ['qformer = qformer_jax.cli:main']},
+)
