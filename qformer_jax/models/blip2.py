@@ -1,0 +1,107 @@
+"""BLIP-2, put together: pixels -> ViT -> features -> Q-Former -> queries -> projection -> language model.
+
+The one file that composes. A part that the configuration leaves out does not exist; the others keep their names, so the
+parameters of a stage are a subset of the next stage's.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from .. import config
+from ..typing import Bool, Float, Int, Params, UInt8
+from . import masks
+from .layers import dense
+from .opt import Opt
+from .qformer import Qformer, QformerOutput
+from .vit import Vit, normalise
+
+
+class Blip2(nn.Module):
+    """The whole network; objectives and inference call its parts by name."""
+
+    config: config.Blip2
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        c = self.config
+        if c.vit:
+            self.vit = Vit(c.vit, self.dtype)
+        if c.word_head:
+            self.word_head = dense(c.word_head, self.dtype)
+        if c.qformer:
+            self.qformer = Qformer(c.qformer, self.dtype)
+        if c.lm:
+            self.lm = Opt(c.lm, self.dtype)
+        if c.qformer and c.lm:
+            self.lm_projection = dense(c.lm.width, self.dtype)
+
+    def see(
+        self,
+        image: UInt8['B S W 3'] | None = None,
+        features: Float['B P V'] | None = None,
+        feature_mask: Bool['B P'] | None = None,
+    ) -> tuple[Float['B P V'], Bool['B P']]:
+        """Return the frozen features and which of them exist, from pixels or as they were given."""
+        if image is None:
+            return features.astype(self.dtype), feature_mask
+        features = self.vit(normalise(image)).features
+        return features, jnp.ones(features.shape[:2], bool)
+
+    def name_words(self, features: Float['B P V']) -> Float['B N']:
+        """Return the logits of the words that a caption of this picture may hold, from the mean patch."""
+        return self.word_head(features.mean(axis=1)).astype(jnp.float32)
+
+    def ask_queries(
+        self,
+        features: Float['B P V'],
+        feature_mask: Bool['B P'],
+        text: Int['B T'] | None = None,
+        text_mask: Bool['B T'] | None = None,
+        train: bool = False,
+    ) -> QformerOutput:
+        """Run the queries over the features; with a text, they see it and it sees them (InstructBLIP, section 2.3)."""
+        memory = self.qformer.project_image(features, feature_mask)
+        if text is None:
+            text_mask = jnp.ones((features.shape[0], 0), bool)
+        mask = masks.bidirectional(self.config.qformer.num_queries, text_mask)
+        return self.qformer(mask, image=memory, text=text, train=train)
+
+    def soft_prefix(
+        self,
+        features: Float['B P V'],
+        feature_mask: Bool['B P'],
+        text: Int['B T'] | None = None,
+        text_mask: Bool['B T'] | None = None,
+        train: bool = False,
+    ) -> Float['B Q L']:
+        """Return what the language model reads in place of the picture (section 3.3)."""
+        return self.lm_projection(self.ask_queries(features, feature_mask, text, text_mask, train).queries)
+
+    def touch_everything(self) -> None:
+        """Call every part once on the smallest input: `init` makes the parameters that are touched."""
+        c = self.config
+        text, exists = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+        if c.vit:
+            size = c.vit.image_size
+            features, _ = self.see(jnp.zeros((1, size, size, 3), jnp.uint8))
+            if c.word_head:
+                self.name_words(features)
+        if c.qformer:
+            out = self.ask_queries(jnp.zeros((1, 1, c.qformer.feature_width)), exists, text, exists)
+            self.qformer.embed_image(out.queries), self.qformer.embed_text(out.text)
+            self.qformer.match(out.queries), self.qformer.word_logits(out.text)
+        if c.lm:
+            x = self.lm_projection(out.queries) if c.qformer else self.lm.embed(text)
+            self.lm(x, jnp.ones(x.shape[:2], bool))
+
+
+def init(model: Blip2, key: jax.Array) -> Params:
+    """Return fresh parameters of every part, as the canonical nested dict (float32)."""
+    return model.init(key, method='touch_everything')['params']
+
+
+def shapes(c: config.Blip2) -> Params:
+    """Return the parameters' shapes without making them: milliseconds for the published sizes."""
+    return jax.eval_shape(lambda key: init(Blip2(c), key), jax.eval_shape(lambda: jax.random.key(0)))

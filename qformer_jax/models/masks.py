@@ -1,0 +1,64 @@
+"""The attention masks of BLIP-2 (section 3.2, figure 2), drawn. True = may be seen.
+
+The sequence is [queries, text]. With two queries q, three text positions t, and the last text position padding (.),
+a row says what that position sees:
+
+    ITC, unimodal             ITM, bidirectional        ITG, multimodal causal
+         q q t t .                 q q t t .                 q q t t .
+    q    x x                  q    x x x x              q    x x
+    q    x x                  q    x x x x              q    x x
+    t        x x              t    x x x x              t    x x x
+    t        x x              t    x x x x              t    x x x x
+    .        x x              .    x x x x              .    x x x x
+
+Queries never see text in ITC and ITG, so both share one pass over the queries; the text rows of ITG then read that
+pass's keys and values. A pass over some of the rows takes those rows of the drawing and nothing else.
+"""
+
+import jax.numpy as jnp
+
+from ..typing import Array, Bool, Int
+
+
+def _seen(num_queries: int, text_mask: Bool['B T']) -> tuple[Bool['S'], Bool['B 1 1 S']]:
+    """Return which positions are text, and which positions exist (all queries, and text that is not padding)."""
+    batch, length = text_mask.shape
+    is_text = jnp.arange(num_queries + length) >= num_queries
+    exists = jnp.concatenate([jnp.ones((batch, num_queries), bool), text_mask], axis=1)
+    return is_text, exists[:, None, None, :]
+
+
+def unimodal(num_queries: int, text_mask: Bool['B T']) -> Bool['B 1 S S']:
+    """Return the ITC mask: queries see queries, text sees text."""
+    is_text, exists = _seen(num_queries, text_mask)
+    return (is_text[:, None] == is_text[None, :])[None, None] & exists
+
+
+def bidirectional(num_queries: int, text_mask: Bool['B T']) -> Bool['B 1 S S']:
+    """Return the ITM mask: everything sees everything that is not padding."""
+    is_text, exists = _seen(num_queries, text_mask)
+    return jnp.ones((1, 1, is_text.size, 1), bool) & exists
+
+
+def multimodal_causal(num_queries: int, text_mask: Bool['B T']) -> Bool['B 1 S S']:
+    """Return the ITG mask: queries see queries; text sees the queries and the text up to itself."""
+    is_text, exists = _seen(num_queries, text_mask)
+    position = jnp.arange(is_text.size)
+    causal = position[None, :] <= position[:, None]
+    return (jnp.where(is_text[:, None], causal, ~is_text[None, :]))[None, None] & exists
+
+
+def decoder(exists: Bool['B M'], start: int | Array, length: int) -> Bool['B 1 T M']:
+    """Return the mask of `length` new positions of a decoder whose keys occupy slots 0..M-1.
+
+    The new positions are slots start..start+length-1; each sees the existing slots up to itself. Worked example:
+    exists = [0 1 1 1], start = 2, length = 2: row 0 (slot 2) sees slots 1, 2; row 1 (slot 3) sees 1, 2, 3.
+    """
+    slots = jnp.arange(exists.shape[1])
+    rows = start + jnp.arange(length)
+    return (slots[None, :] <= rows[:, None])[None, None] & exists[:, None, None, :]
+
+
+def positions(exists: Bool['B M']) -> Int['B M']:
+    """Return each slot's position among the existing ones: [0 0 1 1 1] -> [0 0 0 1 2] (holes do not count)."""
+    return jnp.maximum(jnp.cumsum(exists, axis=1) - 1, 0)

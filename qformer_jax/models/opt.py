@@ -1,0 +1,108 @@
+"""The frozen voice: an OPT decoder (Zhang et al. 2022) over embeddings, with an explicit key-value cache."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import DTypeLike
+
+from .. import config
+from ..typing import Array, Bool, Float, Int
+from . import masks
+from .layers import Attention, KeyValue, Mlp, layer_norm, tied_logits
+
+POSITION_OFFSET = 2  # OPT's table has two rows before position 0
+NORM_EPS = 1e-5
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of a fixed number of slots (M); slots from `end` on are still empty."""
+
+    layers: tuple[KeyValue, ...]
+    exists: Bool['B M']
+    """Which slots hold a real token (padding and empty slots do not)."""
+    end: Int['']
+    """Slots written so far, the same for every row."""
+
+
+def empty_cache(c: config.Opt, batch: int, slots: int, dtype: DTypeLike) -> Cache:
+    """Return a cache of `slots` empty slots for `batch` rows."""
+    zeros = jnp.zeros((batch, slots, c.heads, c.width // c.heads), dtype)
+    return Cache(tuple(KeyValue(zeros, zeros) for _ in range(c.depth)), jnp.zeros((batch, slots), bool), jnp.int32(0))
+
+
+@struct.dataclass
+class OptOutput:
+    """Last hidden states after the final norm, and the cache with this call's positions in it (None without one)."""
+
+    hidden: Float['B T L']
+    cache: Cache | None
+
+
+class Block(nn.Module):
+    """Causal self-attention and a ReLU MLP, both pre-norm."""
+
+    config: config.Opt
+    dtype: DTypeLike
+
+    def setup(self):
+        c = self.config
+        self.attention_norm = layer_norm(NORM_EPS, self.dtype)
+        self.attention = Attention(c.width, c.heads, dtype=self.dtype)
+        self.mlp_norm = layer_norm(NORM_EPS, self.dtype)
+        self.mlp = Mlp(c.mlp_width, c.width, 'relu', self.dtype)
+
+    def __call__(
+        self, x: Float['B T L'], mask: Bool['B 1 T M'], cached: KeyValue | None, start: Array | int
+    ) -> tuple[Float['B T L'], KeyValue]:
+        """Return the new hidden states and the keys and values seen (`cached` with this call's written at `start`)."""
+        y = self.attention_norm(x)
+        seen = self.attention.project(y)
+        if cached is not None:
+            seen = jax.tree.map(lambda old, new: _write(old, new, start), cached, seen)
+        x = x + self.attention(y, seen, mask)
+        return x + self.mlp(self.mlp_norm(x)), seen
+
+
+def _write(old: Array, new: Array, start: Array | int) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
+
+
+class Opt(nn.Module):
+    """OPT with a tied token table; positions follow from the mask, so padding may stand anywhere."""
+
+    config: config.Opt
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        c = self.config
+        table = nn.initializers.normal(c.width**-0.5)
+        self.word_embedding = self.param('word_embedding', table, (c.vocab_size, c.width))
+        rows = c.max_positions + POSITION_OFFSET
+        self.position_embedding = self.param('position_embedding', nn.initializers.normal(0.02), (rows, c.width))
+        self.layer = [Block(c, self.dtype) for _ in range(c.depth)]
+        self.norm = layer_norm(NORM_EPS, self.dtype)
+
+    def embed(self, ids: Int['B T']) -> Float['B T L']:
+        """Return the token vectors of `ids`, without positions."""
+        return self.word_embedding[ids].astype(self.dtype)
+
+    def __call__(self, x: Float['B T L'], exists: Bool['B T'], cache: Cache | None = None) -> OptOutput:
+        """Run the decoder over token vectors (or a soft prefix); with a cache, after the positions that it holds."""
+        length = x.shape[1]
+        start = cache.end if cache is not None else 0
+        slots = _write(cache.exists, exists, start) if cache is not None else exists
+        position = jax.lax.dynamic_slice_in_dim(masks.positions(slots), start, length, axis=1)
+        x = x.astype(self.dtype) + self.position_embedding[position + POSITION_OFFSET].astype(self.dtype)
+        mask = masks.decoder(slots, start, length)
+        layers = []
+        for i, layer in enumerate(self.layer):
+            x, seen = layer(x, mask, cache.layers[i] if cache is not None else None, start)
+            layers.append(seen)
+        new = Cache(tuple(layers), slots, start + length) if cache is not None else None
+        return OptOutput(self.norm(x), new)
+
+    def word_logits(self, hidden: Float['B T L']) -> Float['B T N']:
+        """Return the logits of the next token (float32)."""
+        return tied_logits(hidden, self.word_embedding)

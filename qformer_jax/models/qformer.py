@@ -1,0 +1,201 @@
+"""The Q-Former (BLIP-2, section 3.1): learned queries that read frozen features, and a text branch beside them.
+
+A BERT encoder (post-norm) over [queries, text]. Both share the self-attention; each has a feed-forward network of its
+own; in every `cross_attention_freq`-th layer, from layer 0, the queries also read the features.
+
+    features [B,P,V] -> project_image -> ImageMemory --+
+    queries  [Q,D]   ----------------------------------+--> layers --> queries [B,Q,D], text [B,T,D], their cache
+    text ids [B,T]   -> embed -------------------------+
+
+What a position may see is the mask's business (`masks.py`), so one `__call__` serves all passes of stage 1.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import DTypeLike
+
+from .. import config
+from ..typing import Array, Bool, Float, Int
+from .layers import Attention, KeyValue, Mlp, dense, gelu, layer_norm, tied_logits
+
+FEATURE_NORM_EPS = 1e-5  # LAVIS's `ln_vision`
+
+
+@struct.dataclass
+class ImageMemory:
+    """The features' keys and values, projected once for every pass that reads them."""
+
+    layers: tuple[KeyValue | None, ...]
+    """One a layer; None where the layer has no cross-attention."""
+    mask: Bool['B 1 1 P']
+
+    def take(self, rows: Int['C']) -> 'ImageMemory':
+        """Return the memory of the pictures `rows`, in that order."""
+        return jax.tree.map(lambda x: x[rows], self)
+
+
+@struct.dataclass
+class QformerOutput:
+    """Last hidden states, and what a later pass or a curious reader may want."""
+
+    queries: Float['B Q D']
+    text: Float['B T D']
+    cache: tuple[KeyValue, ...]
+    """Self-attention keys and values of this pass's positions, one a layer."""
+    hidden_states: tuple[Array, ...]
+    """[B, S, D] after the embedding norm and after each layer."""
+
+
+class Layer(nn.Module):
+    """Self-attention of all positions, cross-attention of the queries, and one feed-forward network each."""
+
+    config: config.Qformer
+    reads_features: bool
+    dtype: DTypeLike
+
+    def setup(self):
+        c = self.config
+        self.self_attention = Attention(c.width, c.heads, dropout=c.dropout, dtype=self.dtype)
+        self.self_attention_norm = layer_norm(c.norm_eps, self.dtype)
+        if self.reads_features:
+            self.cross_attention = Attention(c.width, c.heads, dropout=c.dropout, dtype=self.dtype)
+            self.cross_attention_norm = layer_norm(c.norm_eps, self.dtype)
+        self.query_mlp = Mlp(c.mlp_width, c.width, dtype=self.dtype)
+        self.query_mlp_norm = layer_norm(c.norm_eps, self.dtype)
+        self.text_mlp = Mlp(c.mlp_width, c.width, dtype=self.dtype)
+        self.text_mlp_norm = layer_norm(c.norm_eps, self.dtype)
+        self.drop = nn.Dropout(c.dropout)
+
+    def project_image(self, features: Float['B P V']) -> KeyValue | None:
+        """Return the features' keys and values, or None in a layer that does not read them."""
+        return self.cross_attention.project(features) if self.reads_features else None
+
+    def __call__(
+        self,
+        x: Float['B S D'],
+        num_queries: int,
+        mask: Bool['B 1 S M'],
+        image: KeyValue | None,
+        image_mask: Bool['B 1 1 P'] | None,
+        prefix: KeyValue | None,
+        train: bool,
+    ) -> tuple[Float['B S D'], KeyValue]:
+        """Return the new hidden states and this layer's self-attention keys and values; `prefix` is seen before."""
+        own = self.self_attention.project(x)
+        seen = prefix.append(own) if prefix is not None else own
+        branch = self.self_attention(x, seen, mask, train=train)
+        x = self.self_attention_norm(x + self.drop(branch, deterministic=not train))
+        queries, text = x[:, :num_queries], x[:, num_queries:]
+        if num_queries and self.reads_features:
+            branch = self.cross_attention(queries, image, image_mask, train=train)
+            queries = self.cross_attention_norm(queries + self.drop(branch, deterministic=not train))
+        parts = []
+        if num_queries:
+            parts.append(self.query_mlp_norm(queries + self.drop(self.query_mlp(queries), deterministic=not train)))
+        if text.shape[1]:
+            parts.append(self.text_mlp_norm(text + self.drop(self.text_mlp(text), deterministic=not train)))
+        return jnp.concatenate(parts, axis=1), own
+
+
+class LmHead(nn.Module):
+    """BERT's language-model head up to the product with the (tied) token table."""
+
+    config: config.Qformer
+    vocab_size: int
+    dtype: DTypeLike
+
+    def setup(self):
+        self.transform = dense(self.config.width, self.dtype)
+        self.norm = layer_norm(self.config.norm_eps, self.dtype)
+        self.bias = self.param('bias', nn.initializers.zeros, (self.vocab_size,))
+
+    def __call__(self, x: Float['B T D'], table: Float['N D']) -> Float['B T N']:
+        x = self.norm(gelu(self.transform(x)))
+        return tied_logits(x, table) + self.bias.reshape(1, 1, -1)
+
+
+class Qformer(nn.Module):
+    """Queries, text branch, and the heads of stage 1."""
+
+    config: config.Qformer
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        c = self.config
+        table = nn.initializers.normal(c.width**-0.5)
+        self.feature_norm = layer_norm(FEATURE_NORM_EPS, self.dtype)
+        self.query_token = self.param('query_token', nn.initializers.normal(0.02), (c.num_queries, c.width))
+        self.word_embedding = self.param('word_embedding', table, (c.vocab_size, c.width))
+        self.added_embedding = self.param('added_embedding', table, (1, c.width))  # the row of [DEC]
+        self.position_embedding = self.param('position_embedding', table, (c.max_positions, c.width))
+        self.embedding_norm = layer_norm(c.norm_eps, self.dtype)
+        self.drop = nn.Dropout(c.dropout)
+        self.layer = [Layer(c, i % c.cross_attention_freq == 0, self.dtype) for i in range(c.depth)]
+        self.lm_head = LmHead(c, c.vocab_size + 1, self.dtype)
+        self.vision_projection = dense(c.embed_width, self.dtype)
+        self.text_projection = dense(c.embed_width, self.dtype)
+        self.itm_head = dense(2, self.dtype)
+        self.temperature = self.param('temperature', nn.initializers.constant(0.07), ())
+
+    def project_image(self, features: Float['B P V'], mask: Bool['B P']) -> ImageMemory:
+        """Return the keys and values of normalised features, once for all passes."""
+        features = self.feature_norm(features)
+        return ImageMemory(tuple(layer.project_image(features) for layer in self.layer), mask[:, None, None, :])
+
+    def _embed(self, batch: int, with_queries: bool, text: Int['B T'] | None) -> Float['B S D']:
+        parts = []
+        if with_queries:
+            parts.append(jnp.broadcast_to(self.query_token[None], (batch, *self.query_token.shape)))
+        if text is not None:  # text positions start at 0 whether queries come before or not
+            is_word = (text < self.config.vocab_size)[..., None]
+            words = jnp.where(is_word, self.word_embedding.at[text].get(mode='clip'), self.added_embedding[:1, None])
+            parts.append(words + self.position_embedding[None, : text.shape[1]])
+        return jnp.concatenate(parts, axis=1).astype(self.dtype)
+
+    def __call__(
+        self,
+        mask: Bool['B 1 S M'],
+        *,
+        image: ImageMemory | None = None,
+        text: Int['B T'] | None = None,
+        prefix: tuple[KeyValue, ...] | None = None,
+        train: bool = False,
+    ) -> QformerOutput:
+        """Run the queries (if there is an image) and the text (if there is one) under `mask`.
+
+        `prefix` is an earlier pass's cache, seen before this pass's positions.
+        """
+        num_queries = self.config.num_queries if image is not None else 0
+        x = self.embedding_norm(self._embed(mask.shape[0], image is not None, text))
+        x = self.drop(x, deterministic=not train)
+        hidden, cache = [x], []
+        for i, layer in enumerate(self.layer):
+            keys = image.layers[i] if image is not None else None
+            image_mask = image.mask if image is not None else None
+            x, own = layer(x, num_queries, mask, keys, image_mask, prefix[i] if prefix else None, train)
+            hidden.append(x)
+            cache.append(own)
+        return QformerOutput(x[:, :num_queries], x[:, num_queries:], tuple(cache), tuple(hidden))
+
+    def embed_image(self, queries: Float['B Q D']) -> Float['B Q E']:
+        """Return unit vectors of the queries in the space shared with text (float32)."""
+        return _unit(self.vision_projection(queries))
+
+    def embed_text(self, text: Float['B T D']) -> Float['B E']:
+        """Return the unit vector of a text, from its [CLS] position (float32)."""
+        return _unit(self.text_projection(text[:, 0]))
+
+    def match(self, queries: Float['B Q D']) -> Float['B 2']:
+        """Return the ITM logits (not matched, matched), averaged over the queries (float32)."""
+        return self.itm_head(queries).astype(jnp.float32).mean(axis=1)
+
+    def word_logits(self, text: Float['B T D']) -> Float['B T N']:
+        """Return the logits of the next token over the vocabulary and [DEC] (float32)."""
+        return self.lm_head(text, jnp.concatenate([self.word_embedding, self.added_embedding]))
+
+
+def _unit(x: Array) -> Array:
+    x = x.astype(jnp.float32)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,65 @@
+"""ITC, image-text contrast (BLIP-2, section 3.2): the picture's best query against the text, both ways.
+
+    sim[i, t] = max over queries q of <image[i, q], text[t]>        logits = sim / temperature
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from ..typing import Array, Bool, Float, Int
+
+
+@struct.dataclass
+class Itc:
+    """The loss (nats), the share of pictures whose best text is a positive, and both logit matrices."""
+
+    loss: Float['']
+    accuracy: Float['']
+    image_to_text: Float['B B']
+    text_to_image: Float['B B']
+
+
+def similarity(image: Float['B Q E'], text: Float['C E']) -> Float['B C']:
+    """Return the cosine of each picture's best query with each text."""
+    return jnp.einsum('bqe,ce->bqc', image, text, precision='highest').max(axis=1)
+
+
+def positives(text: Int['B T'], image_id: Int['B'], rule: str) -> Bool['B B']:
+    """Return which pairs belong together: the diagonal, and by the `shared` rule equal captions and equal pictures."""
+    if rule == 'diagonal':
+        return jnp.eye(text.shape[0], dtype=bool)
+    same_caption = (text[:, None] == text[None, :]).all(axis=-1)
+    return same_caption | (image_id[:, None] == image_id[None, :])
+
+
+def _cross_entropy(logits: Float['B B'], positive: Bool['B B'], smoothing: float) -> Float['']:
+    positive = positive.astype(jnp.float32)
+    target = positive / positive.sum(axis=1, keepdims=True)
+    target = (1 - smoothing) * target + smoothing / logits.shape[1]
+    return optax.softmax_cross_entropy(logits, target).mean()
+
+
+def itc(
+    image: Float['B Q E'],
+    text: Float['B E'],
+    temperature: Array,
+    positive: Bool['B B'],
+    *,
+    label_smoothing: float,
+    gather_grad: str,
+) -> Itc:
+    """Return the contrastive loss over the whole (global) batch.
+
+    With `gather_grad='local'` each direction moves only the side that asks, since LAVIS gathers the other side without
+    a gradient (goldens: 113 of 127 gradients differ between the two at equal loss).
+    """
+    fixed = jax.lax.stop_gradient if gather_grad == 'local' else (lambda x: x)
+    image_to_text = similarity(image, fixed(text)) / temperature
+    text_to_image = similarity(fixed(image), text).T / temperature
+    loss = _cross_entropy(image_to_text, positive, label_smoothing)
+    loss = (loss + _cross_entropy(text_to_image, positive.T, label_smoothing)) / 2
+    best = image_to_text.argmax(axis=1)[:, None]
+    accuracy = jnp.take_along_axis(positive, best, axis=1).mean(dtype=jnp.float32)
+    return Itc(loss, accuracy, image_to_text, text_to_image)

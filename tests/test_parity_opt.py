@@ -1,0 +1,206 @@
+"""OPT against Hugging Face (run here), and stage 2 on top of it against LAVIS (recorded)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from reference import EVA, OPT, QFORMER, assert_close, assert_gradients_close, nhwc
+
+from qformer_jax import config
+from qformer_jax.convert import lavis
+from qformer_jax.convert.table import convert
+from qformer_jax.models import blip2
+from qformer_jax.models.opt import Opt, empty_cache
+from qformer_jax.objectives import captioning
+from qformer_jax.training import losses
+
+TINY = config.Opt(vocab_size=50, width=24, depth=2, heads=3, mlp_width=40, max_positions=20)
+IDS = np.random.default_rng(0).integers(3, 50, size=(3, 7)).astype(np.int32)
+LEFT = np.arange(7)[None] >= np.array([[0], [2], [5]])  # rows with 7, 5 and 2 tokens, padding on the left
+NEWLINE, PAD = 202, 1  # LAVIS ends an answer at the newline of the recorded vocabulary
+
+
+@pytest.fixture(scope='module')
+def theirs():
+    torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
+    transformers = pytest.importorskip('transformers', reason='the oracle is Hugging Face')
+    c = transformers.OPTConfig(
+        vocab_size=50,
+        hidden_size=24,
+        word_embed_proj_dim=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        ffn_dim=40,
+        max_position_embeddings=20,
+        do_layer_norm_before=True,
+    )
+    model = transformers.OPTForCausalLM(c).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # ones and zeros would hide a wrong norm or bias
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1))
+    return model
+
+
+@pytest.fixture(scope='module')
+def params(theirs):
+    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    shapes = blip2.shapes(config.Blip2(vit=None, qformer=None, lm=TINY))
+    return jax.tree.map(jnp.asarray, convert(lavis.OPT, state, shapes)['lm'])
+
+
+def logits(params, ids, exists):
+    def run(model):
+        return model.word_logits(model(model.embed(ids), exists).hidden)
+
+    return Opt(TINY).apply({'params': params}, method=run)
+
+
+def test_logits_of_a_left_padded_batch_equal_hugging_face(theirs, params):
+    torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
+    with torch.no_grad():
+        want = theirs(input_ids=torch.tensor(IDS).long(), attention_mask=torch.tensor(LEFT).long()).logits.numpy()
+    assert_close(np.asarray(logits(params, IDS, LEFT))[LEFT], want[LEFT])
+
+
+def test_loss_and_input_gradient_equal_hugging_face(theirs, params):
+    torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
+    embedded = theirs.get_input_embeddings()(torch.tensor(IDS).long()).detach().requires_grad_(True)
+    counts = LEFT[:, 1:] & LEFT[:, :-1]  # what a padding position predicts means nothing on either side
+    labels = torch.tensor(np.pad(np.where(counts, IDS[:, 1:], -100), ((0, 0), (1, 0)))).long()
+    want = theirs(inputs_embeds=embedded, attention_mask=torch.tensor(LEFT).long(), labels=labels).loss
+    want.backward()
+
+    def loss(x):
+        def run(model):
+            return model.word_logits(model(x, LEFT).hidden)
+
+        token_losses = captioning.token_losses(Opt(TINY).apply({'params': params}, method=run)[:, :-1], IDS[:, 1:])
+        return captioning.token_mean(token_losses, counts)
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(embedded.detach().numpy()))
+    assert_close(value, want.detach())
+    assert_gradients_close({'x': gradient}, {'x': embedded.grad.numpy()})
+
+
+def test_cache_equals_no_cache(params):
+    """Prompt of 3 in one call, then token by token, in a cache with slots to spare."""
+
+    def run(model):
+        cache, pieces = empty_cache(TINY, 3, 10, jnp.float32), []
+        for start, end in ((0, 3), (3, 4), (4, 5), (5, 7)):
+            out = model(model.embed(IDS[:, start:end]), LEFT[:, start:end], cache)
+            cache = out.cache
+            pieces.append(model.word_logits(out.hidden))
+        return jnp.concatenate(pieces, axis=1), cache.end
+
+    stepwise, end = Opt(TINY).apply({'params': params}, method=run)
+    assert end == 7
+    assert_close(np.asarray(stepwise)[LEFT], np.asarray(logits(params, IDS, LEFT))[LEFT], 3e-6)
+
+
+def test_no_position_reads_a_later_one(params):
+    def hidden(x):
+        return Opt(TINY).apply({'params': params}, x, np.ones((1, 7), bool)).hidden
+
+    x = params['word_embedding'][IDS[:1]]
+    moves = jnp.abs(jax.jacobian(hidden)(x)).sum(axis=(0, 2, 3, 5))  # [position that reads, position read]
+    assert (np.triu(moves, 1) == 0).all()
+    assert (np.asarray(moves)[np.tril_indices(7)] > 0).all()
+
+
+def test_the_side_of_the_padding_does_not_matter(params):
+    right = LEFT[:, ::-1]
+    ids = np.zeros_like(IDS)
+    ids[right] = IDS[LEFT]
+    assert_close(np.asarray(logits(params, ids, right))[right], np.asarray(logits(params, IDS, LEFT))[LEFT], 3e-6)
+
+
+MODEL = config.Blip2(EVA, QFORMER, OPT)
+UNUSED = (reference.TEXT_SIDE, reference.HEADS)
+
+
+def stage2_batch(setting: str) -> dict[str, jax.Array]:
+    """Return the recorded batch; `lm_target` follows LAVIS's labels (whether `</s>` counts is theirs to say)."""
+    want = reference.arrays('opt_stage2')
+    q = QFORMER.num_queries
+    batch = {
+        'pixels': nhwc(want['pixels']),
+        'feature_mask': np.ones((4, 17), bool),
+        'lm_text': want[f'{setting}.opt_input_ids'],
+        'lm_mask': want[f'{setting}.attention_mask'][:, q:].astype(bool),
+        'lm_target': want[f'{setting}.labels'][:, q:] >= 0,
+    }
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def generation(params, batch):
+    def run(model, batch):
+        batch = batch | {'features': model.vit(batch['pixels']).features}
+        return losses.generation(model, batch, config.Objective(), shards=1, train=False)
+
+    return blip2.Blip2(MODEL).apply({'params': params}, batch, method=run)
+
+
+@pytest.fixture(scope='module')
+def loss_and_gradients():
+    """Return a compiled function of (trained parameters, frozen ones, batch), shared by the settings."""
+    return jax.jit(jax.value_and_grad(lambda trained, frozen, batch: generation(frozen | trained, batch)[0]))
+
+
+@pytest.mark.parametrize('setting', ['no_prompt', 'prompt'])
+def test_stage2_loss_and_gradients_equal_lavis(setting, loss_and_gradients):
+    want, batch = reference.arrays('opt_stage2'), stage2_batch(setting)
+    # without a prompt LAVIS also asks the last query to predict </s>; with one, the prompt does not count
+    assert batch['lm_target'][:, 0].all() == (setting == 'no_prompt')
+    params = reference.params('opt_stage2', MODEL, UNUSED)
+    trained = {name: params[name] for name in ('qformer', 'lm_projection')}
+    value, gradients = loss_and_gradients(trained, {name: params[name] for name in ('vit', 'lm')}, batch)
+    assert_close(value, want[f'{setting}.loss'])
+    shapes = {name: blip2.shapes(MODEL)[name] for name in trained}
+    expected = reference.tensors('opt_stage2', f'grads_{setting}')
+    assert_gradients_close(gradients, convert(lavis.BLIP2, expected, shapes, allow_missing=UNUSED))
+
+
+@pytest.fixture(scope='module')
+def queries():
+    """Return what OPT reads in place of each recorded picture."""
+
+    def run(model, pixels):
+        return model.soft_prefix(model.vit(pixels).features, jnp.ones((4, 17), bool))
+
+    pixels = nhwc(reference.arrays('opt_stage2')['pixels'])
+    params = reference.params('opt_stage2', MODEL, UNUSED)
+    return jax.jit(lambda p: blip2.Blip2(MODEL).apply({'params': p}, pixels, method=run))(params)
+
+
+def test_soft_prefix_equals_lavis(queries):
+    want = reference.arrays('opt_stage2')
+    assert_close(queries, want['no_prompt.inputs_opt'])
+    assert_close(queries, want['prompt.inputs_opt'])
+
+
+@pytest.mark.parametrize('prompt', ['p0', 'p1', 'p2'])
+def test_greedy_answers_equal_lavis(prompt, queries):
+    params = jax.tree.map(jnp.asarray, reference.params('opt_stage2', MODEL, UNUSED)['lm'])
+    start = jnp.tile(jnp.asarray(reference.meta('opt_stage2')['prompts'][prompt]['ids'])[None], (4, 1))
+    want = reference.arrays('opt_stage2')[f'gen.{prompt}.greedy.sequences'][:, start.shape[1] :]
+
+    @jax.jit
+    def read(x, cache):
+        def run(model):
+            out = model(x, jnp.ones(x.shape[:2], bool), cache)
+            return model.word_logits(out.hidden[:, -1:]).argmax(axis=-1), out.cache
+
+        return Opt(OPT).apply({'params': params}, method=run)
+
+    embed = params['word_embedding']
+    word, cache = read(jnp.concatenate([queries, embed[start]], axis=1), empty_cache(OPT, 4, 40, jnp.float32))
+    words = [word]
+    for _ in range(want.shape[1] - 1):
+        word, cache = read(embed[word], cache)
+        words.append(word)
+    words = np.concatenate(words, axis=1)
+    ended = np.cumsum(words == NEWLINE, axis=1) - (words == NEWLINE) > 0
+    np.testing.assert_array_equal(np.where(ended, PAD, words), want)

@@ -1,0 +1,56 @@
+"""The published models, by shape alone, and the parameter paths that files and rules rely on."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+import reference
+
+from qformer_jax import config
+from qformer_jax.models import blip2
+from qformer_jax.rules import flatten
+
+GOLDEN = reference.GOLDENS / 'parameter_paths.txt'
+VIT_L = config.Vit(
+    width=1024, depth=22, heads=16, mlp_width=4096, attention_bias='all', patch_bias=False, pre_norm=True
+)
+
+
+def counts(c: config.Blip2) -> dict[str, int]:
+    return {
+        part: sum(math.prod(leaf.shape) for leaf in flatten(tree).values()) for part, tree in blip2.shapes(c).items()
+    }
+
+
+@pytest.mark.parametrize(
+    'vit, tower, trained', [(config.Vit(), 985_894_528, 186_705_470), (VIT_L, 277_985_280, 183_165_758)]
+)
+def test_stage1_has_the_published_number_of_parameters(vit, tower, trained):
+    c = config.Blip2(vit, config.Qformer(feature_width=vit.width), lm=None)
+    assert counts(c) == {'vit': tower, 'qformer': trained}
+
+
+def test_stage2_has_the_published_number_of_trained_parameters():
+    """LAVIS deletes the text side for OPT-2.7B and then trains 107,133,696 parameters; ours keeps it, untouched."""
+    shapes = blip2.shapes(config.Blip2())
+    flat = flatten({'qformer': shapes['qformer'], 'lm_projection': shapes['lm_projection']})
+    unused = matching(flat, reference.TEXT_SIDE) | matching(flat, reference.HEADS)
+    assert sum(math.prod(leaf.shape) for path, leaf in flat.items() if path not in unused) == 107_133_696
+
+
+def matching(flat: dict, pattern: str) -> set[str]:
+    return {path for path in flat if re.fullmatch(pattern, path)}
+
+
+def test_parameter_paths_are_public():
+    vit = dataclasses.replace(reference.EVA, attention_bias='all', pre_norm=True, layer_scale=True, final_norm=True)
+    shapes = flatten(blip2.shapes(config.Blip2(vit, reference.QFORMER, reference.OPT, word_head=10)))
+    text = ''.join(f'{path} {list(leaf.shape)}\n' for path, leaf in shapes.items())
+    if not GOLDEN.exists():
+        GOLDEN.write_text(text)
+        pytest.fail(f'{GOLDEN.name} did not exist and was written: read it and commit it')
+    assert text == GOLDEN.read_text(), (
+        'parameter paths or shapes changed: checkpoints, rules and conversion tables refer to them. If that is meant, '
+        f'adapt those, delete tests/goldens/{GOLDEN.name}, run this test once, and say so in the changelog'
+    )
