@@ -1,0 +1,138 @@
+"""A packed data set, opened: records by position, its tokenizers, its fingerprint."""
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from qformer_jax.data.pack import BYTE_BPE, CONTENT, INDEX, WORDPIECE
+from qformer_jax.data.records import Record, unpack_array
+from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer
+from qformer_jax.errors import UserError, nearest
+
+_FILES = (CONTENT, INDEX, WORDPIECE, BYTE_BPE, 'dataset_info.json', 'features.json')
+
+
+@dataclass(frozen=True)
+class Source(Sequence):
+    """The records of a split, by position; decoded when asked for. Pickles as its path and split."""
+
+    path: Path
+    """Folder of the packed data set."""
+    split: str
+    """Split in tensorflow_datasets' notation."""
+    counts: np.ndarray = field(repr=False, compare=False)
+    """int32 [N, 4], one row a record: captions, questions, feature rows (P), feature columns (V)."""
+
+    @cached_property
+    def _reader(self) -> Sequence:
+        return tfds.builder_from_directory(self.path).as_data_source(self.split)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, position: int) -> Record:
+        if not 0 <= position < len(self):
+            raise IndexError(f'record {position} of {len(self)}')
+        return decode(self._reader[position])
+
+    def __reduce__(self):
+        return Source, (self.path, self.split, self.counts)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder that `qformer data pack` wrote."""
+
+    path: Path
+    """The folder."""
+
+    @classmethod
+    def open(cls, path: Path | str) -> 'Dataset':
+        """Return the packed data set in `path`; raises UserError when there is none, naming the nearest folder."""
+        path = Path(path)
+        missing = [name for name in _FILES if not (path / name).is_file()]
+        if not path.is_dir():
+            raise UserError(f'{path}: no such folder{_nearest_packed(path)}; make one with: qformer data pack')
+        if missing:
+            raise UserError(f"{path}: not a packed data set, it lacks '{missing[0]}'{_nearest_packed(path)}; "
+                            'make one with: qformer data pack')  # fmt: skip
+        return cls(path)
+
+    def source(self, split: str) -> Source:
+        """Return the records of a split (`train`, `train[10%:]`); raises UserError when it is unknown or empty."""
+        rows = np.concatenate([self._index[i.splitname][i.from_ : i.to] for i in self._instructions(split)])
+        if not len(rows):
+            raise UserError(f"split '{split}' of {self.path} is empty; widen it")
+        return Source(self.path, split, rows)
+
+    @cached_property
+    def text_tokenizer(self) -> TextTokenizer:
+        """The Q-Former's tokenizer."""
+        return TextTokenizer.load(self.path / WORDPIECE)
+
+    @cached_property
+    def lm_tokenizer(self) -> LmTokenizer:
+        """The language model's tokenizer."""
+        return LmTokenizer.load(self.path / BYTE_BPE)
+
+    @cached_property
+    def feature_shape(self) -> tuple[int, int] | None:
+        """(rows of the longest feature array, columns), or None when the records hold pictures."""
+        rows, columns = np.concatenate(list(self._index.values()))[:, 2:].max(0)
+        return (int(rows), int(columns)) if rows else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """12 hex digits that name the records and the tokenizers (SHA-256)."""
+        digest = hashlib.sha256()
+        for name in (CONTENT, WORDPIECE, BYTE_BPE):
+            digest.update((self.path / name).read_bytes())
+        return digest.hexdigest()[:12]
+
+    @cached_property
+    def _index(self) -> dict[str, np.ndarray]:
+        with np.load(self.path / INDEX) as index:
+            return dict(index)
+
+    def _instructions(self, split: str) -> list[Any]:
+        """Return tfds's reading instructions: parts with `splitname`, `from_` and `to`."""
+        infos = tfds.builder_from_directory(self.path).info.splits
+        try:
+            return tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        except (ValueError, KeyError, AssertionError) as error:
+            known = ', '.join(self._index)
+            raise UserError(f"{self.path}: no split '{split}'{nearest(split, self._index)}; known are {known}, "
+                            "and parts of them such as 'train[10%:]'") from error  # fmt: skip
+
+
+def decode(example: dict[str, Any]) -> Record:
+    """Return the record of a tfds example, as `pack.encode` wrote it."""
+    ends = np.cumsum([0, *example['answer_counts']]).tolist()
+    answers = _texts(example['answers'])
+    return Record(
+        image_id=example['image_id'].decode(),
+        image=example['image'] or None,
+        features=unpack_array(example['features']) if example['features'] else None,
+        captions=_texts(example['captions']),
+        questions=_texts(example['questions']),
+        answers=tuple(answers[a:b] for a, b in itertools.pairwise(ends)),
+    )
+
+
+def _texts(values: Sequence[bytes]) -> tuple[str, ...]:
+    return tuple(value.decode() for value in values)
+
+
+def _nearest_packed(path: Path) -> str:
+    """Return the nearest name of a packed data set inside or beside `path`, as errors append it."""
+    inside, beside = ([p for p in folder.glob('*') if (p / CONTENT).is_file()] for folder in (path, path.parent))
+    if inside:
+        return f" (nearest: '{inside[0]}')"
+    return nearest(str(path), map(str, beside))

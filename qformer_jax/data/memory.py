@@ -1,0 +1,37 @@
+"""Keep what was read: a small data set is decoded once and not once an epoch."""
+
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from qformer_jax.data.dataset import Source
+from qformer_jax.data.records import Record
+from qformer_jax.data.transforms import decode
+
+_BUDGET = 512 * 2**20  # bytes of decoded pictures and features; doubles the rows a second on small pictures
+_TEXT = 4096  # bytes reckoned for the texts of a record
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Records with decoded pictures, by position; the first 512 MiB stay in memory, the others are read again."""
+
+    source: Source
+    """Where records come from."""
+    pictures: bool
+    """Whether pictures are decoded at all."""
+    _kept: dict[int, tuple[Record, Image.Image | None]] = field(default_factory=dict, repr=False, compare=False)
+    _used: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
+
+    def __getitem__(self, position: int) -> tuple[Record, Image.Image | None]:
+        """Return the record and its picture in RGB (None without `pictures`); raises UserError when it is damaged."""
+        if position in self._kept:
+            return self._kept[position]
+        record = self.source[position]
+        image = decode(record.image, record.image_id) if self.pictures else None
+        size = _TEXT + (image.width * image.height * 3 if image else 0)
+        size += record.features.nbytes if record.features is not None else 0
+        if self._used[0] + size <= _BUDGET:
+            self._used[0] += size
+            self._kept[position] = record, image
+        return record, image

@@ -1,0 +1,179 @@
+"""Pack a source once into the training format: an array_record data set of tensorflow_datasets, plus two tokenizers.
+
+    OUT/dataset_info.json, features.json, records-SPLIT.array_record-*   read by `tfds.builder_from_directory`
+    OUT/index.npz        SPLIT -> int32[N, 4]: captions, questions, rows (P) and columns (V) of every record
+    OUT/content.txt      SHA-256 of all records, in order
+    OUT/wordpiece.json   the Q-Former's tokenizer        OUT/byte_bpe.json   the language model's
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from qformer_jax.data.records import Record, pack_array
+from qformer_jax.data.tokenizers import train_byte_bpe, train_wordpiece
+from qformer_jax.errors import UserError
+
+CONTENT, INDEX, WORDPIECE, BYTE_BPE = 'content.txt', 'index.npz', 'wordpiece.json', 'byte_bpe.json'
+WORDPIECE_SIZE = 8192
+"""Largest number of entries of the trained WordPiece vocabulary."""
+BYTE_BPE_SIZE = 8192
+"""Largest number of entries of the trained byte BPE vocabulary."""
+
+
+def pack(records_by_split: dict[str, Iterable[Record]], out: Path | str) -> None:
+    """Write the data set into the new folder `out`, and print what was written.
+
+    Tokenizers are trained on the split `train`. A folder that holds the same records already is left as it is. Nothing
+    appears at `out` before everything is written. Raises UserError when `out` holds anything else, when a split is
+    empty, when `train` is missing or without text, and when the disk is full.
+    """
+    out = Path(out)
+    if 'train' not in records_by_split:
+        raise UserError(f"no split 'train' among {', '.join(records_by_split) or 'none'}; tokenizers are trained on it")
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / CONTENT).is_file()):
+        raise UserError(f'{out}: exists and is not a packed data set; choose a new folder')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f'{out.name}.unfinished-', dir=out.parent))
+    try:
+        with _full_disk_is_an_error(out):
+            packed, summary = _write(records_by_split, scratch)
+        _publish(packed, out, summary)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class Records(tfds.core.GeneratorBasedBuilder):
+    """The tensorflow_datasets builder; nested answers are flat with a count a question, since tfds needs TensorFlow to
+    nest lists of text."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def __init__(self, records_by_split: dict[str, Iterable[Record]], tally: '_Tally', data_dir: Path):
+        self._records_by_split, self._tally = records_by_split, tally
+        super().__init__(data_dir=data_dir, file_format='array_record')
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
+        fields = {
+            'image_id': text,
+            'image': text,  # tfds's name for a string of bytes: stored as it is
+            'features': text,
+            'captions': texts,
+            'questions': texts,
+            'answers': texts,
+            'answer_counts': tfds.features.Sequence(tfds.features.Scalar(np.int32)),
+        }
+        # Unshuffled: row i of index.npz is record i. Training shuffles anyway.
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields), disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        return {split: self._generate_examples(split) for split in self._records_by_split}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, record in enumerate(self._records_by_split[split]):
+            example = encode(record)
+            self._tally.add(split, record, example)
+            yield number, example
+        if split not in self._tally.index:
+            raise UserError(f"split '{split}' has no record; give it one, or remove the split")
+
+
+def encode(record: Record) -> dict[str, Any]:
+    """Return the tfds example of a record; `dataset.decode` undoes it."""
+    return {
+        'image_id': record.image_id,
+        'image': record.image or b'',
+        'features': b'' if record.features is None else pack_array(record.features),
+        'captions': list(record.captions),
+        'questions': list(record.questions),
+        'answers': [answer for answers in record.answers for answer in answers],
+        'answer_counts': [len(answers) for answers in record.answers],
+    }
+
+
+class _Tally:
+    """What is gathered while records pass: the index, the content's hash, and the texts of `train`."""
+
+    def __init__(self, progress: Progress):
+        self.index: dict[str, list[tuple[int, ...]]] = {}
+        self.hash = hashlib.sha256()
+        self.texts: list[str] = []
+        self._progress, self._tasks = progress, {}
+
+    def add(self, split: str, record: Record, example: dict[str, Any]) -> None:
+        if (record.image is None) == (record.features is None):
+            raise UserError(f'{record.image_id}: expected a picture or a feature array, one of the two')
+        shape = (0, 0) if record.features is None else record.features.shape
+        self.index.setdefault(split, []).append((len(record.captions), len(record.questions), *shape))
+        self.hash.update(repr((split, list(example.values()))).encode())
+        if split == 'train':
+            answers = (a for accepted in record.answers for a in dict.fromkeys(accepted))
+            self.texts += (text.lower() for text in (*record.captions, *record.questions, *answers))
+        if split not in self._tasks:
+            self._tasks[split] = self._progress.add_task(split, total=None)
+        self._progress.advance(self._tasks[split])
+
+
+def _write(records_by_split: dict[str, Iterable[Record]], scratch: Path) -> tuple[Path, str]:
+    """Write everything below `scratch`; return the finished folder and a summary of it."""
+    columns = SpinnerColumn(), TextColumn('packing {task.description}'), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tally = _Tally(progress)
+        builder = Records(records_by_split, tally, scratch)
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints lines about downloads
+            builder.download_and_prepare()
+    _refuse_unusable(tally)
+    packed = Path(builder.data_dir)
+    wordpiece, byte_bpe = train_wordpiece(tally.texts, WORDPIECE_SIZE), train_byte_bpe(tally.texts, BYTE_BPE_SIZE)
+    wordpiece.save(str(packed / WORDPIECE))
+    byte_bpe.save(str(packed / BYTE_BPE))
+    np.savez(packed / INDEX, **{split: np.array(rows, np.int32) for split, rows in tally.index.items()})
+    (packed / CONTENT).write_text(tally.hash.hexdigest() + '\n')
+    counts = ', '.join(f'{split} {len(rows)} records' for split, rows in tally.index.items())
+    sizes = f'vocabularies: WordPiece {wordpiece.get_vocab_size()}, byte BPE {byte_bpe.get_vocab_size()}'
+    return packed, f'{counts}; {sizes}'
+
+
+def _refuse_unusable(tally: _Tally) -> None:
+    if not tally.texts:
+        raise UserError("split 'train' has no caption and no question; tokenizers are trained on them")
+    widths = {row[3] for rows in tally.index.values() for row in rows}
+    if len(widths) > 1:
+        raise UserError(f'records of several widths V (0: a picture): {sorted(widths)}; a data set holds one kind only')
+
+
+def _publish(packed: Path, out: Path, summary: str) -> None:
+    if (out / CONTENT).is_file():
+        if (out / CONTENT).read_text() != (packed / CONTENT).read_text():
+            raise UserError(f'{out}: holds another packed data set; choose a new folder, or remove it first')
+        print(f'{out} holds these records already; nothing was written')
+    else:
+        os.replace(packed, out)
+        print(f'wrote {out}: {summary}')
+    print(f'next: qformer train NAME --data.path {out}')
+
+
+@contextlib.contextmanager
+def _full_disk_is_an_error(out: Path) -> Iterator[None]:
+    """Turn 'no space left', from Python or from array_record's C++ writer, into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, 'errno', None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            free = shutil.disk_usage(out.parent).free
+            raise UserError(f'{out}: disk full ({free / 2**20:.0f} MiB free); make room and pack again') from error
+        raise

@@ -1,0 +1,43 @@
+"""What one picture of a data set holds, and how a feature array becomes bytes."""
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+_HEADER = struct.Struct('<8sII')  # dtype name, rows (P), columns (V); then the values, row by row
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture (or feature array) with everything that is said about it."""
+
+    image_id: str
+    """Name of the picture in its source."""
+    image: bytes | None = None
+    """The encoded picture (JPEG, PNG), as it was found."""
+    features: np.ndarray | None = None
+    """Features of a frozen encoder, [P, V], float32 when read (float16 is kept as such on disk)."""
+    captions: tuple[str, ...] = ()
+    """Descriptions; none where nobody stated any."""
+    questions: tuple[str, ...] = ()
+    """Questions about the picture."""
+    answers: tuple[tuple[str, ...], ...] = ()
+    """`answers[i]`: the accepted answers of `questions[i]`; repeated ones weigh more."""
+
+    def __post_init__(self):
+        if len(self.questions) != len(self.answers):
+            raise ValueError(f'{self.image_id}: {len(self.questions)} questions, {len(self.answers)} lists of answers')
+
+
+def pack_array(array: np.ndarray) -> bytes:
+    """Return a [P, V] array as bytes: dtype and shape in a 16-byte header, then the values, little-endian."""
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder('<'))
+    return _HEADER.pack(array.dtype.name.encode(), *array.shape) + little.tobytes()
+
+
+def unpack_array(data: bytes) -> np.ndarray:
+    """Return the array [P, V] of `pack_array`'s bytes, as float32."""
+    name, rows, columns = _HEADER.unpack_from(data)
+    dtype = np.dtype(name.rstrip(b'\0').decode()).newbyteorder('<')
+    return np.frombuffer(data, dtype, offset=_HEADER.size).reshape(rows, columns).astype(np.float32)

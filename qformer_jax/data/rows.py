@@ -1,0 +1,111 @@
+"""One record to one row of a batch, as each stage wants it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from qformer_jax.config import Data, Stage
+from qformer_jax.data.memory import Memory
+from qformer_jax.data.records import Record
+from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, clean_question, lm_row, pad
+from qformer_jax.data.transforms import eval_image, train_image
+from qformer_jax.errors import UserError
+
+Row = dict[str, np.ndarray | np.int32]
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """Makes the rows of a stage: `maker(position, rng)`; every random choice comes from `rng`."""
+
+    stage: Stage
+    """What the rows are for."""
+    data: Data
+    """Lengths, prompts and augmentation."""
+    memory: Memory
+    """Where records come from, with their pictures decoded."""
+    image_size: int
+    """Height and width of the pictures; 0: feature arrays instead."""
+    max_patches: int
+    """Feature rows (P) to pad to."""
+    text_tokenizer: TextTokenizer
+    """The Q-Former's."""
+    lm_tokenizer: LmTokenizer
+    """The language model's."""
+    augment: bool
+    """Whether pictures are cropped and mirrored."""
+
+    def __call__(self, position: int, rng: np.random.Generator) -> Row:
+        """Return the row; raises UserError when `max_lm_text` leaves no room for its target."""
+        record, image = self.memory[position]
+        row = {'image_id': np.int32(position)}
+        if self.stage != 'language':
+            row |= self._seen(record, image, rng)
+        match self.stage:
+            case 'language':
+                return row | self._language(record, rng)
+            case 'stage2':
+                return row | self._lm(record, self.data.caption_prompt, _caption(record, rng))
+            case 'instruct':
+                return row | self._instruct(record, rng)
+            case _:
+                return row | self._text(_caption(record, rng))
+
+    def _seen(self, record: Record, image: Image.Image | None, rng: np.random.Generator) -> Row:
+        """Return the picture, or the features padded with zeros and their mask."""
+        if not self.image_size:
+            padded = np.zeros((self.max_patches, record.features.shape[1]), np.float32)
+            padded[: len(record.features)] = record.features
+            return {'features': padded, 'feature_mask': np.arange(self.max_patches) < len(record.features)}
+        if self.augment:
+            return {'image': train_image(image, self.image_size, self.data.crop_scale, self.data.flip, rng)}
+        return {'image': eval_image(image, self.image_size)}
+
+    def _text(self, text: str) -> Row:
+        ids, mask = self.text_tokenizer.encode(text, self.data.max_text)
+        return {'text': ids, 'text_mask': mask}
+
+    def _lm(self, record: Record, prompt: str, target: str, context: str = '') -> Row:
+        """Return the language model's row; the loss is on the target, after a context on all but the first token."""
+        before = self.lm_tokenizer.ids(context)
+        ids, start = lm_row(self.lm_tokenizer, prompt, target)
+        length, start = self.data.max_lm_text, len(before) + start
+        if start >= length:
+            raise UserError(f"data.max_lm_text {length}: no room for the answer of '{record.image_id}' after {start} "
+                            'tokens; raise it')  # fmt: skip
+        row, mask = pad([*before, *ids], length, self.lm_tokenizer.pad_id)
+        return {'lm_text': row, 'lm_mask': mask, 'lm_target': mask & (np.arange(length) >= (1 if before else start))}
+
+    def _language(self, record: Record, rng: np.random.Generator) -> Row:
+        """Return `caption bos prompt answer newline`: the caption stands where stage 2 will put the soft prefix."""
+        caption = _caption(record, rng)
+        if self._asks_caption(record, rng):
+            return self._lm(record, self.data.caption_prompt, caption, context=caption)
+        question, answer = _question(record, rng)
+        return self._lm(record, self._prompt(question), answer, context=caption)
+
+    def _instruct(self, record: Record, rng: np.random.Generator) -> Row:
+        if self._asks_caption(record, rng):
+            prompt = self.data.caption_prompt
+            return self._text(clean_question(prompt)) | self._lm(record, prompt, _caption(record, rng))
+        question, answer = _question(record, rng)
+        return self._text(clean_question(question)) | self._lm(record, self._prompt(question), answer)
+
+    def _asks_caption(self, record: Record, rng: np.random.Generator) -> bool:
+        chosen = rng.random() < self.data.caption_fraction
+        return not record.questions or (chosen and bool(record.captions))
+
+    def _prompt(self, question: str) -> str:
+        return self.data.question_prompt.format(question=question.lower().strip())
+
+
+def _caption(record: Record, rng: np.random.Generator) -> str:
+    return clean_caption(record.captions[rng.integers(len(record.captions))])
+
+
+def _question(record: Record, rng: np.random.Generator) -> tuple[str, str]:
+    """Return a question of the record and one of its accepted answers, lower-cased."""
+    drawn = rng.integers(len(record.questions))
+    answers = record.answers[drawn]
+    return record.questions[drawn], answers[rng.integers(len(answers))].lower().strip()

@@ -1,0 +1,79 @@
+"""From the bytes of a picture to a square uint8 array (LAVIS's `BlipImageTrainProcessor` and its evaluation twin)."""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image
+
+from qformer_jax.errors import UserError
+from qformer_jax.typing import UInt8
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""CLIP's mean of each channel, of pixels in [0, 1]; the model normalises, so that pictures travel as uint8."""
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's standard deviation of each channel, of pixels in [0, 1]."""
+
+_RATIOS = (math.log(3 / 4), math.log(4 / 3))
+_TRIES = 10
+
+
+def decode(data: bytes | Image.Image, name: str = 'the picture') -> Image.Image:
+    """Return the picture as RGB, decoded to its last row; raises UserError (with `name`) when it is damaged."""
+    try:
+        image = Image.open(io.BytesIO(data)) if isinstance(data, bytes) else data
+        image.load()
+        if image.mode == 'P' and 'transparency' in image.info:
+            image = image.convert('RGBA')  # Pillow warns about the direct way to RGB; the colours are the same
+        return image if image.mode == 'RGB' else image.convert('RGB')
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow's own text is kept out where it only repeats the name of a BytesIO.
+        reason = 'not a picture that Pillow can read' if isinstance(error, Image.UnidentifiedImageError) else error
+        raise UserError(f'{name}: {reason}; replace the file or leave it out') from error
+
+
+def eval_image(data: bytes | Image.Image, size: int) -> UInt8['size size 3']:
+    """Return the whole picture squashed to `size` x `size` pixels (bicubic); raises UserError when it is damaged."""
+    return np.asarray(_resize(decode(data), size))
+
+
+def train_image(
+    data: bytes | Image.Image, size: int, crop_scale: tuple[float, float], flip: bool, rng: np.random.Generator
+) -> UInt8['size size 3']:
+    """Return a random resized crop, mirrored half of the time when `flip`; raises UserError when it is damaged.
+
+    `crop_scale` bounds the crop's share of the picture's area; (1, 1) keeps the whole picture (BLIP-2, section 3.4).
+    """
+    image = decode(data)
+    if crop_scale != (1, 1):
+        image = image.crop(random_box(*image.size, crop_scale, rng))
+    pixels = np.asarray(_resize(image, size))
+    return pixels[:, ::-1] if flip and rng.random() < 0.5 else pixels
+
+
+def random_box(
+    width: int, height: int, crop_scale: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Return (left, top, right, bottom) in pixels by the rule of torchvision's `RandomResizedCrop`.
+
+    Area share uniform in `crop_scale`, aspect ratio log-uniform in 3/4 to 4/3; after ten misfits the central crop.
+    """
+    for _ in range(_TRIES):
+        area = width * height * rng.uniform(*crop_scale)
+        ratio = math.exp(rng.uniform(*_RATIOS))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    return _central_box(width, height)
+
+
+def _central_box(width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the largest central box whose aspect ratio lies in 3/4 to 4/3."""
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _resize(image: Image.Image, size: int) -> Image.Image:
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)

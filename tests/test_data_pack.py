@@ -1,0 +1,167 @@
+"""Packing and opening: what goes in comes out, and nothing half written stays."""
+
+import errno
+import pickle
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from data_sets import feature_record, record
+
+from qformer_jax.data import pack as packing
+from qformer_jax.data.dataset import Dataset
+from qformer_jax.data.pack import pack
+from qformer_jax.data.records import Record, pack_array, unpack_array
+from qformer_jax.errors import UserError
+
+RECORDS = [record(n, captions=n % 4, questions=(n + 1) % 3) for n in range(20)]
+
+
+@pytest.fixture(scope='module')
+def packed(tmp_path_factory):
+    """A packed data set: 20 records in `train`, 3 in `test`."""
+    out = tmp_path_factory.mktemp('data') / 'set'
+    pack({'train': RECORDS, 'test': RECORDS[:3]}, out)
+    return out
+
+
+def test_records_come_back_as_they_were(packed):
+    source = Dataset.open(packed).source('train')
+    assert len(source) == 20
+    assert [source[n] for n in range(20)] == RECORDS
+    assert list(source) == RECORDS
+    assert 'tensorflow' not in sys.modules
+
+
+def test_any_reader_of_tfds_finds_the_same(packed):
+    builder = tfds.builder_from_directory(packed)
+    assert builder.info.splits['train'].num_examples == 20
+    assert builder.as_data_source('test')[1]['image_id'] == b'1.png'
+
+
+def test_splits_follow_tfds_notation_and_pickle(packed):
+    dataset = Dataset.open(packed)
+    for split, want in [('train[10%:50%]', RECORDS[2:10]), ('test+train[18:]', RECORDS[:3] + RECORDS[18:])]:
+        source = pickle.loads(pickle.dumps(dataset.source(split)))
+        assert list(source) == want
+        assert source.counts[:, 0].tolist() == [len(r.captions) for r in want]
+        assert source.counts[:, 1].tolist() == [len(r.questions) for r in want]
+
+
+def test_feature_arrays_come_back_ragged(tmp_path):
+    records = [feature_record(n) for n in range(5)]
+    pack({'train': records}, tmp_path / 'set')
+    dataset = Dataset.open(tmp_path / 'set')
+    assert dataset.feature_shape == (4, 4)
+    for want, got in zip(records, dataset.source('train'), strict=True):
+        assert got.image is None
+        np.testing.assert_array_equal(got.features, want.features)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+def test_an_array_keeps_its_dtype_in_its_bytes(dtype):
+    array = np.random.default_rng(0).normal(size=(3, 5)).astype(dtype)
+    data = pack_array(array)
+    assert len(data) == 16 + array.nbytes
+    np.testing.assert_array_equal(unpack_array(data), array.astype(np.float32))
+    assert unpack_array(pack_array(array.T)).shape == (5, 3)
+
+
+def test_tokenizers_are_trained_on_lower_cased_train_texts(packed):
+    dataset = Dataset.open(packed)
+    assert dataset.feature_shape is None
+    ids = dataset.text_tokenizer.encode('A RED half', 8)[0]
+    assert dataset.text_tokenizer.decode(ids) == 'a red half'
+    assert len(dataset.lm_tokenizer.ids('what color is it?')) == 5
+
+
+def test_tokenizers_do_not_see_other_splits(packed, tmp_path):
+    pack({'train': RECORDS, 'test': [replace(RECORDS[1], captions=('zygote zygote',))]}, tmp_path / 'set')
+    for name in (packing.WORDPIECE, packing.BYTE_BPE):
+        assert (tmp_path / 'set' / name).read_bytes() == (packed / name).read_bytes()
+
+
+def test_the_same_records_pack_to_the_same_fingerprint(packed, tmp_path):
+    pack({'train': RECORDS, 'test': RECORDS[:3]}, tmp_path / 'again')
+    assert Dataset.open(tmp_path / 'again').fingerprint == Dataset.open(packed).fingerprint
+    pack({'train': RECORDS, 'test': RECORDS[:2]}, tmp_path / 'other')
+    assert Dataset.open(tmp_path / 'other').fingerprint != Dataset.open(packed).fingerprint
+
+
+def test_a_second_pack_does_nothing_or_is_refused(packed, capsys):
+    before = {f: f.stat().st_mtime_ns for f in packed.iterdir()}
+    pack({'train': RECORDS, 'test': RECORDS[:3]}, packed)
+    assert 'holds these records already' in capsys.readouterr().out
+    with pytest.raises(UserError, match='another packed data set'):
+        pack({'train': RECORDS[:5]}, packed)
+    assert {f: f.stat().st_mtime_ns for f in packed.iterdir()} == before
+    assert not [p for p in packed.parent.iterdir() if 'unfinished' in p.name]
+
+
+def test_what_was_written_is_said_on_stdout_only_once(tmp_path, capsys):
+    pack({'train': RECORDS}, tmp_path / 'set')
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert 'train 20 records' in lines[0]
+    assert lines[1].startswith('next: qformer train')
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / 'note.txt').write_text('mine')
+    with pytest.raises(UserError, match='not a packed data set'):
+        pack({'train': RECORDS}, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ['note.txt']
+
+
+@pytest.mark.parametrize(
+    'splits, message',
+    [
+        ({'test': RECORDS}, "no split 'train' among test"),
+        ({'train': RECORDS, 'test': []}, "split 'test' has no record"),
+        ({'train': [record(1, 0, 0)]}, 'no caption and no question'),
+        ({'train': [Record('x', captions=('a',))]}, 'x: expected a picture or a feature array'),
+        ({'train': [record(1), feature_record(1)]}, r'several widths V \(0: a picture\): \[0, 4\]'),
+    ],
+)
+def test_an_unusable_source_leaves_nothing(tmp_path, splits, message):
+    with pytest.raises(UserError, match=message):
+        pack(splits, tmp_path / 'set')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_source_passes_through(tmp_path):
+    def broken():
+        yield RECORDS[0]
+        raise UserError('captions.jsonl line 2: not JSON')
+
+    with pytest.raises(UserError, match=r'^captions\.jsonl line 2: not JSON$'):
+        pack({'train': broken()}, tmp_path / 'set')
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    'error', [OSError(errno.ENOSPC, 'No space left on device'), RuntimeError('write: No space left on device')]
+)
+def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch, error):
+    def full(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(packing.np, 'savez', full)
+    with pytest.raises(UserError, match=r'disk full \(\d+ MiB free\)'):
+        pack({'train': RECORDS}, tmp_path / 'set')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_opening_something_else_is_explained(packed, tmp_path):
+    with pytest.raises(UserError, match=rf"no such folder \(nearest: '{packed}'\)"):
+        Dataset.open(packed.parent / 'sett')
+    with pytest.raises(UserError, match=rf"not a packed data set, it lacks 'content.txt' \(nearest: '{packed}'\)"):
+        Dataset.open(packed.parent)
+    with pytest.raises(UserError, match=r"no split 'trian' \(nearest: 'train'\); known are train, test"):
+        Dataset.open(packed).source('trian')
+    with pytest.raises(UserError, match=r"no split 'train\[5%'"):
+        Dataset.open(packed).source('train[5%')
+    with pytest.raises(UserError, match=r"split 'train\[20:\]' .* is empty"):
+        Dataset.open(packed).source('train[20:]')
