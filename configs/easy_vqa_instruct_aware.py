@@ -1,0 +1,34 @@
+"""Visual question answering on easy-VQA with instruction-aware queries (InstructBLIP): the Q-Former reads it too.
+
+    qformer train easy_vqa_instruct_aware --run runs/easy_vqa/instruct_aware
+
+The vision tower and the language model stay frozen.
+"""
+
+from qformer_jax.config import Blip2, Data, Objective, Optimizer, Run, Start, Training
+from qformer_jax.sizes import TINY_OPT, TINY_QFORMER, TINY_VIT
+
+
+def config() -> Run:
+    return Run(
+        stage='instruct',
+        model=Blip2(vit=TINY_VIT, qformer=TINY_QFORMER, lm=TINY_OPT),
+        data=Data(
+            path='data/easy_vqa',
+            train_split='train[10%:]',
+            validation_split='train[:10%]',
+            max_text=16,
+            max_lm_text=16,
+            question_prompt='{question}',
+        ),
+        objective=Objective(instruction_aware=True),
+        optimizer=Optimizer(
+            peak_rate=1e-3,
+            final_rate=5e-5,
+            warmup_steps=50,
+            clip_norm=1.0,
+            rate_rules=(('(vit|lm)/.*', None), ('qformer/.*', 1.0), ('lm_projection/.*', 1.0)),
+        ),
+        training=Training(steps=800, batch_size=128, checkpoint_every=200, validation_batches=2),
+        start=Start(checkpoint='runs/easy_vqa/stage2'),
+    )

@@ -1,0 +1,19 @@
+"""Vision tower for easy-VQA: a 4-layer ViT that names the words of a picture's caption (Joulin et al. 2016).
+
+    qformer train easy_vqa_vision --run runs/easy_vqa/vision
+
+No pretrained tower is needed to try the whole line; a real run loads EVA ViT-g instead.
+"""
+
+from qformer_jax.config import Blip2, Data, Optimizer, Run, Training
+from qformer_jax.sizes import TINY_VIT
+
+
+def config() -> Run:
+    return Run(
+        stage='vision',
+        model=Blip2(vit=TINY_VIT, qformer=None, lm=None),
+        data=Data(path='data/easy_vqa', train_split='train[10%:]', validation_split='train[:10%]', max_text=8),
+        optimizer=Optimizer(peak_rate=1e-3, final_rate=5e-5, warmup_steps=80, clip_norm=1.0),
+        training=Training(steps=800, batch_size=64, checkpoint_every=200, validation_batches=4),
+    )

@@ -1,0 +1,213 @@
+"""The command `qformer`: one thin function a command; options and help come from the dataclasses, through tyro.
+
+Exit codes: 0 done (or stopped in good order by a signal), 2 wrong input, with one line that says what and how to go on.
+"""
+
+import contextlib
+import errno
+import io
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from . import config, recipes
+from .errors import Stopped, UserError, nearest
+
+HELP = """\
+qformer: train a Q-Former between a frozen vision tower and a frozen language model, and use it (BLIP-2).
+
+  qformer data pack SOURCE OUT      turn pictures (or feature arrays) and texts into a data set
+  qformer train RECIPE --run RUN    train a stage; the same command continues a run that stopped
+  qformer caption RUN PICTURE...    describe pictures
+  qformer ask RUN PICTURE QUESTION  answer a question about a picture
+  qformer evaluate RUN --task TASK  vqa, caption or retrieval, on a split of the data set
+
+Each has --help. The recipes: {recipes}
+"""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Turn a source into a data set that every stage reads, and train its two tokenizers on the train split."""
+
+    source: tyro.conf.Positional[Literal['easy-vqa', 'folder', 'coco', 'features']]
+    """`easy-vqa`: the PyPI package; `folder`: pictures with a captions.jsonl; `coco`: COCO / VQAv2 JSON files;
+    `features`: .npy arrays [P, V] with a captions.jsonl."""
+    out: tyro.conf.Positional[Path]
+    """Folder to write."""
+    path: Path = Path('.')
+    """Where the source lies (not for easy-vqa)."""
+
+
+def pack(options: Pack) -> None:
+    """Pack a data set."""
+    from .data import pack as packing
+    from .data import sources
+
+    read = {
+        'easy-vqa': sources.easy_vqa,
+        'folder': lambda: sources.folder(options.path),
+        'coco': lambda: sources.coco(options.path),
+        'features': lambda: sources.features(options.path),
+    }
+    packing.pack(read[options.source](), options.out)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one stage."""
+
+    run: Path
+    """Folder of the run: checkpoints, log, curves; give the same one again to continue."""
+    config: Annotated[config.Run, tyro.conf.arg(name='')]
+
+
+def train(arguments: list[str]) -> None:
+    """Train a recipe, its fields overridden by options."""
+    if not arguments or arguments[0].startswith('-'):
+        rows = [f'  {name:24} {recipes.load(name)[1].splitlines()[0]}' for name in recipes.names()]
+        print('usage: qformer train RECIPE --run RUN [OPTIONS]   (qformer train RECIPE --help lists them)\n')
+        print('\n'.join(rows))
+        if not arguments:
+            raise UserError('qformer train needs a recipe')
+        return
+    default, card = recipes.load(arguments[0])
+    options = _parse(
+        tyro.conf.AvoidSubcommands[Train],
+        arguments[1:],
+        prog=f'qformer train {arguments[0]}',
+        description=card,
+        default=Train(run=tyro.MISSING, config=default),
+    )
+    from .training import loop
+
+    done = loop.train(options.config, options.run)
+    use = {'stage1': f'qformer evaluate {done.folder} --task retrieval'}
+    use |= dict.fromkeys(('stage2', 'instruct'), f'qformer caption {done.folder} PICTURE')
+    print(f'next: {use.get(done.run.stage, "train the next stage from it (qformer train)")}')
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Describe pictures with a finished run of stage 2 or later."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    pictures: tyro.conf.Positional[tuple[Path, ...]]
+    """Picture files (or .npy feature arrays, where the run reads those)."""
+    max_new_tokens: int = 20
+    """Longest caption, in tokens."""
+
+
+def caption(options: Caption) -> None:
+    """Print one line a picture."""
+    from .inference.blip2 import Blip2
+
+    if not options.pictures:
+        raise UserError('no picture given: qformer caption RUN PICTURE...')
+    captions = Blip2.load(options.run).caption(options.pictures, options.max_new_tokens)
+    for path, text in zip(options.pictures, captions, strict=True):
+        print(f'{path}: {text}')
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Answer a question about a picture with a finished run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    picture: tyro.conf.Positional[Path]
+    """Picture file (or a .npy feature array, where the run reads those)."""
+    question: tyro.conf.Positional[str]
+    """The question, in quotes."""
+    max_new_tokens: int = 10
+    """Longest answer, in tokens."""
+
+
+def ask(options: Ask) -> None:
+    """Print the answer."""
+    from .inference.blip2 import Blip2
+
+    print(Blip2.load(options.run).ask([options.picture], [options.question], options.max_new_tokens)[0])
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Judge a finished run on a split of its data set; writes the numbers and every prediction beside the run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    task: Literal['vqa', 'caption', 'retrieval']
+    """What is judged."""
+    split: str = 'test'
+    """Split, in tensorflow_datasets' notation."""
+    data: Path | None = None
+    """Data set; default: the one that the run was trained on."""
+
+
+def evaluate(options: Evaluate) -> None:
+    """Print the table and say where the predictions are."""
+    from .evaluation.task import evaluate as run_task
+
+    run_task(options.run, options.task, options.split, options.data)
+
+
+COMMANDS: dict[str, tuple[type, Callable]] = {
+    'data pack': (Pack, pack),
+    'caption': (Caption, caption),
+    'ask': (Ask, ask),
+    'evaluate': (Evaluate, evaluate),
+}
+
+
+def _parse(kind: Any, arguments: list[str], **options: Any) -> Any:
+    """Return tyro's result; its boxed error message becomes one line of a UserError."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=arguments, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [re.sub(r'[╭╮╰╯│─]+', ' ', line).strip() for line in said.getvalue().splitlines()]
+        raise UserError(' '.join(line for line in lines if line)) from None
+
+
+def run(arguments: list[str]) -> None:
+    """Run one command line; raises UserError for wrong input, Stopped after a signal, SystemExit after help."""
+    if not arguments or arguments[0] in ('-h', '--help'):
+        print(HELP.format(recipes=', '.join(recipes.names())))
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name == 'data' and rest:
+        name, rest = f'data {rest[0]}', rest[1:]
+    if name == 'train':
+        return train(rest)
+    if name not in COMMANDS:
+        raise UserError(f"no command '{name}'{nearest(name, [*COMMANDS, 'train'])}; see qformer --help")
+    kind, function = COMMANDS[name]
+    function(_parse(kind, rest, prog=f'qformer {name}'))
+
+
+def main() -> None:
+    """Entry point of `qformer`."""
+    try:
+        run(sys.argv[1:])
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+    except UserError as error:
+        sys.exit(_complain(str(error)))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(_complain(f'disk full: could not write {error.filename or ""}'))
+
+
+def _complain(message: str) -> int:
+    print(f'error: {message}', file=sys.stderr)
+    return 2

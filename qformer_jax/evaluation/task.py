@@ -1,0 +1,190 @@
+"""One task on one split of a finished run: numbers, the levels to read them against, and every prediction.
+
+    RUN/evaluation/TASK-SPLIT.json    the table, with the run's fingerprint
+    RUN/evaluation/TASK-SPLIT.jsonl   one line a prediction
+
+What was evaluated once is not evaluated again: the weights of a finished run do not change.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ..data.dataset import Dataset
+from ..data.records import Record
+from ..data.tokenizers import clean_caption
+from ..inference.blip2 import Blip2, Seen
+from ..objectives import matching
+from ..training import start
+from . import retrieval, vqa
+
+PICTURES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A task's numbers and its predictions, one dict a row."""
+
+    numbers: dict[str, float]
+    predictions: list[dict]
+
+
+def evaluate(folder: Path, task: str, split: str, data: Path | None = None) -> dict[str, float]:
+    """Evaluate a finished run, or read what was evaluated before; prints the table and returns its numbers."""
+    done = start.finished(folder)
+    dataset = Dataset.open(data or done.run.data.path)
+    identity = {'task': task, 'split': split, 'data': dataset.fingerprint, 'weights': done.last}
+    name = f'{task}-{split}'.replace('/', '_')
+    table, rows = (folder / 'evaluation' / f'{name}{suffix}' for suffix in ('.json', '.jsonl'))
+    if table.exists() and (known := json.loads(table.read_text()))['identity'] == identity:
+        numbers = known['numbers']
+    else:
+        judged = TASKS[task](Blip2.load(folder, batch_size=PICTURES_AT_ONCE), dataset, split)
+        numbers = judged.numbers
+        table.parent.mkdir(exist_ok=True)
+        rows.write_text(''.join(json.dumps(row) + '\n' for row in judged.predictions))
+        table.write_text(json.dumps({'identity': identity, 'numbers': numbers}, indent=1))
+    _print(f'{task} on {split}, {folder}', numbers)
+    print(f'predictions: {rows}; numbers: {table}')
+    return numbers
+
+
+def _print(title: str, numbers: dict[str, float]) -> None:
+    view = Table(title=title)
+    view.add_column('measure')
+    view.add_column('value', justify='right')
+    for name, value in numbers.items():
+        view.add_row(name, f'{value:,.0f}' if name.startswith('number of') else f'{value:.4f}')
+    Console().print(view)
+
+
+def _encode(model: Blip2, records: Sequence[Record]) -> Seen:
+    """Return the features of all records, showing progress."""
+    groups = range(0, len(records), PICTURES_AT_ONCE)
+    console = Console(stderr=True)
+    parts = []
+    for begin in track(groups, 'reading pictures', console=console, disable=not console.is_terminal):
+        some = records[begin : begin + PICTURES_AT_ONCE]
+        parts.append(model.encode([r.image if r.features is None else r.features for r in some]))
+    longest = max(part.features.shape[1] for part in parts)
+    grow = [longest - part.features.shape[1] for part in parts]
+    features = [np.pad(p.features, ((0, 0), (0, n), (0, 0))) for p, n in zip(parts, grow, strict=True)]
+    masks = [np.pad(p.mask, ((0, 0), (0, n))) for p, n in zip(parts, grow, strict=True)]
+    return Seen(np.concatenate(features), np.concatenate(masks))
+
+
+def judge_vqa(model: Blip2, dataset: Dataset, split: str) -> Judged:
+    """Answer every question; again with the pictures shuffled; and without pictures (the commonest answer)."""
+    records = list(dataset.source(split))
+    positions, questions, answers = vqa.pairs(records)
+    seen = _encode(model, records)
+    shuffled = np.random.default_rng(0).permutation(len(records))[positions]
+    predictions = model.ask(seen.take(positions), questions)
+    blind = model.ask(seen.take(shuffled), questions)
+    guess = vqa.text_only(dataset.source(model.run.data.train_split))
+
+    def mean(predicted: Sequence[str]) -> float:
+        return float(np.mean([vqa.score(p, a) for p, a in zip(predicted, answers, strict=True)]))
+
+    rows = [
+        {'image': records[i].image_id, 'question': q, 'prediction': p, 'answers': a}
+        for i, q, p, a in zip(positions, questions, predictions, answers, strict=True)
+    ]
+    return Judged(
+        {
+            'accuracy': mean(predictions),
+            'with shuffled pictures': mean(blind),
+            'text only (commonest answer)': mean([guess.get(q, '') for q in questions]),
+            'number of questions': len(questions),
+        },
+        rows,
+    )
+
+
+def judge_caption(model: Blip2, dataset: Dataset, split: str) -> Judged:
+    """Write captions; compare the loss of the true caption with that of another picture's."""
+    records = [r for r in dataset.source(split) if r.captions]
+    seen = _encode(model, records)
+    captions = model.caption(seen)
+    right = [clean_caption(c) in map(clean_caption, r.captions) for c, r in zip(captions, records, strict=True)]
+    truth = [r.captions[0] for r in records]
+    other = np.random.default_rng(0).permutation(len(records))
+    matched, shuffled = (caption_loss(model, seen.take(rows), truth) for rows in (np.arange(len(records)), other))
+    rows = [
+        {'image': r.image_id, 'prediction': c, 'captions': r.captions} for r, c in zip(records, captions, strict=True)
+    ]
+    return Judged(
+        {
+            'exact match': float(np.mean(right)),
+            'loss, own picture (nats/token)': matched,
+            'loss, shuffled pictures': shuffled,
+            'shuffled minus matched': shuffled - matched,
+            'number of pictures': len(records),
+        },
+        rows,
+    )
+
+
+def caption_loss(model: Blip2, seen: Seen, captions: Sequence[str]) -> float:
+    """Return the mean loss (nats a token) of captions given pictures."""
+    captions = [clean_caption(caption) for caption in captions]
+    losses, counts = model.losses(seen, [model.run.data.caption_prompt] * len(captions), captions)
+    return float(losses.sum() / counts.sum())
+
+
+def judge_retrieval(model: Blip2, dataset: Dataset, split: str) -> Judged:
+    """Rank the split's different captions by ITC for each picture, and back; ITM on hard negatives."""
+    records = [r for r in dataset.source(split) if r.captions]
+    seen = _encode(model, records)
+    texts, positive = retrieval.candidates([tuple(map(clean_caption, r.captions)) for r in records])
+    similarity = model.similarity(seen, texts)
+    numbers = {
+        f'{way} R@{k}': retrieval.recall(matrix, hits, k)
+        for way, matrix, hits in (
+            ('picture to text', similarity, positive),
+            ('text to picture', similarity.T, positive.T),
+        )
+        for k in (1, 5, 10)
+        if k <= matrix.shape[1]
+    }
+    numbers |= match_accuracy(model, seen, texts, similarity, positive)
+    numbers |= {'number of pictures': len(records), 'number of captions': len(texts)}
+    best = similarity.argmax(axis=1)
+    rows = [
+        {'image': r.image_id, 'prediction': texts[b], 'captions': r.captions}
+        for r, b in zip(records, best, strict=True)
+    ]
+    return Judged(numbers, rows)
+
+
+def match_accuracy(
+    model: Blip2, seen: Seen, texts: list[str], similarity: np.ndarray, positive: np.ndarray
+) -> dict[str, float]:
+    """Return ITM accuracy over a true pair and two hard negatives a picture, drawn as stage 1 draws them."""
+    own = positive.argmax(axis=1)
+    logits = jnp.asarray(similarity[:, own] / float(model.params['qformer']['temperature']))
+    same = jnp.asarray(positive[:, own])
+    drawn = matching.draw_negatives(jax.random.key(0), logits, logits.T, same)
+    everyone = np.arange(len(own))
+    pictures = np.concatenate([everyone, np.asarray(drawn.image), everyone])
+    captions = np.concatenate([own, own, own[np.asarray(drawn.text)]])
+    text = model.text_arrays(texts)
+    pair = seen.take(pictures)
+    matched = np.arange(len(pictures)) < len(own)
+    scores = model.match(pair, [column[captions] for column in text])
+    return {'ITM accuracy': float(((scores[:, 1] > scores[:, 0]) == matched).mean()), 'ITM, always no': 2 / 3}
+
+
+TASKS: dict[str, Callable[[Blip2, Dataset, str], Judged]] = {
+    'vqa': judge_vqa,
+    'caption': judge_caption,
+    'retrieval': judge_retrieval,
+}

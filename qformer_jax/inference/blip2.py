@@ -1,0 +1,234 @@
+"""A trained run in use: captions, answers, features and similarities from pictures.
+
+    >>> model = Blip2.load('runs/instruct')
+    >>> model.ask(['cat.jpg'], ['what animal is this?'])
+    ['cat']
+
+Pictures are encoded once: every method also takes what `encode` returned. Work goes through in batches of fixed shapes
+(`batch_size` rows, prompts padded to multiples of 8), so a handful of compilations serves any input.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from .. import config
+from ..data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, clean_question, lm_row, pad, prompt_ids
+from ..data.transforms import eval_image
+from ..errors import UserError
+from ..models import blip2
+from ..objectives import contrastive
+from ..training import start
+from ..typing import Bool, Float, Int, Params
+from . import decode, passes
+
+Picture = str | Path | bytes | Image.Image | np.ndarray  # a file, its bytes, a picture, or features [P, V]
+PROMPT_BUCKET = 8  # prompts are padded to a multiple of this many tokens
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Frozen features of some pictures, [N, P, V] and which of them exist, on the host."""
+
+    features: np.ndarray
+    mask: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, rows: Sequence[int]) -> 'Seen':
+        """Return the pictures `rows`, in that order (a picture may be asked many times)."""
+        return Seen(self.features[np.asarray(rows)], self.mask[np.asarray(rows)])
+
+
+@dataclass(frozen=True)
+class Blip2:
+    """A model, its parameters and its tokenizers."""
+
+    run: config.Run
+    params: Params
+    text_tokenizer: TextTokenizer
+    lm_tokenizer: LmTokenizer
+    batch_size: int = 64
+    """Rows that go through the device together."""
+
+    @classmethod
+    def load(cls, folder: str | Path, which: Literal['last', 'best'] = 'last', batch_size: int = 64) -> 'Blip2':
+        """Read a finished run; raises UserError when it is missing, unfinished, or its weights are damaged."""
+        done = start.finished(folder)
+        params = jax.device_put(start.load_components(done, which))
+        return cls(
+            done.run,
+            params,
+            TextTokenizer.load(done.folder / start.WORDPIECE),
+            LmTokenizer.load(done.folder / start.BYTE_BPE),
+            batch_size,
+        )
+
+    @property
+    def model(self) -> blip2.Blip2:
+        """The network."""
+        return blip2.Blip2(self.run.model, jnp.dtype(self.run.training.dtype))
+
+    def encode(self, pictures: Sequence[Picture] | Seen) -> Seen:
+        """Return the frozen features of pictures, or of feature arrays as they are."""
+        if isinstance(pictures, Seen):
+            return pictures
+        if not len(pictures):
+            raise UserError('no picture given')
+        if self.run.model.vit is None:
+            return self._pad_features(pictures)
+        size = self.run.model.vit.image_size
+        pixels = np.stack([_pixels(picture, size) for picture in pictures])
+        return Seen(*self._in_batches(passes.see, pixels))
+
+    def _pad_features(self, arrays: Sequence[Picture]) -> Seen:
+        arrays = [np.load(a) if isinstance(a, str | Path) else np.asarray(a) for a in arrays]
+        width = self.run.model.qformer.feature_width
+        for array in arrays:
+            if array.ndim != 2 or array.shape[1] != width:
+                raise UserError(f'features must be [P, {width}] for this run, not {list(array.shape)}')
+        longest = max(len(a) for a in arrays)
+        features = np.zeros((len(arrays), longest, width), np.float32)
+        for row, array in zip(features, arrays, strict=True):
+            row[: len(array)] = array
+        return Seen(features, np.arange(longest)[None] < np.array([len(a) for a in arrays])[:, None])
+
+    def caption(self, pictures: Sequence[Picture] | Seen, max_new_tokens: int = 20) -> list[str]:
+        """Return one caption a picture, by greedy decoding from the run's caption prompt."""
+        seen = self.encode(pictures)
+        prompt = self.run.data.caption_prompt
+        return self.generate(seen, [prompt] * len(seen), max_new_tokens, [prompt] * len(seen))
+
+    def ask(
+        self, pictures: Sequence[Picture] | Seen, questions: Sequence[str], max_new_tokens: int = 10
+    ) -> list[str]:
+        """Return the answers to questions, one a picture; an instruction-aware Q-Former reads the question too."""
+        prompts = [self.run.data.question_prompt.format(question=q.lower().strip()) for q in questions]
+        return self.generate(pictures, prompts, max_new_tokens, questions)
+
+    def generate(
+        self,
+        pictures: Sequence[Picture] | Seen,
+        prompts: Sequence[str],
+        max_new_tokens: int = 20,
+        questions: Sequence[str] | None = None,
+    ) -> list[str]:
+        """Return what the language model writes after [picture, prompt]; the Q-Former reads `questions` if it can."""
+        self._needs('lm')
+        seen = self.encode(pictures)
+        if len(prompts) != len(seen):
+            raise UserError(f'{len(seen)} picture(s) but {len(prompts)} prompt(s): give one prompt a picture')
+        ids, mask = self._left_padded(prompts)
+        if self.run.model.qformer.num_queries + ids.shape[1] + max_new_tokens > self.run.model.lm.max_positions:
+            raise UserError(
+                f'a prompt of {ids.shape[1]} tokens and {max_new_tokens} new ones do not fit the language model: '
+                f'{self.run.model.lm.max_positions} positions, {self.run.model.qformer.num_queries} of them queries'
+            )
+        prefix = self._prefix(seen, questions or prompts)
+        end = self.lm_tokenizer.end_id
+        write = functools.partial(decode.greedy, max_new_tokens=max_new_tokens, end_id=end)
+        (tokens,) = self._in_batches(write, prefix, ids, mask)
+        return [self.lm_tokenizer.decode(row[row != end]).strip() for row in tokens]
+
+    def losses(
+        self, pictures: Sequence[Picture] | Seen, prompts: Sequence[str], targets: Sequence[str]
+    ) -> tuple[Float['N T'], Bool['N T']]:
+        """Return the loss (nats) of each token of the targets after [picture, prompt], and which tokens they are."""
+        self._needs('lm')
+        rows = [lm_row(self.lm_tokenizer, *pair) for pair in zip(prompts, targets, strict=True)]
+        length = max(len(ids) for ids, _ in rows)
+        ids, mask = map(np.stack, zip(*(pad(row, length, self.lm_tokenizer.pad_id) for row, _ in rows), strict=True))
+        target = mask & (np.arange(length)[None] >= np.array([begin for _, begin in rows])[:, None])
+        prefix = self._prefix(self.encode(pictures), prompts)
+        return self._in_batches(passes.target_losses, prefix, ids, mask, target)[0], target
+
+    def _prefix(self, seen: Seen, questions: Sequence[str]) -> Float['N Q L']:
+        """Return the soft prefixes; an instruction-aware Q-Former reads the questions."""
+        inputs = [seen.features, seen.mask]
+        if self.run.objective.instruction_aware:
+            inputs += self.text_arrays([clean_question(q) for q in questions])
+        return self._in_batches(passes.soft_prefix, *inputs)[0]
+
+    def features(
+        self,
+        pictures: Sequence[Picture] | Seen | None = None,
+        texts: Sequence[str] | None = None,
+        mode: Literal['image', 'text', 'multimodal'] = 'image',
+    ) -> np.ndarray:
+        """Return unit vectors [N, Q, E] of pictures, [N, E] of texts, or the queries that read both [N, Q, D]."""
+        self._needs('qformer')
+        if mode == 'image':
+            seen = self.encode(pictures)
+            return self._in_batches(passes.embed_image, seen.features, seen.mask)[0]
+        text = self.text_arrays([clean_caption(t) for t in texts])
+        if mode == 'text':
+            return self._in_batches(passes.embed_text, *text)[0]
+        seen = self.encode(pictures)
+        return self._in_batches(passes.read_both, seen.features, seen.mask, *text)[0]
+
+    def similarity(
+        self, pictures: Sequence[Picture] | Seen, texts: Sequence[str], by: Literal['itc', 'itm'] = 'itc'
+    ) -> Float['I C']:
+        """Return how well each picture fits each text: ITC cosine, or the ITM logit of "matched"."""
+        seen = self.encode(pictures)
+        if by == 'itc':
+            image, text = self.features(seen), self.features(texts=texts, mode='text')
+            return np.asarray(contrastive.similarity(jnp.asarray(image), jnp.asarray(text)))
+        rows, columns = np.divmod(np.arange(len(seen) * len(texts)), len(texts))
+        text = self.text_arrays([clean_caption(t) for t in texts])
+        logits = self.match(seen.take(rows), [column[columns] for column in text])
+        return logits[:, 1].reshape(len(seen), len(texts))
+
+    def match(self, seen: Seen, text: Sequence[np.ndarray]) -> Float['N 2']:
+        """Return the ITM logits (not matched, matched) of pictures and texts (`text_arrays`), row by row."""
+        return self._in_batches(passes.match, seen.features, seen.mask, *text)[0]
+
+    def text_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return ids and mask [N, T] of cleaned texts for the Q-Former."""
+        rows = [self.text_tokenizer.encode(text, self.run.data.max_text) for text in texts]
+        return [np.stack(column) for column in zip(*rows, strict=True)]
+
+    def _left_padded(self, prompts: Sequence[str]) -> tuple[Int['N T'], Bool['N T']]:
+        rows = [prompt_ids(self.lm_tokenizer, prompt) for prompt in prompts]
+        length = -(-max(map(len, rows)) // PROMPT_BUCKET) * PROMPT_BUCKET
+        ids = np.full((len(rows), length), self.lm_tokenizer.pad_id, np.int32)
+        for row, given in zip(ids, rows, strict=True):
+            row[length - len(given) :] = given
+        return ids, np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
+
+    def _in_batches(self, function: Callable, *arrays: np.ndarray) -> list[np.ndarray]:
+        """Apply `function(model, params, *rows)` to `batch_size` rows at a time, the last batch padded with its end."""
+        parts = []
+        for begin in range(0, len(arrays[0]), self.batch_size):
+            rows = [a[begin : begin + self.batch_size] for a in arrays]
+            missing = self.batch_size - len(rows[0])
+            padded = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) if missing else r for r in rows]
+            out = jax.tree.leaves(function(self.model, self.params, *padded))
+            parts.append([np.asarray(o)[: len(rows[0])] for o in out])
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def _needs(self, part: str) -> None:
+        if getattr(self.run.model, part) is None:
+            later = {'lm': "a 'stage2' or 'instruct' run", 'qformer': "a run from 'stage1' on"}[part]
+            raise UserError(f"this is a '{self.run.stage}' run, which has no {part}: give {later}")
+
+
+def _pixels(picture: Picture, size: int) -> np.ndarray:
+    name = str(picture) if isinstance(picture, str | Path) else 'the picture'
+    if isinstance(picture, str | Path):
+        try:
+            picture = Path(picture).read_bytes()
+        except OSError as error:
+            raise UserError(f'{name}: {error.strerror.lower()}') from error
+    try:
+        return eval_image(picture, size)
+    except UserError as error:
+        raise UserError(str(error).replace('the picture', name, 1)) from error

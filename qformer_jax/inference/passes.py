@@ -1,0 +1,75 @@
+"""The forward passes that inference and evaluation share, each jitted as `pass_(model, params, *arrays)`."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ..models import masks
+from ..models.blip2 import Blip2
+from ..objectives import captioning
+from ..typing import Bool, Float, Int, UInt8
+
+
+def bound(function: Callable) -> Callable:
+    """Return `function(bound model, *arrays)` as a jitted `f(model, params, *arrays)`."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    @functools.wraps(function)
+    def call(model: Blip2, params, *arrays):
+        return nn.apply(function, model)({'params': params}, *arrays)
+
+    return call
+
+
+@bound
+def see(model: Blip2, image: UInt8['B S S 3']) -> tuple[Float['B P V'], Bool['B P']]:
+    """Return the frozen features and their mask."""
+    return model.see(image)
+
+
+@bound
+def soft_prefix(model: Blip2, *arrays) -> Float['B Q L']:
+    """Return the soft prefix of (features, mask) or (features, mask, question, question mask)."""
+    return model.soft_prefix(*arrays)
+
+
+@bound
+def embed_image(model: Blip2, features: Float['B P V'], mask: Bool['B P']) -> Float['B Q E']:
+    """Return the ITC vectors of the queries."""
+    return model.qformer.embed_image(model.ask_queries(features, mask).queries)
+
+
+@bound
+def embed_text(model: Blip2, text: Int['B T'], text_mask: Bool['B T']) -> Float['B E']:
+    """Return the ITC vector of each text."""
+    return model.qformer.embed_text(model.qformer(masks.unimodal(0, text_mask), text=text).text)
+
+
+@bound
+def read_both(
+    model: Blip2, features: Float['B P V'], mask: Bool['B P'], text: Int['B T'], text_mask: Bool['B T']
+) -> Float['B Q D']:
+    """Return the queries after they and the text saw each other."""
+    return model.ask_queries(features, mask, text, text_mask).queries
+
+
+@bound
+def match(
+    model: Blip2, features: Float['B P V'], mask: Bool['B P'], text: Int['B T'], text_mask: Bool['B T']
+) -> Float['B 2']:
+    """Return the ITM logits (not matched, matched)."""
+    return model.qformer.match(model.ask_queries(features, mask, text, text_mask).queries)
+
+
+@bound
+def target_losses(
+    model: Blip2, prefix: Float['B Q L'], text: Int['B T'], text_mask: Bool['B T'], target: Bool['B T']
+) -> Float['B T']:
+    """Return the loss (nats) of each target token after [prefix, text so far]; zero elsewhere."""
+    x = jnp.concatenate([prefix, model.lm.embed(text)], axis=1)
+    exists = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), text_mask], axis=1)
+    hidden = model.lm(x, exists).hidden[:, prefix.shape[1] - 1 : -1]
+    return captioning.token_losses(model.lm.word_logits(hidden), text) * target

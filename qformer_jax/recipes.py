@@ -1,0 +1,26 @@
+"""`configs/NAME.py` by name: each file's docstring is the model card, its `config()` returns the `Run`."""
+
+import runpy
+from pathlib import Path
+
+from .config import Run
+from .errors import UserError, nearest
+
+_HERE = Path(__file__).parent
+FOLDER = next((f for f in (_HERE / 'configs', _HERE.parent / 'configs') if f.is_dir()), _HERE / 'configs')
+
+
+def names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob('*.py'))
+
+
+def load(name: str) -> tuple[Run, str]:
+    """Return the run and the model card of a recipe, by name or by path of a `.py` file; raises UserError."""
+    path = Path(name) if name.endswith('.py') else FOLDER / f'{name}.py'
+    if not path.is_file():
+        raise UserError(f"no recipe '{name}'{nearest(name, names())}; recipes: {', '.join(names())}, or a .py file")
+    module = runpy.run_path(str(path))
+    if 'config' not in module:
+        raise UserError(f"'{path}' defines no function config() that returns a Run")
+    return module['config'](), (module['__doc__'] or '').strip()

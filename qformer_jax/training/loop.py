@@ -1,0 +1,259 @@
+"""The loop: batches in, steps out; everything that can stop it leaves a run that the same command continues.
+
+The metrics of step k are read after step k + 1 was sent to the device, so the device never waits for Python.
+"""
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from .. import config
+from ..convert import store
+from ..data import pipeline
+from ..data.dataset import Dataset
+from ..errors import Stopped, UserError
+from ..models.blip2 import Blip2
+from ..parallel.mesh import check_batch, data_mesh, put_batch, replicated
+from ..rules import flatten, split, unflatten
+from ..typing import Params
+from . import optimizer as optimizers
+from . import start, step
+from .checkpoint import Checkpoints
+from .logs import Log, Progress, draw_curves
+
+
+def say(line: str) -> None:
+    """Print one line of what happens, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def check(run: config.Run) -> None:
+    """Raise UserError for a configuration that cannot do what it says."""
+    needs = {
+        'vision': ('vit',),
+        'language': ('lm',),
+        'stage1': ('qformer',),
+        'stage2': ('qformer', 'lm'),
+        'instruct': ('qformer', 'lm'),
+    }
+    for part in needs[run.stage]:
+        if getattr(run.model, part) is None:
+            raise UserError(f"stage '{run.stage}' needs model.{part}, which is None")
+    if run.stage == 'stage1' and run.training.accumulate > 1:
+        raise UserError(
+            'training.accumulate must be 1 in stage1: ITC and ITM draw their negatives from the batch, and a '
+            'micro-batch has fewer; use a smaller batch or more devices'
+        )
+    if run.optimizer.schedule == 'lavis' and not run.optimizer.steps_per_epoch:
+        raise UserError("optimizer.schedule 'lavis' needs optimizer.steps-per-epoch")
+    if run.objective.positives == 'diagonal' and run.training.batch_size < 2:
+        raise UserError('training.batch-size must be at least 2: a pair needs a negative')
+
+
+def train(run: config.Run, folder: Path) -> start.Finished:
+    """Train a run in `folder` to its end, from wherever it stands; returns the finished run.
+
+    Raises UserError for bad input and `Stopped` when a signal asked for an orderly stop.
+    """
+    check(run)
+    dataset = Dataset.open(run.data.path)
+    run = start.complete(run, dataset)
+    mesh = data_mesh()
+    check_batch(mesh, run.training.batch_size, run.training.accumulate)
+    inputs = start.inputs_of(run, dataset)
+    mark = start.claim(folder, run, inputs, dataset)
+    if (folder / start.FINISHED).exists():
+        say(f"run '{folder}' ({mark}) is finished already: nothing to do")
+        return start.finished(folder)
+    say(f"{run.stage}: run '{folder}' ({mark}), {run.training.steps} steps of {run.training.batch_size}, "
+        f'{mesh.size} {jax.default_backend()} device(s), seed {run.training.seed}')  # fmt: skip
+    with jax.set_mesh(mesh), contextlib.closing(Checkpoints(folder / 'checkpoints')) as checkpoints:
+        trainer = _prepare(run, inputs, mesh, checkpoints, folder)
+        with contextlib.closing(Log(folder, int(trainer.state.step))) as log:
+            _steps(trainer, log)
+        checkpoints.wait()
+        done = _finish(trainer)
+    say(f'wrote {folder / start.FINISHED}, {draw_curves(folder)}, {folder / "log.jsonl"} and {folder / "tensorboard"}')
+    return done
+
+
+@dataclass
+class Trainer:
+    """What the loop holds between steps; `state` is replaced at each one."""
+
+    run: config.Run
+    inputs: dict[str, str]
+    folder: Path
+    mesh: Mesh
+    model: Blip2
+    state: step.State
+    frozen: Params
+    frozen_digest: str
+    batches: Iterator
+    optimizer: optimizers.optax.GradientTransformation
+    checkpoints: Checkpoints
+
+
+def _prepare(
+    run: config.Run, inputs: dict[str, str], mesh: Mesh, checkpoints: Checkpoints, folder: Path
+) -> Trainer:
+    """Build parameters, optimizer, data and state, and resume if there is a checkpoint; says where each came from."""
+    params, sources = start.parameters(run, inputs)
+    trainable, frozen = split(params, run.optimizer.rate_rules)
+    if not flatten(trainable):
+        raise UserError('optimizer.rate-rules freeze every parameter: nothing to train')
+    dtype = np.dtype(jax.numpy.dtype(run.training.dtype))
+    frozen = jax.device_put(jax.tree.map(lambda x: np.asarray(x, dtype), frozen), replicated(mesh))
+    trainable = jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), trainable), replicated(mesh))
+    optimizer = optimizers.make(run.optimizer, run.training.steps, trainable)
+    state = jax.device_put(step.new_state(trainable, optimizer, run.training.seed), replicated(mesh))
+    shard = (jax.process_index(), jax.process_count())
+    batches = pipeline.batches(run, run.data.train_split, training=True, shard=shard)
+    resumed = checkpoints.restore(jax.tree.map(_abstract, state), batches)
+    if resumed:
+        state = resumed[0]
+        say(f'resumed from the checkpoint of step {resumed[1]}')
+    else:
+        for name, source in sources.items():
+            say(f'  {name:14} from {source}')
+    sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (trainable, frozen)]
+    say(f'  {sizes[0]:,} parameters train, {sizes[1]:,} are frozen')
+    model = Blip2(run.model, jax.numpy.dtype(run.training.dtype))
+    frozen_digest = store.digest(frozen)
+    return Trainer(run, inputs, folder, mesh, model, state, frozen, frozen_digest, batches, optimizer, checkpoints)
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _steps(trainer: Trainer, log: Log) -> None:
+    """Run from the state's step to the last one."""
+    run, total = trainer.run, trainer.run.training.steps
+    advance = step.make_step(run, trainer.model, trainer.optimizer, trainer.mesh)
+    evaluate = step.make_evaluation(run, trainer.model, trainer.mesh)
+    names = list(flatten(trainer.state.trainable))
+    first = int(trainer.state.step)
+    pending = None
+    with Progress(run.stage, total, first) as progress, _signals() as stop:
+        for number in range(first + 1, total + 1):
+            began = time.perf_counter()
+            batch = put_batch(trainer.mesh, next(trainer.batches))
+            waited = time.perf_counter() - began
+            trainer.state, metrics = advance(trainer.state, trainer.frozen, batch)
+            if pending:
+                _record(trainer, log, progress, names, *pending)
+            pending = (number, metrics, {'data_wait': waited, 'seconds': time.perf_counter() - began})
+            due = number % run.training.checkpoint_every == 0 or number == total
+            if due or stop:
+                _record(trainer, log, progress, names, *pending)
+                pending = None
+                _save(trainer, log, evaluate, number, validate=due)
+            trainer.checkpoints.poll()
+            if stop and number < total:
+                trainer.checkpoints.wait()
+                raise Stopped(f'{stop[0]}: stopped after step {number} of {total}; the same command continues')
+
+
+def _record(trainer: Trainer, log: Log, progress: Progress, names: list[str], number: int, metrics, timing) -> None:
+    """Fetch one step's metrics, write and show them; raises UserError when too many steps were not finite."""
+    metrics = jax.device_get(metrics)
+    bad = metrics.pop('bad')
+    skipped = int(metrics['skipped'])
+    values = {name: float(value) for name, value in metrics.items()}
+    log.write(number, 'train', values, timing)
+    rate = trainer.run.training.batch_size / timing['seconds']
+    progress.update(number, values['loss'], rate, timing['data_wait'] / timing['seconds'])
+    if skipped > trainer.run.training.max_skipped:
+        culprit = names[int(np.argmax(bad))] if bad.any() else 'none this step'
+        raise UserError(
+            f'step {number}: {skipped} steps had gradients that are not finite (training.max-skipped is '
+            f"{trainer.run.training.max_skipped}); first bad tensor: '{culprit}'"
+        )
+
+
+def _save(trainer: Trainer, log: Log, evaluate, number: int, validate: bool) -> None:
+    """Compute the validation losses (at the regular steps), then start saving."""
+    info = {'step': number, 'validation_loss': None}
+    if validate and trainer.run.data.validation_split:
+        values = validation(trainer, evaluate)
+        log.write(number, 'validation', values, {})
+        info['validation_loss'] = values['loss']
+    trainer.checkpoints.save(number, trainer.state, trainer.batches, info)
+
+
+def validation(trainer: Trainer, evaluate) -> dict[str, float]:
+    """Return the mean metrics over the first batches of the validation split, always the same ones."""
+    run = trainer.run
+    shard = (jax.process_index(), jax.process_count())
+    batches = pipeline.batches(run, run.data.validation_split, training=False, shard=shard)
+    key = jax.random.key(run.training.seed)
+    rows = [
+        evaluate(trainer.state.trainable, trainer.frozen, put_batch(trainer.mesh, next(batches)), key)
+        for _ in range(run.training.validation_batches)
+    ]
+    rows = jax.device_get(rows)
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[str]]:
+    """Collect SIGTERM and SIGINT in a list instead of dying of them; a second one is not caught."""
+    received: list[str] = []
+    before = {}
+
+    def note(number, _frame):
+        received.append(signal.Signals(number).name)
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(trainer: Trainer) -> start.Finished:
+    """Put every component into the weight store and write the done mark; proves that frozen stayed frozen."""
+    frozen = {'before': trainer.frozen_digest, 'after': store.digest(trainer.frozen)}
+    if frozen['before'] != frozen['after']:
+        raise RuntimeError(f'frozen parameters changed during training: {frozen}')
+    last = _export(trainer, trainer.state)
+    best = {}
+    found = trainer.checkpoints.best(jax.tree.map(_abstract, trainer.state))
+    if found and found[1] != trainer.run.training.steps:
+        best = _export(trainer, found[0])
+    path = trainer.folder / start.FINISHED
+    partial = path.with_suffix('.partial')
+    partial.write_text(json.dumps({'last': last, 'best': best, 'frozen': frozen}, indent=1, sort_keys=True))
+    partial.replace(path)
+    return start.finished(trainer.folder)
+
+
+def _export(trainer: Trainer, state: step.State) -> dict[str, str]:
+    """Store each component and return its digest; what was wholly frozen keeps the digest that it came with.
+
+    In a partly frozen component the frozen tensors are taken from where they came, not from a bfloat16 copy.
+    """
+    folder = trainer.folder.parent / 'weights'
+    trained, frozen = jax.device_get((state.trainable, trainer.frozen))
+    digests = {}
+    for name in trained.keys() | frozen.keys():
+        origin = trainer.inputs.get(name)
+        if origin and name not in trained:
+            digests[name] = origin
+            continue
+        still = store.load(folder, origin) if origin and name in frozen else frozen.get(name, {})
+        digests[name] = store.save(folder, unflatten(flatten(still) | flatten(trained.get(name, {}))))
+    return digests

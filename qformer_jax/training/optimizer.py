@@ -1,0 +1,52 @@
+"""AdamW with a learning-rate multiple per parameter, and the two schedules by name (BLIP-2, section 3.4)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import config
+from ..rules import flatten, match, unflatten
+from ..typing import Params
+
+DECAY_RULES = (
+    (r'(.*[/_])?(bias|scale|temperature)', False),  # what LAVIS leaves out: vectors, gains, biases, the temperature
+    ('.*', True),  # matrices and tables; query, class and position tokens too
+)
+
+
+def schedule(o: config.Optimizer, steps: int) -> optax.Schedule:
+    """Return learning rate by step: the paper's per-step cosine, or LAVIS's."""
+    if o.schedule == 'lavis':
+        return lavis_schedule(o, steps)
+    return optax.warmup_cosine_decay_schedule(o.warmup_start, o.peak_rate, o.warmup_steps, steps, o.final_rate)
+
+
+def lavis_schedule(o: config.Optimizer, steps: int) -> optax.Schedule:
+    """Return LAVIS's schedule: warm-up only within epoch 0, then a cosine that moves once an epoch.
+
+    Worked example, 3 epochs: the cosine takes the values at 1/3 and 2/3 of its way, so `final_rate` is never reached.
+    """
+    epochs = -(-steps // o.steps_per_epoch)
+
+    def rate(step):
+        epoch = step // o.steps_per_epoch
+        warm = o.warmup_start + (o.peak_rate - o.warmup_start) * jnp.minimum(step / max(o.warmup_steps, 1), 1)
+        cosine = o.final_rate + (o.peak_rate - o.final_rate) * (1 + jnp.cos(jnp.pi * epoch / epochs)) / 2
+        return jnp.where(epoch == 0, warm, cosine)
+
+    return rate
+
+
+def make(o: config.Optimizer, steps: int, trainable: Params) -> optax.GradientTransformationExtraArgs:
+    """Return the optimizer; a step whose gradients are not finite leaves parameters and moments as they were."""
+    paths = flatten(trainable)
+    decays = unflatten(match(DECAY_RULES, paths))
+    multiples = unflatten(match(o.rate_rules, paths))
+    adamw = optax.chain(
+        optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),
+        optax.scale_by_adam(o.beta1, o.beta2, eps=1e-8),
+        optax.add_decayed_weights(o.weight_decay, mask=decays),
+        optax.stateless(lambda updates, _: jax.tree.map(lambda u, multiple: u * multiple, updates, multiples)),
+        optax.scale_by_learning_rate(schedule(o, steps)),
+    )
+    return optax.apply_if_finite(adamw, max_consecutive_errors=2**31 - 2)  # the loop stops long before

@@ -1,0 +1,196 @@
+"""What a run begins with: a completed configuration, an identity, and parameters.
+
+Parameters come, a component at a time (`vit`, `qformer`, `lm_projection`, `lm`), from the first of
+    1. resume      a checkpoint of this very run (`training/loop.py`)
+    2. checkpoint  `start.checkpoint`, a finished run, if it holds the component
+    3. pretrained  `start.vit`, `start.lm`: the run that pretrained that tower
+    4. scratch     the initialisers, from `training.seed`
+"""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from .. import config
+from ..convert import store
+from ..data.dataset import Dataset
+from ..data.pack import BYTE_BPE, WORDPIECE
+from ..errors import UserError
+from ..models import blip2
+from ..rules import flatten
+from ..typing import Params
+
+FINISHED = 'finished.json'
+RUN = 'run.json'
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its configuration and the digests of its components in the weight store."""
+
+    folder: Path
+    run: config.Run
+    inputs: dict[str, str]
+    last: dict[str, str]
+    """Component -> digest after the last step."""
+    best: dict[str, str]
+    """Component -> digest at the lowest validation loss; empty if the last step is the best, or none was computed."""
+
+    @property
+    def store(self) -> Path:
+        """The weight store beside the runs."""
+        return self.folder.parent / 'weights'
+
+
+def finished(folder: str | Path) -> Finished:
+    """Read a finished run; raises UserError when there is none, or it is not finished."""
+    folder = Path(folder)
+    if not (folder / RUN).is_file():
+        raise UserError(f"no run at '{folder}': give a folder that `qformer train CONFIG --run FOLDER` wrote")
+    if not (folder / FINISHED).is_file():
+        raise UserError(f"run '{folder}' is not finished: run its `qformer train` command again to continue it")
+    identity = json.loads((folder / RUN).read_text())
+    done = json.loads((folder / FINISHED).read_text())
+    run = config.from_json(json.dumps(identity['config']))
+    return Finished(folder, run, identity['inputs'], done['last'], done['best'])
+
+
+def load_components(done: Finished, which: str = 'last') -> Params:
+    """Return a finished run's parameters as one nested dict (numpy), `last` or `best`."""
+    digests = done.last | (done.best if which == 'best' else {})
+    return {name: store.load(done.store, digest) for name, digest in digests.items()}
+
+
+def complete(run: config.Run, dataset: Dataset) -> config.Run:
+    """Fill in the sizes that depend on the data set (given as 0), and check the ones that were given."""
+    m = run.model
+    words, lm_words = dataset.text_tokenizer.vocab_size, dataset.lm_tokenizer.vocab_size
+    if m.qformer:
+        width = m.vit.width if m.vit else (dataset.feature_shape or (0, 0))[1]
+        if not width:
+            raise UserError(f"data set '{run.data.path}' holds pictures, but model.vit is None: give the run a tower")
+        m = dataclasses.replace(
+            m,
+            qformer=dataclasses.replace(
+                m.qformer,
+                vocab_size=_size('model.qformer.vocab-size', m.qformer.vocab_size, words),
+                feature_width=_size('model.qformer.feature-width', m.qformer.feature_width, width),
+            ),
+        )
+    if m.lm:
+        m = dataclasses.replace(
+            m, lm=dataclasses.replace(m.lm, vocab_size=_size('model.lm.vocab-size', m.lm.vocab_size, lm_words))
+        )
+    if run.stage == 'vision':
+        m = dataclasses.replace(m, word_head=_size('model.word-head', m.word_head, words))
+    return dataclasses.replace(run, model=m)
+
+
+def _size(name: str, given: int, needed: int) -> int:
+    if given not in (0, needed):
+        raise UserError(f'--{name} is {given}, but the data set needs {needed} (0 takes it from there)')
+    return needed
+
+
+def inputs_of(run: config.Run, dataset: Dataset) -> dict[str, str]:
+    """Return the content that a run reads, by digest: the data set, and each component that it starts from."""
+    inputs = {'data': dataset.fingerprint}
+    if run.start.checkpoint:
+        inputs |= finished(run.start.checkpoint).last
+    for name in ('vit', 'lm'):
+        path = getattr(run.start, name)
+        if path and name not in inputs:
+            digests = finished(path).last
+            if name not in digests:
+                raise UserError(f"run '{path}' holds no '{name}', only {sorted(digests)}: see start.{name}")
+            inputs[name] = digests[name]
+    parts = set(blip2.shapes(run.model))
+    return {name: digest for name, digest in inputs.items() if name == 'data' or name in parts}
+
+
+def fingerprint(run: config.Run, inputs: dict[str, str]) -> str:
+    """Return 12 hex digits of what decides the result: the configuration and the content read, not where it lies."""
+    placeless = dataclasses.replace(run, data=dataclasses.replace(run.data, path=''), start=config.Start())
+    return config.digest(placeless, inputs)
+
+
+def claim(folder: Path, run: config.Run, inputs: dict[str, str], dataset: Dataset) -> str:
+    """Make `folder` this run's, or check that it is; returns the fingerprint; raises UserError on another run's.
+
+    The tokenizers are copied there, so that a run can be used without its data set.
+    """
+    mark = fingerprint(run, inputs)
+    path = folder / RUN
+    if path.exists():
+        other = json.loads(path.read_text())
+        if other['fingerprint'] != mark:
+            differs = _differences(other, {'config': dataclasses.asdict(run), 'inputs': inputs})
+            raise UserError(f"'{folder}' belongs to another run ({other['fingerprint']}, this is {mark}): {differs}")
+        return mark
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"'{folder}' is not empty and holds no run: give --run a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (WORDPIECE, BYTE_BPE):
+        shutil.copy(dataset.path / name, folder / name)
+    identity = {'fingerprint': mark, 'config': dataclasses.asdict(run), 'inputs': inputs}
+    partial = path.with_suffix('.partial')
+    partial.write_text(json.dumps(identity, indent=1, sort_keys=True))
+    partial.replace(path)
+    return mark
+
+
+def _differences(there: dict, here: dict, limit: int = 5) -> str:
+    """Return `training.steps 100 there, 200 here; ...` for two nested dicts."""
+    there, here = flatten(json.loads(json.dumps(there))), flatten(json.loads(json.dumps(here)))
+    names = [n for n in sorted(there.keys() | here.keys()) if there.get(n) != here.get(n) and n != 'fingerprint']
+    rows = [f'{n.replace("/", ".")} {there.get(n)} there, {here.get(n)} here' for n in names]
+    return '; '.join(rows[:limit]) + (f'; and {len(rows) - limit} more' if len(rows) > limit else '')
+
+
+def parameters(run: config.Run, inputs: dict[str, str]) -> tuple[Params, dict[str, str]]:
+    """Return the first parameters and, for each component, where it came from."""
+    wanted = blip2.shapes(run.model)
+    params, source = {}, {}
+    for kind, path in (('checkpoint', run.start.checkpoint), ('vit', run.start.vit), ('lm', run.start.lm)):
+        if not path:
+            continue
+        done = finished(path)
+        names = wanted.keys() & done.last.keys() - params.keys() if kind == 'checkpoint' else {kind} - params.keys()
+        for name in sorted(names):
+            params[name] = store.load(done.store, inputs[name])
+            _check_same_shapes(name, wanted[name], params[name], path)
+            source[name] = f'{"checkpoint" if kind == "checkpoint" else "pretrained"} {path}'
+    missing = sorted(wanted.keys() - params.keys())
+    if missing:
+        model = blip2.Blip2(run.model)
+        fresh = jax.jit(lambda key: {name: blip2.init(model, key)[name] for name in missing})
+        params |= fresh(jax.random.key(run.training.seed))
+        source |= dict.fromkeys(missing, 'scratch')
+    if 'lm_projection' in missing and source['lm'] != 'scratch':
+        params['lm_projection'] = _like_tokens(params['lm_projection'], params['lm']['word_embedding'])
+    return params, dict(sorted(source.items()))
+
+
+def _like_tokens(projection: Params, table: np.ndarray) -> Params:
+    """Scale a fresh projection so that the soft prefix is as large as the language model's token vectors.
+
+    Its input is layer-normed (variance 1) and its kernel keeps variance, so the table's deviation is the factor.
+    """
+    return projection | {'kernel': projection['kernel'] * np.asarray(table, np.float32).std()}
+
+
+def _check_same_shapes(name: str, wanted: Params, found: Params, path: str) -> None:
+    wanted, found = ({k: tuple(v.shape) for k, v in flatten(tree).items()} for tree in (wanted, found))
+    rows = [
+        f'{name}/{k}: {found.get(k, "absent")} there, {wanted.get(k, "absent")} here'
+        for k in sorted(wanted.keys() | found.keys())
+        if wanted.get(k) != found.get(k)
+    ]
+    if rows:
+        more = f'; and {len(rows) - 4} more' if len(rows) > 4 else ''
+        raise UserError(f"'{path}' was made with another configuration of '{name}': {'; '.join(rows[:4])}{more}")

@@ -1,0 +1,62 @@
+"""The weight store: equal content has one name, and a damaged file is never loaded."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qformer_jax.convert import store
+from qformer_jax.errors import UserError
+
+
+@pytest.fixture
+def params():
+    draw = np.random.default_rng(0)
+    kernel = draw.normal(size=(5, 3)).astype('float32')
+    return {
+        'layer_0': {'query': {'kernel': kernel.T, 'bias': jnp.asarray([1.5, -2.25], jnp.bfloat16)}},
+        'scale': np.float32(0.07) * np.ones(()),
+    }
+
+
+def test_arrays_come_back_bit_equal_with_their_dtypes(tmp_path, params):
+    loaded = store.load(tmp_path, store.save(tmp_path, params))
+    assert list(loaded) == ['layer_0', 'scale'] or list(loaded) == ['scale', 'layer_0']
+    before, after = params['layer_0']['query'], loaded['layer_0']['query']
+    np.testing.assert_array_equal(after['kernel'], before['kernel'], strict=True)
+    np.testing.assert_array_equal(after['bias'], np.asarray(before['bias']), strict=True)
+    np.testing.assert_array_equal(loaded['scale'], params['scale'], strict=True)
+
+
+def test_equal_content_is_one_file_whatever_its_order_and_library(tmp_path, params):
+    first = store.save(tmp_path, params)
+    turned = {name: params[name] for name in reversed(params)}
+    turned['layer_0'] = {'query': {name: jnp.asarray(x) for name, x in params['layer_0']['query'].items()}}
+    assert store.save(tmp_path, turned) == first
+    assert [path.name for path in tmp_path.iterdir()] == [f'{first}.safetensors']
+    turned['layer_0']['query']['bias'] += 1
+    assert store.save(tmp_path, turned) != first
+
+
+def test_a_missing_or_damaged_file_is_named(tmp_path, params):
+    digest = store.save(tmp_path, params)
+    with pytest.raises(UserError, match=r'ffff\.safetensors are missing'):
+        store.load(tmp_path, 'ffff')
+    path = tmp_path / f'{digest}.safetensors'
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf'{digest}\.safetensors are damaged'):
+        store.load(tmp_path, digest)
+    assert store.save(tmp_path, params) == digest  # writing it again heals it
+    store.load(tmp_path, digest)
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, params, monkeypatch):
+    def fail(tensors, path):
+        path.write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(store, 'save_file', fail)
+    with pytest.raises(UserError, match='disk full'):
+        store.save(tmp_path, params)
+    assert list(tmp_path.iterdir()) == []
