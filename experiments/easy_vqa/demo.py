@@ -145,7 +145,7 @@ def main(options: Options) -> int:
     print(f'wrote {options.out}/results.json, answers.png and loss.png in {results["seconds_of_this_call"]} s; go on with')
     print(f'  qformer ask {line.run("instruct")} {picture} "what shape is in the image?"')
     print(f'  qformer caption {line.run("stage2")} {picture}')
-    print(f'  qformer train easy_vqa_instruct --help')
+    print('  qformer train easy_vqa_instruct --help')
     return 0 if all(gate.passed for gate in gates) else 1
 
 
