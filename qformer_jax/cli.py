@@ -42,6 +42,10 @@ class Pack:
     """Folder to write."""
     path: Path = Path('.')
     """Where the source lies (not for easy-vqa)."""
+    text_tokenizer: Path | None = None
+    """The Q-Former's vocabulary: BERT's vocab.txt, or a tokenizer.json; default: a WordPiece trained on the split."""
+    lm_tokenizer: Path | None = None
+    """The language model's: a folder with OPT's vocab.json and merges.txt, or a tokenizer.json; default: trained."""
 
 
 def pack(options: Pack) -> None:
@@ -55,16 +59,16 @@ def pack(options: Pack) -> None:
         'coco': lambda: sources.coco(options.path),
         'features': lambda: sources.features(options.path),
     }
-    packing.pack(read[options.source](), options.out)
+    packing.pack(read[options.source](), options.out, options.text_tokenizer, options.lm_tokenizer)
 
 
 @dataclass(frozen=True)
 class Train:
     """Train one stage."""
 
-    run: Path
-    """Folder of the run: checkpoints, log, curves; give the same one again to continue."""
     config: Annotated[config.Run, tyro.conf.arg(name='')]
+    run: Path = tyro.MISSING
+    """Folder of the run: checkpoints, log, curves; give the same one again to continue."""
 
 
 def train(arguments: list[str]) -> None:
@@ -82,7 +86,7 @@ def train(arguments: list[str]) -> None:
         arguments[1:],
         prog=f'qformer train {arguments[0]}',
         description=card,
-        default=Train(run=tyro.MISSING, config=default),
+        default=Train(default),
     )
     from .training import loop
 

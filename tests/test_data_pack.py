@@ -35,6 +35,18 @@ def test_records_come_back_as_they_were(packed):
     assert 'tensorflow' not in sys.modules
 
 
+def test_vocabularies_come_from_files_when_given(packed, tmp_path):
+    words = ['[PAD]', '[unused0]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'picture']
+    (tmp_path / 'vocab.txt').write_text('\n'.join(words))
+    pack({'train': RECORDS}, tmp_path / 'set', tmp_path / 'vocab.txt', packed / 'byte_bpe.json')
+    dataset = Dataset.open(tmp_path / 'set')
+    assert dataset.text_tokenizer.vocab_size == len(words)
+    assert dataset.text_tokenizer.encode('A picture', 5)[0].tolist() == [3, 6, 7, 4, 0]
+    assert (tmp_path / 'set' / 'byte_bpe.json').read_bytes() == (packed / 'byte_bpe.json').read_bytes()
+    with pytest.raises(UserError, match='no such tokenizer file'):
+        pack({'train': RECORDS}, tmp_path / 'other', tmp_path / 'absent.txt')
+
+
 def test_any_reader_of_tfds_finds_the_same(packed):
     builder = tfds.builder_from_directory(packed)
     assert builder.info.splits['train'].num_examples == 20

@@ -44,6 +44,12 @@ def load(folder: Path, digest: str) -> Params:
     return unflatten_dict(load_file(path), sep='/')
 
 
+def copy(source: Path, folder: Path, digest: str) -> None:
+    """Make sure that `folder` holds what the store `source` holds under `digest`; raises UserError as `load` does."""
+    if not _path(folder, digest).is_file():
+        save(folder, load(source, digest))
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, 64 hex digits."""
     with path.open('rb') as file:

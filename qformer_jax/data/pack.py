@@ -1,5 +1,7 @@
 """Pack a source once into the training format: an array_record data set of tensorflow_datasets, plus two tokenizers.
 
+What lies in the folder:
+
     OUT/dataset_info.json, features.json, records-SPLIT.array_record-*   read by `tfds.builder_from_directory`
     OUT/index.npz        SPLIT -> int32[N, 4]: captions, questions, rows (P) and columns (V) of every record
     OUT/content.txt      SHA-256 of all records, in order
@@ -23,7 +25,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from qformer_jax.data.records import Record, pack_array
-from qformer_jax.data.tokenizers import train_byte_bpe, train_wordpiece
+from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, train_byte_bpe, train_wordpiece
 from qformer_jax.errors import UserError
 
 CONTENT, INDEX, WORDPIECE, BYTE_BPE = 'content.txt', 'index.npz', 'wordpiece.json', 'byte_bpe.json'
@@ -33,10 +35,15 @@ BYTE_BPE_SIZE = 8192
 """Largest number of entries of the trained byte BPE vocabulary."""
 
 
-def pack(records_by_split: dict[str, Iterable[Record]], out: Path | str) -> None:
+def pack(
+    records_by_split: dict[str, Iterable[Record]],
+    out: Path | str,
+    text_tokenizer: Path | None = None,
+    lm_tokenizer: Path | None = None,
+) -> None:
     """Write the data set into the new folder `out`, and print what was written.
 
-    Tokenizers are trained on the split `train`. A folder that holds the same records already is left as it is. Nothing
+    A tokenizer that is not given (a file of BERT's or OPT's) is trained on the split `train`. A folder that holds the same records already is left as it is. Nothing
     appears at `out` before everything is written. Raises UserError when `out` holds anything else, when a split is
     empty, when `train` is missing or without text, and when the disk is full.
     """
@@ -49,7 +56,13 @@ def pack(records_by_split: dict[str, Iterable[Record]], out: Path | str) -> None
     scratch = Path(tempfile.mkdtemp(prefix=f'{out.name}.unfinished-', dir=out.parent))
     try:
         with _full_disk_is_an_error(out):
-            packed, summary = _write(records_by_split, scratch)
+            packed, tally = _write(records_by_split, scratch)
+            text = TextTokenizer.load(text_tokenizer) if text_tokenizer else _trained_wordpiece(tally)
+            lm = LmTokenizer.load(lm_tokenizer) if lm_tokenizer else _trained_byte_bpe(tally)
+            text.save(packed / WORDPIECE)
+            lm.save(packed / BYTE_BPE)
+        counts = ', '.join(f'{split} {len(rows)} records' for split, rows in tally.index.items())
+        summary = f'{counts}; vocabularies: WordPiece {text.vocab_size}, byte BPE {lm.vocab_size}'
         _publish(packed, out, summary)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -127,8 +140,16 @@ class _Tally:
         self._progress.advance(self._tasks[split])
 
 
-def _write(records_by_split: dict[str, Iterable[Record]], scratch: Path) -> tuple[Path, str]:
-    """Write everything below `scratch`; return the finished folder and a summary of it."""
+def _trained_wordpiece(tally: _Tally) -> TextTokenizer:
+    return TextTokenizer(train_wordpiece(tally.texts, WORDPIECE_SIZE))
+
+
+def _trained_byte_bpe(tally: _Tally) -> LmTokenizer:
+    return LmTokenizer(train_byte_bpe(tally.texts, BYTE_BPE_SIZE))
+
+
+def _write(records_by_split: dict[str, Iterable[Record]], scratch: Path) -> tuple[Path, _Tally]:
+    """Write all records below `scratch`; return the data set's folder and what was seen of it."""
     columns = SpinnerColumn(), TextColumn('packing {task.description}'), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
         tally = _Tally(progress)
@@ -138,14 +159,9 @@ def _write(records_by_split: dict[str, Iterable[Record]], scratch: Path) -> tupl
             builder.download_and_prepare()
     _refuse_unusable(tally)
     packed = Path(builder.data_dir)
-    wordpiece, byte_bpe = train_wordpiece(tally.texts, WORDPIECE_SIZE), train_byte_bpe(tally.texts, BYTE_BPE_SIZE)
-    wordpiece.save(str(packed / WORDPIECE))
-    byte_bpe.save(str(packed / BYTE_BPE))
     np.savez(packed / INDEX, **{split: np.array(rows, np.int32) for split, rows in tally.index.items()})
     (packed / CONTENT).write_text(tally.hash.hexdigest() + '\n')
-    counts = ', '.join(f'{split} {len(rows)} records' for split, rows in tally.index.items())
-    sizes = f'vocabularies: WordPiece {wordpiece.get_vocab_size()}, byte BPE {byte_bpe.get_vocab_size()}'
-    return packed, f'{counts}; {sizes}'
+    return packed, tally
 
 
 def _refuse_unusable(tally: _Tally) -> None:
@@ -164,7 +180,7 @@ def _publish(packed: Path, out: Path, summary: str) -> None:
     else:
         os.replace(packed, out)
         print(f'wrote {out}: {summary}')
-    print(f'next: qformer train NAME --data.path {out}')
+    print(f'next: qformer train RECIPE --run RUN --data.path {out}')
 
 
 @contextlib.contextmanager

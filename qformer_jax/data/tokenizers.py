@@ -77,6 +77,10 @@ class TextTokenizer:
             return cls(_bert(vocabulary))
         return cls(_parse(path, Tokenizer.from_file))
 
+    def save(self, path: Path) -> None:
+        """Write the tokenizer as one `.json` that `load` reads."""
+        self._tokenizer.save(str(path))
+
     def encode(self, text: str, length: int) -> tuple[Int['T'], Bool['T']]:
         """Return ids and mask of `length` tokens; a longer text is cut, its `[SEP]` kept."""
         return pad([self.cls_id, *self._ids(text)[: length - 2], self.sep_id], length, self.pad_id)
@@ -106,6 +110,10 @@ class LmTokenizer:
         tokenizer = _gpt2(_parse(path / 'vocab.json', lambda p: models.BPE.from_file(p, merges)))
         tokenizer.add_special_tokens([s for s in _OPT_SPECIALS if tokenizer.token_to_id(s) is not None])
         return cls(tokenizer)
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer as one `.json` that `load` reads."""
+        self._tokenizer.save(str(path))
 
     def ids(self, text: str) -> list[int]:
         """Return the text's ids, no special token added."""

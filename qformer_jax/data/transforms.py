@@ -9,11 +9,6 @@ from PIL import Image
 from qformer_jax.errors import UserError
 from qformer_jax.typing import UInt8
 
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""CLIP's mean of each channel, of pixels in [0, 1]; the model normalises, so that pictures travel as uint8."""
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's standard deviation of each channel, of pixels in [0, 1]."""
-
 _RATIOS = (math.log(3 / 4), math.log(4 / 3))
 _TRIES = 10
 

@@ -84,17 +84,18 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
         )
     if m.lm:
         m = dataclasses.replace(
-            m, lm=dataclasses.replace(m.lm, vocab_size=_size('model.lm.vocab-size', m.lm.vocab_size, lm_words))
+            m, lm=dataclasses.replace(m.lm, vocab_size=_size('model.lm.vocab-size', m.lm.vocab_size, lm_words, spare=True))
         )
     if run.stage == 'vision':
         m = dataclasses.replace(m, word_head=_size('model.word-head', m.word_head, words))
     return dataclasses.replace(run, model=m)
 
 
-def _size(name: str, given: int, needed: int) -> int:
-    if given not in (0, needed):
+def _size(name: str, given: int, needed: int, spare: bool = False) -> int:
+    """Return the size to use; `spare` allows more rows than needed, as OPT's table has."""
+    if given not in (0, needed) and not (spare and given > needed):
         raise UserError(f'--{name} is {given}, but the data set needs {needed} (0 takes it from there)')
-    return needed
+    return given or needed
 
 
 def inputs_of(run: config.Run, dataset: Dataset) -> dict[str, str]:
@@ -111,6 +112,14 @@ def inputs_of(run: config.Run, dataset: Dataset) -> dict[str, str]:
             inputs[name] = digests[name]
     parts = set(blip2.shapes(run.model))
     return {name: digest for name, digest in inputs.items() if name == 'data' or name in parts}
+
+
+def bring_weights(run: config.Run, inputs: dict[str, str], folder: Path) -> None:
+    """Copy the components that a run starts from into the store beside it, if they lie beside runs elsewhere."""
+    for path in filter(None, (run.start.checkpoint, run.start.vit, run.start.lm)):
+        done = finished(path)
+        for digest in sorted(set(inputs.values()) & set(done.last.values())):
+            store.copy(done.store, folder.parent / 'weights', digest)
 
 
 def fingerprint(run: config.Run, inputs: dict[str, str]) -> str:
