@@ -18,6 +18,7 @@ def config() -> Run:
             path='data/easy_vqa',
             train_split='train[10%:]',
             validation_split='train[:10%]',
+            crop_scale=(0.8, 1.0),
             max_text=16,
             max_lm_text=16,
             question_prompt='{question}',
@@ -30,6 +31,6 @@ def config() -> Run:
             clip_norm=1.0,
             rate_rules=(('(vit|lm)/.*', None), (TEXT_SIDE, None), ('qformer/.*', 1.0), ('lm_projection/.*', 1.0)),
         ),
-        training=Training(steps=600, batch_size=128, checkpoint_every=200, validation_batches=2),
+        training=Training(steps=500, batch_size=128, checkpoint_every=250, validation_batches=2),
         start=Start(checkpoint='runs/easy_vqa/stage2'),
     )

@@ -17,6 +17,7 @@ def config() -> Run:
             path='data/easy_vqa',
             train_split='train[10%:]',
             validation_split='train[:10%]',
+            crop_scale=(0.8, 1.0),
             max_text=16,
             max_lm_text=16,
             question_prompt='{question}',

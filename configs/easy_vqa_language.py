@@ -22,6 +22,6 @@ def config() -> Run:
             question_prompt='{question}',
             caption_fraction=0.25,
         ),
-        optimizer=Optimizer(peak_rate=2e-3, final_rate=1e-4, warmup_steps=60, clip_norm=1.0),
-        training=Training(steps=600, batch_size=128, checkpoint_every=200, validation_batches=2),
+        optimizer=Optimizer(peak_rate=2e-3, final_rate=1e-4, warmup_steps=100, clip_norm=1.0),
+        training=Training(steps=1200, batch_size=64, checkpoint_every=400, validation_batches=2),
     )

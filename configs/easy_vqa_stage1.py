@@ -13,7 +13,13 @@ def config() -> Run:
     return Run(
         stage='stage1',
         model=Blip2(vit=TINY_VIT, qformer=TINY_QFORMER, lm=None),
-        data=Data(path='data/easy_vqa', train_split='train[10%:]', validation_split='train[:10%]', max_text=8),
+        data=Data(
+            path='data/easy_vqa',
+            train_split='train[10%:]',
+            validation_split='train[:10%]',
+            crop_scale=(0.8, 1.0),
+            max_text=8,
+        ),
         optimizer=Optimizer(
             peak_rate=1e-3,
             final_rate=5e-5,
@@ -21,6 +27,6 @@ def config() -> Run:
             clip_norm=1.0,
             rate_rules=(('vit/.*', None), ('qformer/.*', 1.0)),
         ),
-        training=Training(steps=250, batch_size=64, checkpoint_every=125, validation_batches=4),
+        training=Training(steps=200, batch_size=64, checkpoint_every=100, validation_batches=4),
         start=Start(vit='runs/easy_vqa/vision'),
     )

@@ -18,6 +18,7 @@ def config() -> Run:
             path='data/easy_vqa',
             train_split='train[10%:]',
             validation_split='train[:10%]',
+            crop_scale=(0.8, 1.0),
             max_lm_text=8,
             question_prompt='{question}',
         ),
@@ -28,6 +29,6 @@ def config() -> Run:
             clip_norm=1.0,
             rate_rules=(('(vit|lm)/.*', None), (TEXT_SIDE, None), ('qformer/.*', 1.0), ('lm_projection/.*', 1.0)),
         ),
-        training=Training(steps=200, batch_size=128, checkpoint_every=100, validation_batches=2),
+        training=Training(steps=150, batch_size=128, checkpoint_every=75, validation_batches=2),
         start=Start(checkpoint='runs/easy_vqa/stage1', lm='runs/easy_vqa/language'),
     )

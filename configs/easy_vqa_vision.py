@@ -13,7 +13,13 @@ def config() -> Run:
     return Run(
         stage='vision',
         model=Blip2(vit=TINY_VIT, qformer=None, lm=None),
-        data=Data(path='data/easy_vqa', train_split='train[10%:]', validation_split='train[:10%]', max_text=8),
-        optimizer=Optimizer(peak_rate=1e-3, final_rate=5e-5, warmup_steps=80, clip_norm=1.0),
+        data=Data(
+            path='data/easy_vqa',
+            train_split='train[10%:]',
+            validation_split='train[:10%]',
+            crop_scale=(0.8, 1.0),
+            max_text=8,
+        ),
+        optimizer=Optimizer(peak_rate=2e-3, final_rate=1e-4, warmup_steps=80, clip_norm=1.0),
         training=Training(steps=800, batch_size=64, checkpoint_every=200, validation_batches=4),
     )

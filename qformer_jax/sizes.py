@@ -40,7 +40,7 @@ OPT_2_7B = Opt()
 
 OPT_6_7B = Opt(width=4096, depth=32, heads=32, mlp_width=16384)
 
-TINY_VIT = Vit(image_size=64, patch_size=8, width=64, depth=4, heads=4, mlp_width=256, attention_bias='all')
+TINY_VIT = Vit(image_size=64, patch_size=8, width=64, depth=4, heads=2, mlp_width=128, attention_bias='all')
 """For 64 px pictures of simple shapes; with patches of 16 px it cannot tell them apart."""
 
 TINY_QFORMER = Qformer(
