@@ -30,6 +30,6 @@ def config() -> Run:
             clip_norm=1.0,
             rate_rules=(('(vit|lm)/.*', None), ('qformer/.*', 1.0), ('lm_projection/.*', 1.0)),
         ),
-        training=Training(steps=800, batch_size=128, checkpoint_every=200, validation_batches=2),
+        training=Training(steps=500, batch_size=128, checkpoint_every=250, validation_batches=2),
         start=Start(checkpoint='runs/easy_vqa/stage2'),
     )

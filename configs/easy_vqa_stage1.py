@@ -1,4 +1,4 @@
-"""Stage 1 on easy-VQA: ITC + ITM + ITG align 8 queries with the captions, over the frozen tower.
+"""Stage 1 on easy-VQA: ITC + ITM + ITG align 3 queries with the captions, over the frozen tower.
 
     qformer train easy_vqa_stage1 --run runs/easy_vqa/stage1
 

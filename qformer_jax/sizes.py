@@ -45,7 +45,7 @@ TINY_VIT = Vit(image_size=64, patch_size=8, width=64, depth=4, heads=2, mlp_widt
 
 TINY_QFORMER = Qformer(
     feature_width=0,
-    num_queries=8,
+    num_queries=3,  # as many as a caption has tokens: the frozen language model then meets the positions it was taught
     width=64,
     depth=4,
     heads=4,
