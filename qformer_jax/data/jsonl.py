@@ -46,6 +46,21 @@ def read_picture(file: Path) -> bytes:
     return data
 
 
+def read_features(file: Path) -> np.ndarray:
+    """Return the array [P, V] of an .npy file; raises UserError when it is missing or holds anything else."""
+    try:
+        array = np.load(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f'{file}: no such array{_near(file)}') from error
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f'{file}: not an .npy array of numbers; write it with numpy.save') from error
+    if array.ndim != 2 or array.dtype.kind != 'f' or 0 in array.shape:
+        raise UserError(f'{file}: expected floats [P, V], found {array.dtype} {list(array.shape)}')
+    if not np.isfinite(array).all():
+        raise UserError(f'{file}: holds values that are not finite; encode this item again or leave it out')
+    return array if array.dtype == np.float16 else array.astype(np.float32)
+
+
 def _split_folders(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         raise UserError(f'{path}: no such folder{_near(path)}')
@@ -69,25 +84,11 @@ def _picture_records(root: Path) -> Iterator[Record]:
 def _feature_records(root: Path) -> Iterator[Record]:
     width = None
     for where, line in _lines(root / _LIST):
-        array = _at(where, lambda name=line['file']: _read_features(root / name))
+        array = _at(where, lambda name=line['file']: read_features(root / name))
         width = width or array.shape[1]
         if array.shape[1] != width:
             raise UserError(f"{where}: '{line['file']}' has {array.shape[1]} columns (V), the files before it {width}")
         yield Record(image_id=line['file'], features=array, **_said(where, line))
-
-
-def _read_features(file: Path) -> np.ndarray:
-    try:
-        array = np.load(file, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f'{file}: no such array{_near(file)}') from error
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f'{file}: not an .npy array of numbers; write it with numpy.save') from error
-    if array.ndim != 2 or array.dtype.kind != 'f' or 0 in array.shape:
-        raise UserError(f'{file}: expected floats [P, V], found {array.dtype} {list(array.shape)}')
-    if not np.isfinite(array).all():
-        raise UserError(f'{file}: holds values that are not finite; encode this item again or leave it out')
-    return array if array.dtype == np.float16 else array.astype(np.float32)
 
 
 def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -43,9 +43,10 @@ def pack(
 ) -> None:
     """Write the data set into the new folder `out`, and print what was written.
 
-    A tokenizer that is not given (a file of BERT's or OPT's) is trained on the split `train`. A folder that holds the same records already is left as it is. Nothing
-    appears at `out` before everything is written. Raises UserError when `out` holds anything else, when a split is
-    empty, when `train` is missing or without text, and when the disk is full.
+    A tokenizer that is not given (a file of BERT's or OPT's) is trained on the split `train`. A folder that holds the
+    same records already is left as it is. Nothing appears at `out` before everything is written. Raises UserError when
+    `out` holds anything else, when a split is empty, when `train` is missing or without text, and when the disk is
+    full.
     """
     out = Path(out)
     if 'train' not in records_by_split:

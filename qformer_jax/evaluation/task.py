@@ -21,6 +21,7 @@ from rich.table import Table
 from ..data.dataset import Dataset
 from ..data.records import Record
 from ..data.tokenizers import clean_caption
+from ..errors import UserError
 from ..inference.blip2 import Blip2, Seen
 from ..objectives import matching
 from ..training import start
@@ -81,9 +82,15 @@ def _encode(model: Blip2, records: Sequence[Record]) -> Seen:
     return Seen(np.concatenate(features), np.concatenate(masks))
 
 
+def _need(found: object, what: str, split: str) -> None:
+    if not found:
+        raise UserError(f"split '{split}' has no {what}: name another split, or another task")
+
+
 def judge_vqa(model: Blip2, dataset: Dataset, split: str) -> Judged:
     """Answer every question; again with the pictures shuffled; and without pictures (the commonest answer)."""
     records = list(dataset.source(split))
+    _need(any(r.questions for r in records), 'question', split)
     positions, questions, answers = vqa.pairs(records)
     seen = _encode(model, records)
     shuffled = np.random.default_rng(0).permutation(len(records))[positions]
@@ -112,6 +119,7 @@ def judge_vqa(model: Blip2, dataset: Dataset, split: str) -> Judged:
 def judge_caption(model: Blip2, dataset: Dataset, split: str) -> Judged:
     """Write captions; compare the loss of the true caption with that of another picture's."""
     records = [r for r in dataset.source(split) if r.captions]
+    _need(records, 'caption', split)
     seen = _encode(model, records)
     captions = model.caption(seen)
     right = [clean_caption(c) in map(clean_caption, r.captions) for c, r in zip(captions, records, strict=True)]
@@ -143,6 +151,7 @@ def caption_loss(model: Blip2, seen: Seen, captions: Sequence[str]) -> float:
 def judge_retrieval(model: Blip2, dataset: Dataset, split: str) -> Judged:
     """Rank the split's different captions by ITC for each picture, and back; ITM on hard negatives."""
     records = [r for r in dataset.source(split) if r.captions]
+    _need(records, 'caption', split)
     seen = _encode(model, records)
     texts, positive = retrieval.candidates([tuple(map(clean_caption, r.captions)) for r in records])
     similarity = model.similarity(seen, texts)

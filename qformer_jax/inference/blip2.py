@@ -5,7 +5,8 @@
     ['cat']
 
 Pictures are encoded once: every method also takes what `encode` returned. Work goes through in batches of fixed shapes
-(`batch_size` rows, prompts padded to multiples of 8), so a handful of compilations serves any input.
+(`batch_size` rows or a smaller power of two, prompts padded to multiples of 8), so a handful of compilations serves
+any input.
 """
 
 import functools
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from .. import config
+from ..data.jsonl import read_features
 from ..data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, clean_question, lm_row, pad, prompt_ids
 from ..data.transforms import eval_image
 from ..errors import UserError
@@ -43,7 +45,7 @@ class Seen:
     def __len__(self) -> int:
         return len(self.features)
 
-    def take(self, rows: Sequence[int]) -> 'Seen':
+    def take(self, rows: Sequence[int] | Int['R']) -> 'Seen':
         """Return the pictures `rows`, in that order (a picture may be asked many times)."""
         return Seen(self.features[np.asarray(rows)], self.mask[np.asarray(rows)])
 
@@ -90,7 +92,7 @@ class Blip2:
         return Seen(*self._in_batches(passes.see, pixels))
 
     def _pad_features(self, arrays: Sequence[Picture]) -> Seen:
-        arrays = [np.load(a) if isinstance(a, str | Path) else np.asarray(a) for a in arrays]
+        arrays = [read_features(Path(a)) if isinstance(a, str | Path) else np.asarray(a) for a in arrays]
         width = self.run.model.qformer.feature_width
         for array in arrays:
             if array.ndim != 2 or array.shape[1] != width:
@@ -107,9 +109,7 @@ class Blip2:
         prompt = self.run.data.caption_prompt
         return self.generate(seen, [prompt] * len(seen), max_new_tokens, [prompt] * len(seen))
 
-    def ask(
-        self, pictures: Sequence[Picture] | Seen, questions: Sequence[str], max_new_tokens: int = 10
-    ) -> list[str]:
+    def ask(self, pictures: Sequence[Picture] | Seen, questions: Sequence[str], max_new_tokens: int = 10) -> list[str]:
         """Return the answers to questions, one a picture; an instruction-aware Q-Former reads the question too."""
         prompts = [self.run.data.question_prompt.format(question=q.lower().strip()) for q in questions]
         return self.generate(pictures, prompts, max_new_tokens, questions)
@@ -205,11 +205,14 @@ class Blip2:
         return ids, np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
 
     def _in_batches(self, function: Callable, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Apply `function(model, params, *rows)` to `batch_size` rows at a time, the last batch padded with its end."""
+        """Apply `function(model, params, *rows)` to `batch_size` rows at a time.
+
+        A batch of fewer is padded with its last row to a power of two: 5 rows run as 8, 1 as 1.
+        """
         parts = []
         for begin in range(0, len(arrays[0]), self.batch_size):
             rows = [a[begin : begin + self.batch_size] for a in arrays]
-            missing = self.batch_size - len(rows[0])
+            missing = min(self.batch_size, 1 << (len(rows[0]) - 1).bit_length()) - len(rows[0])
             padded = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) if missing else r for r in rows]
             out = jax.tree.leaves(function(self.model, self.params, *padded))
             parts.append([np.asarray(o)[: len(rows[0])] for o in out])

@@ -37,7 +37,7 @@ def layer_norm(eps: float, dtype: DTypeLike, name: str | None = None) -> nn.Laye
 
 
 def _flat_dot_general(x, kernel, dimension_numbers, precision=None, **options):
-    """Multiply [..., D] by [D, E] as one matrix product; XLA's CPU gradient of the 3-d form takes four times as long."""
+    """Multiply [..., D] by [D, E] as one product; on CPUs, XLA's gradient of the 3-d form takes four times as long."""
     flat = x.reshape(-1, x.shape[-1])
     out = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), precision=precision, **options)
     return out.reshape(*x.shape[:-1], -1)

@@ -1,6 +1,6 @@
 """ITC, image-text contrast (BLIP-2, section 3.2): the picture's best query against the text, both ways.
 
-    sim[i, t] = max over queries q of <image[i, q], text[t]>        logits = sim / temperature
+sim[i, t] = max over queries q of <image[i, q], text[t]>        logits = sim / temperature
 """
 
 import jax

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from .. import config
@@ -25,8 +26,7 @@ from ..models.blip2 import Blip2
 from ..parallel.mesh import check_batch, data_mesh, put_batch, replicated
 from ..rules import flatten, split, unflatten
 from ..typing import Params
-from . import optimizer as optimizers
-from . import start, step
+from . import optimizer, start, step
 from .checkpoint import Checkpoints
 from .logs import Log, Progress, draw_curves
 
@@ -55,6 +55,11 @@ def check(run: config.Run) -> None:
         )
     if run.optimizer.schedule == 'lavis' and not run.optimizer.steps_per_epoch:
         raise UserError("optimizer.schedule 'lavis' needs optimizer.steps-per-epoch")
+    if run.optimizer.schedule == 'cosine' and run.optimizer.warmup_steps >= run.training.steps:
+        raise UserError(
+            f'optimizer.warmup-steps {run.optimizer.warmup_steps} must be below training.steps {run.training.steps}: '
+            'the cosine comes after the warm-up'
+        )
     if run.objective.positives == 'diagonal' and run.training.batch_size < 2:
         raise UserError('training.batch-size must be at least 2: a pair needs a negative')
 
@@ -74,6 +79,7 @@ def train(run: config.Run, folder: Path) -> start.Finished:
     if (folder / start.FINISHED).exists():
         say(f"run '{folder}' ({mark}) is finished already: nothing to do")
         return start.finished(folder)
+    start.bring_weights(run, inputs, folder)
     say(f"{run.stage}: run '{folder}' ({mark}), {run.training.steps} steps of {run.training.batch_size}, "
         f'{mesh.size} {jax.default_backend()} device(s), seed {run.training.seed}')  # fmt: skip
     with jax.set_mesh(mesh), contextlib.closing(Checkpoints(folder / 'checkpoints')) as checkpoints:
@@ -99,13 +105,11 @@ class Trainer:
     frozen: Params
     frozen_digest: str
     batches: Iterator
-    optimizer: optimizers.optax.GradientTransformation
+    optimizer: optax.GradientTransformation
     checkpoints: Checkpoints
 
 
-def _prepare(
-    run: config.Run, inputs: dict[str, str], mesh: Mesh, checkpoints: Checkpoints, folder: Path
-) -> Trainer:
+def _prepare(run: config.Run, inputs: dict[str, str], mesh: Mesh, checkpoints: Checkpoints, folder: Path) -> Trainer:
     """Build parameters, optimizer, data and state, and resume if there is a checkpoint; says where each came from."""
     params, sources = start.parameters(run, inputs)
     trainable, frozen = split(params, run.optimizer.rate_rules)
@@ -114,8 +118,8 @@ def _prepare(
     dtype = np.dtype(jax.numpy.dtype(run.training.dtype))
     frozen = jax.device_put(jax.tree.map(lambda x: np.asarray(x, dtype), frozen), replicated(mesh))
     trainable = jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), trainable), replicated(mesh))
-    optimizer = optimizers.make(run.optimizer, run.training.steps, trainable)
-    state = jax.device_put(step.new_state(trainable, optimizer, run.training.seed), replicated(mesh))
+    transform = optimizer.make(run.optimizer, run.training.steps, trainable)
+    state = jax.device_put(step.new_state(trainable, transform, run.training.seed), replicated(mesh))
     shard = (jax.process_index(), jax.process_count())
     batches = pipeline.batches(run, run.data.train_split, training=True, shard=shard)
     resumed = checkpoints.restore(jax.tree.map(_abstract, state), batches)
@@ -129,7 +133,7 @@ def _prepare(
     say(f'  {sizes[0]:,} parameters train, {sizes[1]:,} are frozen')
     model = Blip2(run.model, jax.numpy.dtype(run.training.dtype))
     frozen_digest = store.digest(frozen)
-    return Trainer(run, inputs, folder, mesh, model, state, frozen, frozen_digest, batches, optimizer, checkpoints)
+    return Trainer(run, inputs, folder, mesh, model, state, frozen, frozen_digest, batches, transform, checkpoints)
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

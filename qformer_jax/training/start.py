@@ -84,7 +84,10 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
         )
     if m.lm:
         m = dataclasses.replace(
-            m, lm=dataclasses.replace(m.lm, vocab_size=_size('model.lm.vocab-size', m.lm.vocab_size, lm_words, spare=True))
+            m,
+            lm=dataclasses.replace(
+                m.lm, vocab_size=_size('model.lm.vocab-size', m.lm.vocab_size, lm_words, spare=True)
+            ),
         )
     if run.stage == 'vision':
         m = dataclasses.replace(m, word_head=_size('model.word-head', m.word_head, words))
@@ -131,17 +134,18 @@ def fingerprint(run: config.Run, inputs: dict[str, str]) -> str:
 def claim(folder: Path, run: config.Run, inputs: dict[str, str], dataset: Dataset) -> str:
     """Make `folder` this run's, or check that it is; returns the fingerprint; raises UserError on another run's.
 
-    The tokenizers are copied there, so that a run can be used without its data set.
+    A run that never began to train, for a mistake that is corrected now, gives its folder up. The tokenizers are copied
+    there, so that a run can be used without its data set.
     """
     mark = fingerprint(run, inputs)
     path = folder / RUN
-    if path.exists():
-        other = json.loads(path.read_text())
-        if other['fingerprint'] != mark:
-            differs = _differences(other, {'config': dataclasses.asdict(run), 'inputs': inputs})
-            raise UserError(f"'{folder}' belongs to another run ({other['fingerprint']}, this is {mark}): {differs}")
+    other = json.loads(path.read_text()) if path.exists() else None
+    if other and other['fingerprint'] == mark:
         return mark
-    if folder.exists() and any(folder.iterdir()):
+    if other and (folder / 'log.jsonl').exists():  # its log: it began to train
+        differs = _differences(other, {'config': dataclasses.asdict(run), 'inputs': inputs})
+        raise UserError(f"'{folder}' belongs to another run ({other['fingerprint']}, this is {mark}): {differs}")
+    if not other and folder.exists() and any(folder.iterdir()):
         raise UserError(f"'{folder}' is not empty and holds no run: give --run a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     for name in (WORDPIECE, BYTE_BPE):

@@ -1,6 +1,7 @@
 """One training step: gradients of the trainable dict only, metrics beside it, everything inside one `jit`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,13 +21,14 @@ from .losses import Batch, Result
 
 @struct.dataclass
 class State:
-    """What a step changes, and what a checkpoint holds."""
+    """What a step changes, and what a checkpoint holds; its leaves are arrays, or shapes when one is restored."""
 
-    step: Array
+    step: Any
+    """Steps done, an int32 scalar."""
     trainable: Params
     optimizer: optax.OptState
-    key: Array
-    """Folded with the step number for dropout and negatives; itself constant."""
+    key: Any
+    """A random key, folded with the step number for dropout and negatives; itself constant."""
 
 
 def new_state(trainable: Params, optimizer: optax.GradientTransformation, seed: int) -> State:
