@@ -142,7 +142,9 @@ def main(options: Options) -> int:
     show(gates)
     picture = line.out / 'picture.png'
     picture.write_bytes(Dataset.open(line.data).source('test')[0].image)
-    print(f'wrote {options.out}/results.json, answers.png and loss.png in {results["seconds_of_this_call"]} s; go on with')
+    print(
+        f'wrote {options.out}/results.json, answers.png and loss.png in {results["seconds_of_this_call"]} s; go on with'
+    )
     print(f'  qformer ask {line.run("instruct")} {picture} "what shape is in the image?"')
     print(f'  qformer caption {line.run("stage2")} {picture}')
     print('  qformer train easy_vqa_instruct --help')

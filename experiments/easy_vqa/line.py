@@ -49,7 +49,9 @@ class Line:
 
     def train(self, stage: str) -> None:
         """Train one stage from the runs before it."""
-        starts = [word for part, source in STARTS.get(stage, {}).items() for word in (f'--start.{part}', self.run(source))]
+        starts = [
+            word for part, source in STARTS.get(stage, {}).items() for word in (f'--start.{part}', self.run(source))
+        ]
         self.command(
             'train', f'easy_vqa_{stage}', '--run', self.run(stage), '--data.path', self.data,
             '--training.seed', self.seed, *starts,
