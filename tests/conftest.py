@@ -14,3 +14,5 @@ jax.config.update('jax_compilation_cache_dir', str(Path(__file__).parents[1] / '
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 jaxtyping.install_import_hook('qformer_jax', 'beartype.beartype')
+
+pytest_plugins = ['small']  # fixtures of the tests of use: data sets and finished runs, made once

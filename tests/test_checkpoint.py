@@ -202,7 +202,7 @@ def test_only_damaged_checkpoints_are_an_error_that_names_them_and_deletes_nothi
     folder, checkpoints = copied
     for step in (1, 2, 3):
         flip(data_file(folder, step))
-    with pytest.raises(UserError, match='checkpoint 3 is damaged.*checkpoint 2 is damaged.*checkpoint 1 is damaged'):
+    with pytest.raises(UserError, match=r'checkpoint 3 is damaged.*checkpoint 2 is damaged.*checkpoint 1 is damaged'):
         checkpoints.restore(abstract(make_state(0)), make_iterator())
     assert steps_on_disk(folder) == {1, 2, 3}
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from qformer_jax.data import transforms
 from qformer_jax.data.transforms import eval_image, random_box, train_image
-from qformer_jax.models.vit import normalise
 from qformer_jax.errors import UserError
+from qformer_jax.models.vit import normalise
 
 with np.load(Path(__file__).parent / 'goldens' / 'processors_arrays.npz') as _file:
     GOLDEN = dict(_file)

@@ -1,0 +1,64 @@
+"""Eight devices give the losses of one: the batch is global, wherever its rows lie."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+from small import change, recipe
+
+from qformer_jax import config
+from qformer_jax.errors import UserError
+from qformer_jax.parallel.mesh import check_batch, data_mesh
+from qformer_jax.training import logs, loop
+
+STEPS = 3
+TRAIN = """
+import sys
+from pathlib import Path
+from qformer_jax import recipes
+from qformer_jax.training import loop
+for path in map(Path, sys.argv[1:]):
+    loop.train(recipes.load(str(path))[0], path.with_suffix(''))
+"""
+
+
+def tiny(stage: str, data: Path) -> config.Run:
+    """Return three steps of 16 rows, two a device, with dropout; ITC and ITM need the rows of the other devices."""
+    run = change(recipe(stage, data, steps=STEPS), 'training', batch_size=16)
+    shallow = {'vit': small.VIT, 'qformer': small.QFORMER, 'lm': small.OPT}
+    parts = {name: dataclasses.replace(part, depth=1) for name, part in shallow.items()}
+    run = change(run, 'model', **(parts | {'lm': None} if stage == 'stage1' else parts))
+    return change(run, 'optimizer', warmup_steps=1)
+
+
+@pytest.fixture(scope='module')
+def on_eight(pictures, tmp_path_factory) -> Path:
+    """Return the folder of the runs of a process that simulates 8 devices."""
+    folder = tmp_path_factory.mktemp('eight')
+    files = [small.write_recipe(folder / f'{stage}.py', tiny(stage, pictures)) for stage in ('stage1', 'instruct')]
+    environment = small.environment(XLA_FLAGS='--xla_force_host_platform_device_count=8')
+    command = [sys.executable, '-c', TRAIN, *map(str, files)]
+    done = subprocess.run(command, cwd=small.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert '8 cpu device(s)' in done.stderr
+    return folder
+
+
+@pytest.mark.parametrize('stage', ['stage1', 'instruct'])
+def test_eight_devices_give_the_losses_of_one(pictures, on_eight, tmp_path, stage):
+    loop.train(tiny(stage, pictures), tmp_path / 'run')
+    one, eight = logs.records(tmp_path / 'run'), logs.records(on_eight / stage)
+    assert len(one) == len(eight) == STEPS
+    for a, b in zip(one, eight, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {'kind', 'timing'}:
+            np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-5, err_msg=f'{name}, step {a["step"]}')
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():
+    with pytest.raises(UserError, match=r'batch size 10 .* 1 device\(s\) x 4 micro-batch\(es\): .* such as 8'):
+        check_batch(data_mesh(), 10, 4)

@@ -1,0 +1,113 @@
+"""Scores by hand, and the evaluation of a finished run: its numbers, its predictions, and that it runs once."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qformer_jax.data.records import Record
+from qformer_jax.evaluation import retrieval, task, vqa
+
+
+def test_one_accepted_answer_is_an_exact_match():
+    assert vqa.score('Yes ', ('yes',)) == 1
+    assert vqa.score('yes it is', ('yes',)) == 0
+
+
+def test_ten_answers_are_scored_by_leaving_each_one_out():
+    """Ten people, two say 'red'. Leaving out one of these two, 1 agrees (1/3); leaving out another, 2 (2/3).
+
+    (2 * 1/3 + 8 * 2/3) / 10 = 0.6
+    """
+    answers = ('red',) * 2 + ('pink',) * 8
+    assert vqa.score('red', answers) == pytest.approx(0.6)
+    assert vqa.score('pink', answers) == 1
+    assert vqa.score('blue', answers) == 0
+    assert vqa.score('red', ('red',) * 3 + ('pink',) * 7) == pytest.approx((3 * 2 / 3 + 7) / 10)
+
+
+def test_without_pictures_each_question_gets_its_commonest_answer():
+    records = [
+        Record('1', b'x', questions=('is it red?', 'what?'), answers=(('no',), ('blue',))),
+        Record('2', b'x', questions=('is it red?',), answers=(('no',),)),
+        Record('3', b'x', questions=('is it red?',), answers=(('yes',),)),
+    ]
+    assert vqa.text_only(records) == {'is it red?': 'no', 'what?': 'blue'}
+
+
+def test_questions_keep_the_place_of_their_picture():
+    records = [
+        Record('1', b'x', captions=('no question',)),
+        Record('2', b'x', questions=('a?', 'b?'), answers=(('1',), ('2', '3'))),
+    ]
+    assert vqa.pairs(records) == ([1, 1], ['a?', 'b?'], [('1',), ('2', '3')])
+
+
+def test_recall_counts_any_positive_among_the_best():
+    similarity = np.array([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.1, 0.2, 0.3]], np.float32)
+    positive = np.array([[True, False, False], [False, True, True], [True, True, False]])
+    assert [retrieval.recall(similarity, positive, k) for k in (1, 2, 3)] == pytest.approx([1 / 3, 1, 1])
+
+
+def test_ties_go_to_the_first_candidate_and_not_to_the_right_one():
+    """A model that gives all the same similarity has the recall of chance, whichever way the columns are sorted."""
+    similarity = np.zeros((4, 4), np.float32)
+    assert retrieval.recall(similarity, np.eye(4, dtype=bool), 1) == 0.25
+
+
+def test_candidates_are_the_different_captions():
+    texts, positive = retrieval.candidates([('b', 'a'), ('a',), ('c',)])
+    assert texts == ['a', 'b', 'c']
+    assert positive.tolist() == [[True, True, False], [True, False, False], [False, False, True]]
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_vqa_of_a_run_is_the_mean_over_its_predictions(line, capsys):
+    numbers = task.evaluate(line / 'instruct', 'vqa', 'test')
+    rows = lines(line / 'instruct' / 'evaluation' / 'vqa-test.jsonl')
+    assert numbers['number of questions'] == len(rows) == 16
+    scores = [vqa.score(row['prediction'], row['answers']) for row in rows]
+    assert numbers['accuracy'] == pytest.approx(np.mean(scores))
+    # What the commonest answer gives: 6 of 8 pictures are not red, and one colour of four is guessed for 'what color'.
+    assert numbers['text only (commonest answer)'] == pytest.approx((6 + 2) / 16)
+    assert 'accuracy' in capsys.readouterr().out
+
+
+def test_retrieval_of_a_run(line):
+    numbers = task.evaluate(line / 'stage1', 'retrieval', 'test')
+    assert numbers['number of pictures'] == numbers['number of captions'] == 8
+    assert numbers['picture to text R@1'] <= numbers['picture to text R@5'] <= 1
+    rows = lines(line / 'stage1' / 'evaluation' / 'retrieval-test.jsonl')
+    assert numbers['picture to text R@1'] == pytest.approx(
+        np.mean([row['prediction'] in [c.lower() for c in row['captions']] for row in rows])
+    )
+    assert 'picture to text R@10' not in numbers, 'there are eight candidates'
+    assert numbers['picture to text R@1'] > 1 / 8, 'better than chance after 60 steps'
+
+
+def test_captions_of_a_run(line):
+    numbers = task.evaluate(line / 'stage2', 'caption', 'test')
+    rows = lines(line / 'stage2' / 'evaluation' / 'caption-test.jsonl')
+    right = [row['prediction'] in [caption.lower() for caption in row['captions']] for row in rows]
+    assert numbers['exact match'] == pytest.approx(np.mean(right)) and len(rows) == 8
+    own, other = numbers['loss, own picture (nats/token)'], numbers['loss, shuffled pictures']
+    assert numbers['shuffled minus matched'] == pytest.approx(other - own)
+
+
+def test_a_second_evaluation_reads_the_first(line, monkeypatch):
+    first = task.evaluate(line / 'instruct', 'vqa', 'test')
+    monkeypatch.setattr(task.Blip2, 'load', lambda *_, **__: pytest.fail('evaluated again'))
+    assert task.evaluate(line / 'instruct', 'vqa', 'test') == first
+
+
+def test_another_data_set_or_other_weights_are_evaluated_anew(line, pictures):
+    task.evaluate(line / 'instruct', 'vqa', 'test', pictures)
+    path = line / 'instruct' / 'evaluation' / 'vqa-test.json'
+    known = json.loads(path.read_text())
+    known['identity']['data'] = 'another'
+    known['numbers']['accuracy'] = 2.0
+    path.write_text(json.dumps(known))
+    assert task.evaluate(line / 'instruct', 'vqa', 'test')['accuracy'] <= 1

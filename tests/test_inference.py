@@ -1,0 +1,230 @@
+"""A finished run in use: the same answer however it is asked, batched, padded or cached."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from qformer_jax import config
+from qformer_jax.data.tokenizers import lm_row, prompt_ids
+from qformer_jax.errors import UserError
+from qformer_jax.inference import decode
+from qformer_jax.inference.blip2 import Blip2
+from qformer_jax.training import loop, start
+
+KINDS = [(colour, shape) for shape in small.SHAPES for colour in small.COLOURS]
+QUESTIONS = ['what color is it?', 'is it red?', 'what', 'is it red? is it blue? is it green?'] * 2
+
+
+@pytest.fixture(scope='module')
+def pictures_drawn():
+    return [small.draw_picture(*kind) for kind in KINDS]
+
+
+@pytest.fixture(scope='module')
+def instructed(line) -> Blip2:
+    return Blip2.load(line / 'instruct', batch_size=8)
+
+
+@pytest.fixture(scope='module')
+def aligned(line) -> Blip2:
+    return Blip2.load(line / 'stage1', batch_size=8)
+
+
+@pytest.fixture(scope='module')
+def heard(arrays, tmp_path_factory) -> Blip2:
+    """A stage-2 run over feature arrays of ragged lengths."""
+    run = small.without_tower(small.recipe('stage2', arrays, steps=6))
+    return Blip2.load(loop.train(run, tmp_path_factory.mktemp('heard') / 'run').folder, batch_size=4)
+
+
+def test_it_answers_what_it_was_trained_on(instructed, pictures_drawn):
+    """'is it red?' is learned in 60 steps by these two layers; the pictures matter."""
+    answers = instructed.ask(pictures_drawn, ['Is it red?'] * 8)
+    assert set(answers) <= {'yes', 'no'}
+
+
+def test_a_batch_gives_what_singles_give(instructed, pictures_drawn):
+    together = instructed.ask(pictures_drawn, QUESTIONS)
+    alone = dataclasses.replace(instructed, batch_size=1)
+    singles = [alone.ask([p], [q])[0] for p, q in zip(pictures_drawn, QUESTIONS, strict=True)]
+    assert singles == together
+    assert len(set(together)) > 1
+
+
+def test_the_cache_changes_nothing(instructed, pictures_drawn):
+    """Greedy decoding against running everything anew for each token, without cache and without padding."""
+    seen = instructed.encode(pictures_drawn[:3])
+    prompts = QUESTIONS[:3]
+    written = instructed.generate(seen, prompts, max_new_tokens=5)
+    for row, prompt in enumerate(prompts):
+        assert written[row] == written_anew(instructed, seen.take([row]), prompt, 5)
+
+
+def written_anew(model: Blip2, seen, prompt: str, limit: int) -> str:
+    prefix = jnp.asarray(model._prefix(seen, [prompt]))
+    ids = prompt_ids(model.lm_tokenizer, prompt)
+    begin = len(ids)
+    while len(ids) < begin + limit:
+        chosen = next_token(model, prefix, ids)
+        if chosen == model.lm_tokenizer.end_id:
+            break
+        ids.append(chosen)
+    return model.lm_tokenizer.decode(ids[begin:]).strip()
+
+
+def next_token(model: Blip2, prefix: jax.Array, ids: list[int]) -> int:
+    def run(network):
+        x = jnp.concatenate([prefix, network.lm.embed(jnp.asarray([ids]))], axis=1)
+        hidden = network.lm(x, jnp.ones(x.shape[:2], bool)).hidden
+        return network.lm.word_logits(hidden)[0, -1]
+
+    return int(model.model.apply({'params': model.params}, method=run).argmax())
+
+
+def test_padding_of_a_prompt_changes_nothing(instructed, pictures_drawn):
+    """A long neighbour pads the short prompt further to the left; its own words stay."""
+    long = ' '.join(['is it red?'] * 4)
+    alone = instructed.ask(pictures_drawn[:1], QUESTIONS[:1])
+    beside = instructed.ask(pictures_drawn[:2], [QUESTIONS[0], long])
+    assert beside[0] == alone[0]
+
+
+def test_writing_stops_at_the_end_token(instructed, pictures_drawn):
+    """Up to its end a row is what it would be without one; from there on it holds nothing but end tokens."""
+    seen = instructed.encode(pictures_drawn)
+    end, prefix = instructed.lm_tokenizer.end_id, instructed._prefix(seen, QUESTIONS)
+    ids, mask = instructed._left_padded(QUESTIONS)
+    stopped, endless = (
+        np.asarray(
+            decode.greedy(instructed.model, instructed.params, prefix, ids, mask, max_new_tokens=6, end_id=end_id)
+        )
+        for end_id in (end, -1)
+    )
+    ends = [row.tolist().index(end) for row in endless]
+    for row, count in enumerate(ends):
+        assert stopped[row].tolist() == [*endless[row, :count], *[end] * (6 - count)]
+    texts = [instructed.lm_tokenizer.decode(row[:count]).strip() for row, count in zip(endless, ends, strict=True)]
+    assert instructed.generate(seen, QUESTIONS, max_new_tokens=6) == texts
+
+
+def test_a_prompt_that_does_not_fit_is_refused(instructed, pictures_drawn):
+    with pytest.raises(UserError, match=r'a prompt of \d+ tokens and 10 new ones do not fit .* 40 positions, 4 of'):
+        instructed.ask(pictures_drawn[:1], ['red ' * 60])
+
+
+def test_prompts_and_pictures_must_be_as_many(instructed, pictures_drawn):
+    with pytest.raises(UserError, match=r'2 picture\(s\) but 1 prompt\(s\)'):
+        instructed.generate(pictures_drawn[:2], ['what'])
+    with pytest.raises(UserError, match='no picture given'):
+        instructed.caption([])
+
+
+def test_a_caption_is_written_for_files_bytes_and_pictures_alike(line, pictures_drawn, tmp_path):
+    model = Blip2.load(line / 'stage2', batch_size=8)
+    file = tmp_path / 'red.png'
+    pictures_drawn[0].save(file)
+    expected = model.caption(pictures_drawn[:1])
+    assert expected[0]
+    for given in (file, str(file), file.read_bytes()):
+        assert model.caption([given]) == expected
+
+
+def test_losses_agree_with_greedy_writing(instructed, pictures_drawn):
+    """What greedy decoding wrote has, token by token, the likeliest tokens: no other answer costs less at the first."""
+    seen = instructed.encode(pictures_drawn)
+    prompts = ['is it red?'] * 8
+    written = instructed.ask(seen, prompts)
+    losses = {answer: instructed.losses(seen, prompts, [answer] * 8)[0][:, 0:] for answer in ('yes', 'no')}
+    first = {answer: rows.sum(axis=1) for answer, rows in losses.items()}
+    for row, answer in enumerate(written):
+        other = {'yes': 'no', 'no': 'yes'}[answer]
+        assert first[answer][row] < first[other][row]
+
+
+def test_losses_count_the_target_and_its_end_only(instructed, pictures_drawn):
+    losses, target = instructed.losses(pictures_drawn[:2], ['is it red?', 'what color is it?'], ['yes', 'green'])
+    for row, (prompt, answer) in enumerate((('is it red?', 'yes'), ('what color is it?', 'green'))):
+        ids, begin = lm_row(instructed.lm_tokenizer, prompt, answer)
+        assert target[row].nonzero()[0].tolist() == list(range(begin, len(ids)))
+    assert (losses[~target] == 0).all() and (losses[target] > 0).all()
+
+
+def test_itc_similarity_is_the_best_querys_cosine(aligned, pictures_drawn):
+    texts = ['a red square', 'a blue circle']
+    image = aligned.features(pictures_drawn)
+    text = aligned.features(texts=texts, mode='text')
+    assert image.shape == (8, 4, 8) and text.shape == (2, 8)
+    np.testing.assert_allclose(np.linalg.norm(image, axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(text, axis=-1), 1, rtol=1e-5)
+    by_hand = np.array([[max(query @ t for query in queries) for t in text] for queries in image])
+    np.testing.assert_allclose(aligned.similarity(pictures_drawn, texts), by_hand, atol=1e-6)
+
+
+def test_captions_are_cleaned_before_they_are_compared(aligned, pictures_drawn):
+    plain, shouted = (aligned.similarity(pictures_drawn, [t]) for t in ('a red square', 'A RED square!'))
+    np.testing.assert_array_equal(plain, shouted)
+
+
+def test_itm_scores_are_the_logits_of_matched(aligned, pictures_drawn):
+    texts = ['a red square', 'a blue circle', 'a green circle']
+    seen = aligned.encode(pictures_drawn[:2])
+    scores = aligned.similarity(seen, texts, by='itm')
+    assert scores.shape == (2, 3)
+    for row in range(2):
+        for column, text in enumerate(texts):
+            logits = aligned.match(seen.take([row]), aligned.text_arrays([text]))
+            np.testing.assert_allclose(scores[row, column], logits[0, 1], atol=1e-5)
+
+
+def test_match_is_what_training_computed(aligned, pictures_drawn):
+    """The ITM head over the queries that saw the text, averaged: the same as in the loss of stage 1."""
+    seen, text = aligned.encode(pictures_drawn), aligned.text_arrays(['a red square'] * 8)
+    queries = aligned.features(seen, ['a red square'] * 8, mode='multimodal')
+    head = aligned.params['qformer']['itm_head']
+    by_hand = (queries @ np.asarray(head['kernel']) + np.asarray(head['bias'])).mean(axis=1)
+    np.testing.assert_allclose(aligned.match(seen, text), by_hand, atol=1e-5)
+
+
+def test_feature_files_and_arrays_are_read_alike(heard, tmp_path):
+    draw = np.random.default_rng(0)
+    arrays = [draw.normal(size=(length, 6)).astype(np.float32) for length in (2, 5, 3)]
+    files = [tmp_path / f'{n}.npy' for n in range(3)]
+    for file, array in zip(files, arrays, strict=True):
+        np.save(file, array)
+    assert heard.caption(files) == heard.caption(arrays)
+
+
+def test_rows_that_pad_an_array_change_nothing(heard):
+    array = np.random.default_rng(1).normal(size=(2, 6)).astype(np.float32)
+    longer = np.ones((9, 6), np.float32)
+    alone, beside = heard.features([array]), heard.features([longer, array])
+    np.testing.assert_allclose(beside[1], alone[0], atol=1e-6)
+    assert np.abs(beside[0] - beside[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    'stage, use, words',
+    [
+        ('stage1', lambda model, pictures: model.caption(pictures), "'stage1' run, which has no lm"),
+        ('vision', lambda model, pictures: model.similarity(pictures, ['a']), "'vision' run, which has no qformer"),
+    ],
+)
+def test_a_stage_that_cannot_do_it_says_which_can(line, pictures_drawn, stage, use, words):
+    with pytest.raises(UserError, match=words):
+        use(Blip2.load(line / stage), pictures_drawn[:1])
+
+
+def test_the_best_checkpoint_can_be_loaded_instead_of_the_last(pictures, tmp_path):
+    """Trained far too fast, so that a later loss is worse: `best` then differs from `last`."""
+    run = small.recipe('language', pictures, steps=12)
+    run = small.change(run, 'training', checkpoint_every=4, validation_batches=1)
+    run = small.change(run, 'optimizer', peak_rate=3.0, warmup_steps=6)
+    done = loop.train(small.change(run, 'data', validation_split='test'), tmp_path / 'run')
+    assert done.best and done.best != done.last
+    last, best = (start.load_components(done, which)['lm']['word_embedding'] for which in ('last', 'best'))
+    assert np.abs(last - best).max() > 0
+    assert config.to_json(done.run) == config.to_json(Blip2.load(tmp_path / 'run', 'best').run)
