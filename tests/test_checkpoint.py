@@ -236,7 +236,7 @@ def test_a_full_disk_is_one_clear_line_and_the_checkpoint_before_stays(checkpoin
 def start(code, *arguments, **environment):
     """Start Python on `code` with this file's helpers in scope."""
     tests = Path(__file__).parent
-    paths = os.pathsep.join([str(tests), str(tests.parent)])
+    paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get('PYTHONPATH', '')])
     code = f'import sys\nfrom pathlib import Path\nfrom test_checkpoint import *\n{code}'
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': paths} | environment
     command = [sys.executable, '-c', code, *map(str, arguments)]

@@ -25,12 +25,13 @@ def _see(model: Blip2, batch: Batch) -> tuple[Float['B P V'], Bool['B P']]:
 def vision(model: Blip2, batch: Batch) -> Result:
     """Pretrain a tower: which words does the picture's caption hold? (Joulin et al. 2016, multinomial form.)
 
-    Target of a caption of n different words: 1/n on each. Special tokens are the ids below 5 and do not count.
+    Target of a caption of n different words: 1/n on each. [CLS], at the start, and [SEP], the last real token, are no
+    words: of `[CLS] red circle [SEP] [PAD]`, positions 1 and 2 count, each followed by a real token.
     """
     features, _ = _see(model, batch)
     logits = model.name_words(features)
-    words = jax.nn.one_hot(batch['text'], logits.shape[-1]).max(axis=1)
-    words = words * (jnp.arange(logits.shape[-1]) >= 5)[None]
+    inside = batch['text_mask'][:, 2:, None]
+    words = (jax.nn.one_hot(batch['text'][:, 1:-1], logits.shape[-1]) * inside).max(axis=1)
     count = words.sum(axis=1, keepdims=True)
     log_p = jax.nn.log_softmax(logits)
     loss = -(words / jnp.maximum(count, 1) * log_p).sum(axis=1).mean()
