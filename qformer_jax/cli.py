@@ -178,8 +178,15 @@ def _parse(kind: Any, arguments: list[str], **options: Any) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = [re.sub(r'[╭╮╰╯│─]+', ' ', line).strip() for line in said.getvalue().splitlines()]
-        raise UserError(' '.join(line for line in lines if line)) from None
+        raise UserError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """Return the text of tyro's error box; of the options that it suggests, the names only."""
+    lines = [line.strip('│ ') for line in box.splitlines() if not line.startswith(('╭', '╰')) and '──' not in line]
+    complaint, _, suggested = ' '.join(lines).partition(' Perhaps you meant: ')
+    names = [name for name in re.findall(r'(?<!\S)--[\w.-]+', suggested) if name != '--help']
+    return complaint + (f' (nearest: {", ".join(names)})' if names else '')
 
 
 def run(arguments: list[str]) -> None:

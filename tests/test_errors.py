@@ -78,7 +78,7 @@ def test_no_recipe(complaint):
 
 def test_unknown_option(complaint, tmp_path):
     said = complaint('train', 'easy_vqa_stage1', '--run', tmp_path / 'run', '--training.stepz', 3)
-    assert '--training.stepz' in said and '--training.steps' in said
+    assert '--training.stepz' in said and '(nearest: --training.steps' in said
 
 
 def test_an_option_of_another_type(complaint, tmp_path):
