@@ -1,6 +1,6 @@
 """BLIP-2 stage 2 with EVA ViT-g and OPT-2.7B, as the released LAVIS code runs it; not run here.
 
-    qformer train blip2_vitg_opt2_7b_stage2_lavis --run runs/opt --data.path DATA --start.checkpoint STAGE1
+    qformer train blip2_vitg_opt2_7b_stage2_lavis --run RUN --data.path DATA --start.checkpoint STAGE1 --start.lm LM
 
 LAVIS: 10 epochs of 1,024, AdamW (0.9, 0.999), 2,000 steps of warm-up from 1e-6 inside epoch 0, a cosine that moves once
 an epoch towards 1e-5, one rate for Q-Former and projection. `steps_per_epoch` is for 4.6 million pairs; set yours.

@@ -2,7 +2,7 @@
 
     qformer train easy_vqa_vision --run runs/easy_vqa/vision
 
-No pretrained tower is needed to try the whole line; a real run loads EVA ViT-g instead.
+It stands in for EVA ViT-g, so that the whole line can be tried without pretrained weights.
 """
 
 from qformer_jax.config import Blip2, Data, Optimizer, Run, Training

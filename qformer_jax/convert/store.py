@@ -3,19 +3,16 @@
 Runs refer to frozen weights by digest instead of copying them, so that a frozen tower lies on the disk once.
 """
 
-import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from qformer_jax.errors import UserError
+from qformer_jax.errors import UserError, full_disk_as_user_error
+from qformer_jax.rules import flatten, unflatten
 from qformer_jax.typing import Params
 
 
@@ -24,7 +21,7 @@ def save(folder: Path, params: Params) -> str:
 
     Equal content gives an equal digest and one file. Raises UserError when the disk is full.
     """
-    tensors = {name: np.array(value, order='C') for name, value in flatten_dict(params, sep='/').items()}
+    tensors = {name: np.array(value, order='C') for name, value in flatten(params).items()}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as scratch, full_disk_as_user_error(folder):
         path = Path(scratch) / 'weights'
@@ -41,7 +38,7 @@ def load(folder: Path, digest: str) -> Params:
         raise UserError(f'weights {path} are missing: copy the file there, or repeat the step that wrote them')
     if sha256(path) != digest:
         raise UserError(f'weights {path} are damaged (its SHA-256 is not its name): delete the file and write it again')
-    return unflatten_dict(load_file(path), sep='/')
+    return unflatten(load_file(path))
 
 
 def copy(source: Path, folder: Path, digest: str) -> None:
@@ -56,17 +53,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-@contextlib.contextmanager
-def full_disk_as_user_error(folder: Path) -> Iterator[None]:
-    """Turn the errors by which libraries report a full disk (they share only the text) into UserError."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if 'No space left on device' not in str(error):
-            raise
-        raise UserError(f'disk full: could not write into {folder}; free some space and start again') from error
-
-
 def _path(folder: Path, digest: str) -> Path:
     return folder / f'{digest}.safetensors'
 
@@ -74,7 +60,7 @@ def _path(folder: Path, digest: str) -> Path:
 def digest(params: Params) -> str:
     """Return the SHA-256 of the arrays' names, dtypes, shapes and bytes; equal means equal to the last bit."""
     total = hashlib.sha256()
-    for name, value in sorted(flatten_dict(params, sep='/').items()):
+    for name, value in flatten(params).items():
         array = np.asarray(value)
         total.update(f'{name} {array.dtype} {array.shape}'.encode())
         total.update(np.ascontiguousarray(array).tobytes())

@@ -9,7 +9,6 @@ What lies in the folder:
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
@@ -26,7 +25,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from qformer_jax.data.records import Record, pack_array
 from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, train_byte_bpe, train_wordpiece
-from qformer_jax.errors import UserError
+from qformer_jax.errors import UserError, full_disk_as_user_error
 
 CONTENT, INDEX, WORDPIECE, BYTE_BPE = 'content.txt', 'index.npz', 'wordpiece.json', 'byte_bpe.json'
 WORDPIECE_SIZE = 8192
@@ -56,7 +55,7 @@ def pack(
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f'{out.name}.unfinished-', dir=out.parent))
     try:
-        with _full_disk_is_an_error(out):
+        with full_disk_as_user_error(out):
             packed, tally = _write(records_by_split, scratch)
             text = TextTokenizer.load(text_tokenizer) if text_tokenizer else _trained_wordpiece(tally)
             lm = LmTokenizer.load(lm_tokenizer) if lm_tokenizer else _trained_byte_bpe(tally)
@@ -182,15 +181,3 @@ def _publish(packed: Path, out: Path, summary: str) -> None:
         os.replace(packed, out)
         print(f'wrote {out}: {summary}')
     print(f'next: qformer train RECIPE --run RUN --data.path {out}')
-
-
-@contextlib.contextmanager
-def _full_disk_is_an_error(out: Path) -> Iterator[None]:
-    """Turn 'no space left', from Python or from array_record's C++ writer, into a UserError."""
-    try:
-        yield
-    except Exception as error:
-        if getattr(error, 'errno', None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-            free = shutil.disk_usage(out.parent).free
-            raise UserError(f'{out}: disk full ({free / 2**20:.0f} MiB free); make room and pack again') from error
-        raise

@@ -177,7 +177,10 @@ class Blip2:
     def similarity(
         self, pictures: Sequence[Picture] | Seen, texts: Sequence[str], by: Literal['itc', 'itm'] = 'itc'
     ) -> Float['I C']:
-        """Return how well each picture fits each text: ITC cosine, or the ITM logit of "matched"."""
+        """Return how well each picture fits each text: ITC cosine, or the ITM logit of "matched".
+
+        Ask a stage-1 run: later stages move the queries, and their heads stay as stage 1 left them.
+        """
         seen = self.encode(pictures)
         if by == 'itc':
             image, text = self.features(seen), self.features(texts=texts, mode='text')

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ..models import masks
 from ..models.blip2 import Blip2
@@ -69,7 +68,5 @@ def target_losses(
     model: Blip2, prefix: Float['B Q L'], text: Int['B T'], text_mask: Bool['B T'], target: Bool['B T']
 ) -> Float['B T']:
     """Return the loss (nats) of each target token after [prefix, text so far]; zero elsewhere."""
-    x = jnp.concatenate([prefix, model.lm.embed(text)], axis=1)
-    exists = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), text_mask], axis=1)
-    hidden = model.lm(x, exists).hidden[:, prefix.shape[1] - 1 : -1]
+    hidden = model.after_prefix(prefix, text, text_mask)
     return captioning.token_losses(model.lm.word_logits(hidden), text) * target

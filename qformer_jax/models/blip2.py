@@ -79,6 +79,15 @@ class Blip2(nn.Module):
         """Return what the language model reads in place of the picture (section 3.3)."""
         return self.lm_projection(self.ask_queries(features, feature_mask, text, text_mask, train).queries)
 
+    def after_prefix(self, prefix: Float['B Q L'], text: Int['B T'], text_mask: Bool['B T']) -> Float['B T L']:
+        """Return the language model's hidden states that predict each token of `text` after [prefix, text so far].
+
+        Slot Q + t holds token t, so its prediction leaves slot Q + t - 1: with 3 queries and 4 tokens, slots 2..5.
+        """
+        x = jnp.concatenate([prefix, self.lm.embed(text)], axis=1)
+        exists = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), text_mask], axis=1)
+        return self.lm(x, exists).hidden[:, prefix.shape[1] - 1 : -1]
+
     def touch_everything(self) -> None:
         """Call every part once on the smallest input: `init` makes the parameters that are touched."""
         c = self.config

@@ -31,9 +31,9 @@ def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-def layer_norm(eps: float, dtype: DTypeLike, name: str | None = None) -> nn.LayerNorm:
+def layer_norm(eps: float, dtype: DTypeLike) -> nn.LayerNorm:
     """LayerNorm with statistics in float32; the fast variance loses 1e-4 where the mean is large."""
-    return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
+    return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False)
 
 
 def _flat_dot_general(x, kernel, dimension_numbers, precision=None, **options):

@@ -60,7 +60,7 @@ def check(run: config.Run) -> None:
             f'optimizer.warmup-steps {run.optimizer.warmup_steps} must be below training.steps {run.training.steps}: '
             'the cosine comes after the warm-up'
         )
-    if run.objective.positives == 'diagonal' and run.training.batch_size < 2:
+    if run.stage == 'stage1' and run.training.batch_size < 2:
         raise UserError('training.batch-size must be at least 2: a pair needs a negative')
 
 

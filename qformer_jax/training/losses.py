@@ -46,16 +46,11 @@ def language(model: Blip2, batch: Batch, shards: int) -> Result:
 
 
 def generation(model: Blip2, batch: Batch, o: config.Objective, shards: int, train: bool) -> Result:
-    """Stages 2 and 3: the frozen language model reads [queries, prompt, target]; only the target counts (section 3.3).
-
-    Slot Q + t holds token t, so its prediction leaves slot Q + t - 1: with 3 queries and 4 tokens, slots 2..5 predict.
-    """
+    """Stages 2 and 3 (section 3.3): the language model reads [queries, prompt, target]; only the target counts."""
     features, mask = _see(model, batch)
     question = (batch['text'], batch['text_mask']) if o.instruction_aware else (None, None)
     prefix = model.soft_prefix(features, mask, *question, train=train)
-    x = jnp.concatenate([prefix, model.lm.embed(batch['lm_text'])], axis=1)
-    exists = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), batch['lm_mask']], axis=1)
-    hidden = model.lm(x, exists).hidden[:, prefix.shape[1] - 1 : -1]
+    hidden = model.after_prefix(prefix, batch['lm_text'], batch['lm_mask'])
     return _lm_loss(model, hidden, batch['lm_text'], batch['lm_target'], shards)
 
 
