@@ -76,12 +76,18 @@ class Qformer:
     """Dropout on embeddings, attention weights and branch outputs, in training only."""
     norm_eps: float = 1e-12
     """Epsilon of BERT's LayerNorms; the norm on the features uses 1e-5, as in BLIP-2."""
+    text_side: Literal['full', 'retrieval', 'reads', 'none'] = 'full'
+    """Which text parameters exist: `full`: all that stage 1 trains; `retrieval`: without language-model head and
+    temperature (Hugging Face's ITM model); `reads`: the text branch without heads (InstructBLIP); `none` (BLIP-2 after
+    stage 1, as published)."""
 
 
 @dataclass(frozen=True)
 class Opt:
     """An OPT decoder (Zhang et al. 2022); the defaults are OPT-2.7B."""
 
+    family: Literal['opt'] = 'opt'
+    """Kind of language model."""
     vocab_size: int = 50272
     """Rows of the token table (N); 0: the tokenizer's."""
     width: int = 2560
@@ -245,7 +251,9 @@ def from_json(text: str) -> Run:
     """Return the run whose `to_json` is `text`; raises KeyError or TypeError when it is another version's."""
     tree = json.loads(text)
     model = tree['model']
-    parts = {'vit': Vit, 'qformer': Qformer, 'lm': Opt}
+    parts = {'vit': Vit, 'qformer': Qformer}
+    if model['lm']:
+        parts['lm'] = {'opt': Opt}[model['lm'].get('family', 'opt')]
     model |= {name: part(**model[name]) for name, part in parts.items() if model[name]}
     tree['data']['crop_scale'] = tuple(tree['data']['crop_scale'])
     tree['optimizer']['rate_rules'] = tuple(map(tuple, tree['optimizer']['rate_rules']))

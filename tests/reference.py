@@ -1,5 +1,6 @@
 """The recorded cases of `goldens/lavis`, our configurations of their sizes, and what "equal" means."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,9 +9,10 @@ from safetensors.numpy import load_file
 
 from qformer_jax import config
 from qformer_jax.convert import lavis
-from qformer_jax.convert.table import convert
+from qformer_jax.convert.table import convert, to_ours
+from qformer_jax.convert.tensors import in_memory
 from qformer_jax.models import blip2
-from qformer_jax.rules import flatten
+from qformer_jax.rules import flatten, unflatten
 from qformer_jax.typing import Params
 
 GOLDENS = Path(__file__).parent / 'goldens'
@@ -40,10 +42,8 @@ QFORMER = config.Qformer(
     max_positions=40,
     embed_width=16,
 )
+QUERIES = dataclasses.replace(QFORMER, text_side='none')  # as stage 2 of LAVIS keeps it
 OPT = config.Opt(vocab_size=356, width=40, depth=2, heads=4, mlp_width=96, max_positions=96)
-
-TEXT_SIDE = r'qformer/(word_embedding|added_embedding|position_embedding|layer_\d+/text_mlp.*|lm_head/.*)'
-HEADS = r'qformer/(vision_projection/.*|text_projection/.*|itm_head/.*|temperature)'
 
 
 def meta(case: str) -> dict:
@@ -59,9 +59,18 @@ def tensors(case: str, name: str) -> dict[str, np.ndarray]:
     return load_file(GOLDENS / 'lavis' / case / f'{name}.safetensors')
 
 
-def params(case: str, c: config.Blip2, allow_missing: tuple[str, ...] = ()) -> Params:
+def params(case: str, c: config.Blip2) -> Params:
     """Return the recorded weights of a case as our tree."""
-    return convert(lavis.BLIP2, tensors(case, 'state_dict'), blip2.shapes(c), allow_missing=allow_missing)
+    return convert(lavis.blip2(c), tensors(case, 'state_dict'), blip2.shapes(c))
+
+
+def qformer_params(case: str) -> Params:
+    """Return the recorded weights of a Q-Former whose heads of stage 1, unused there, were not recorded (zeros)."""
+    wanted = flatten({'qformer': blip2.shapes(config.Blip2(vit=None, qformer=QFORMER, lm=None))['qformer']})
+    found = to_ours(lavis.qformer(QFORMER), in_memory(tensors(case, 'state_dict')))
+    return unflatten(
+        {path: found[path].read() if path in found else np.zeros(leaf.shape) for path, leaf in wanted.items()}
+    )['qformer']
 
 
 def nhwc(pixels: np.ndarray) -> np.ndarray:

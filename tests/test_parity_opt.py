@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from reference import EVA, OPT, QFORMER, assert_close, assert_gradients_close, nhwc
+from reference import EVA, OPT, QUERIES, assert_close, assert_gradients_close, nhwc
 
 from qformer_jax import config
 from qformer_jax.convert import lavis
+from qformer_jax.convert.opt import OPT as OPT_TABLE
 from qformer_jax.convert.table import convert
 from qformer_jax.models import blip2
 from qformer_jax.models.opt import Opt, empty_cache
@@ -47,7 +48,7 @@ def theirs():
 def params(theirs):
     state = {key: value.numpy() for key, value in theirs.state_dict().items()}
     shapes = blip2.shapes(config.Blip2(vit=None, qformer=None, lm=TINY))
-    return jax.tree.map(jnp.asarray, convert(lavis.OPT, state, shapes)['lm'])
+    return jax.tree.map(jnp.asarray, convert(OPT_TABLE, state, shapes)['lm'])
 
 
 def logits(params, ids, exists):
@@ -117,14 +118,13 @@ def test_the_side_of_the_padding_does_not_matter(params):
     assert_close(np.asarray(logits(params, ids, right))[right], np.asarray(logits(params, IDS, LEFT))[LEFT], 3e-6)
 
 
-MODEL = config.Blip2(EVA, QFORMER, OPT)
-UNUSED = (reference.TEXT_SIDE, reference.HEADS)
+MODEL = config.Blip2(EVA, QUERIES, OPT)
 
 
 def stage2_batch(setting: str) -> dict[str, jax.Array]:
     """Return the recorded batch; `lm_target` follows LAVIS's labels (whether `</s>` counts is theirs to say)."""
     want = reference.arrays('opt_stage2')
-    q = QFORMER.num_queries
+    q = QUERIES.num_queries
     batch = {
         'pixels': nhwc(want['pixels']),
         'feature_mask': np.ones((4, 17), bool),
@@ -154,13 +154,13 @@ def test_stage2_loss_and_gradients_equal_lavis(setting, loss_and_gradients):
     want, batch = reference.arrays('opt_stage2'), stage2_batch(setting)
     # without a prompt LAVIS also asks the last query to predict </s>; with one, the prompt does not count
     assert batch['lm_target'][:, 0].all() == (setting == 'no_prompt')
-    params = reference.params('opt_stage2', MODEL, UNUSED)
+    params = reference.params('opt_stage2', MODEL)
     trained = {name: params[name] for name in ('qformer', 'lm_projection')}
     value, gradients = loss_and_gradients(trained, {name: params[name] for name in ('vit', 'lm')}, batch)
     assert_close(value, want[f'{setting}.loss'])
     shapes = {name: blip2.shapes(MODEL)[name] for name in trained}
     expected = reference.tensors('opt_stage2', f'grads_{setting}')
-    assert_gradients_close(gradients, convert(lavis.BLIP2, expected, shapes, allow_missing=UNUSED))
+    assert_gradients_close(gradients, convert(lavis.blip2(MODEL), expected, shapes))
 
 
 @pytest.fixture(scope='module')
@@ -171,7 +171,7 @@ def queries():
         return model.soft_prefix(model.vit(pixels).features, jnp.ones((4, 17), bool))
 
     pixels = nhwc(reference.arrays('opt_stage2')['pixels'])
-    params = reference.params('opt_stage2', MODEL, UNUSED)
+    params = reference.params('opt_stage2', MODEL)
     return jax.jit(lambda p: blip2.Blip2(MODEL).apply({'params': p}, pixels, method=run))(params)
 
 
@@ -183,7 +183,7 @@ def test_soft_prefix_equals_lavis(queries):
 
 @pytest.mark.parametrize('prompt', ['p0', 'p1', 'p2'])
 def test_greedy_answers_equal_lavis(prompt, queries):
-    params = jax.tree.map(jnp.asarray, reference.params('opt_stage2', MODEL, UNUSED)['lm'])
+    params = jax.tree.map(jnp.asarray, reference.params('opt_stage2', MODEL)['lm'])
     start = jnp.tile(jnp.asarray(reference.meta('opt_stage2')['prompts'][prompt]['ids'])[None], (4, 1))
     want = reference.arrays('opt_stage2')[f'gen.{prompt}.greedy.sequences'][:, start.shape[1] :]
 

@@ -7,7 +7,6 @@ import pytest
 import reference
 from reference import QFORMER, assert_close
 
-from qformer_jax import config
 from qformer_jax.models import masks
 from qformer_jax.models.qformer import ImageMemory, Qformer
 from qformer_jax.objectives import captioning
@@ -21,8 +20,7 @@ SEES_ALL = np.ones((4, 17), bool)
 @pytest.fixture(scope='module')
 def use():
     """Return a function that runs `method(model)` with the recorded weights."""
-    c = config.Blip2(vit=None, qformer=QFORMER, lm=None)
-    params = reference.params('qformer_modes', c, (reference.HEADS, 'qformer/feature_norm/.*'))['qformer']
+    params = reference.qformer_params('qformer_modes')
     return lambda method: jax.jit(lambda p: Qformer(QFORMER).apply({'params': p}, method=method))(params)
 
 

@@ -11,20 +11,26 @@ from safetensors.numpy import load_file
 
 from qformer_jax import config
 from qformer_jax.convert import lavis
-from qformer_jax.convert.table import CONVOLUTION, Row, convert, drop_axes, linear, norm
+from qformer_jax.convert.table import CONVOLUTION, Ignored, Row, convert, drop_axes, linear, norm
 from qformer_jax.models import blip2
 from qformer_jax.models.vit import Vit, resize_positions
+from qformer_jax.typing import Params
 
 
 def only_vit(c: config.Vit) -> config.Blip2:
     return config.Blip2(vit=c, qformer=None, lm=None)
 
 
+def tower(case: str, c: config.Vit) -> Params:
+    """Return the recorded weights of a tower in a file of its own."""
+    return convert(lavis.vit(c), reference.tensors(case, 'state_dict'), blip2.shapes(only_vit(c)))['vit']
+
+
 @pytest.mark.parametrize(
     'case, c, embedded', [('eva_vit', reference.EVA, None), ('clip_vit', reference.CLIP, 'ln_pre')]
 )
 def test_tower_equals_lavis_block_by_block(case, c, embedded):
-    want, params = reference.arrays(case), reference.params(case, only_vit(c))['vit']
+    want, params = reference.arrays(case), tower(case, c)
     out = jax.jit(Vit(c).apply)({'params': params}, nhwc(want['pixels']))
     if embedded:
         assert_close(out.embedded, want[embedded])
@@ -40,7 +46,7 @@ def test_tower_equals_lavis_block_by_block(case, c, embedded):
 def test_eva_gradients_equal_lavis():
     want = reference.arrays('eva_vit')
     shapes = blip2.shapes(only_vit(reference.EVA))
-    params = reference.params('eva_vit', only_vit(reference.EVA))
+    params = {'vit': tower('eva_vit', reference.EVA)}
 
     def loss(params):
         features = Vit(reference.EVA).apply({'params': params['vit']}, nhwc(want['pixels'])).features
@@ -56,7 +62,7 @@ def test_eva_gradients_equal_lavis():
     'case, c, size', [('eva_vit', reference.EVA, 5), ('eva_vit', reference.EVA, 3), ('clip_vit', reference.CLIP, 5)]
 )
 def test_positions_are_resized_as_lavis_does(case, c, size):
-    table = reference.params(case, only_vit(c))['vit']['position_embedding']
+    table = tower(case, c)['position_embedding']
     want = reference.arrays(case)[f'pos_interp_{size}x{size}']
     assert_close(resize_positions(table, (size, size), c.position_resize), want.reshape(-1, c.width))
 
@@ -67,23 +73,23 @@ def test_the_two_resize_rules_differ():
     assert np.abs(half_pixel - aligned).max() > 0.1
 
 
-LAYER = r'encoder\.layer\.(\d+)\.'
+LAYER = 'encoder.layer.{i}.'
 DINOV2 = (
-    Row(r'embeddings\.cls_token', ('vit/class_token',), drop_axes(2)),
-    Row(r'embeddings\.mask_token', ()),
-    Row(r'embeddings\.position_embeddings', ('vit/position_embedding',), drop_axes(1)),
-    Row(r'embeddings\.patch_embeddings\.projection\.weight', ('vit/patch_projection/kernel',), CONVOLUTION),
-    Row(r'embeddings\.patch_embeddings\.projection\.bias', ('vit/patch_projection/bias',)),
-    *norm(LAYER + 'norm1', r'vit/layer_\1/attention_norm'),
-    *linear(LAYER + r'attention\.attention\.query', r'vit/layer_\1/attention/query'),
-    *linear(LAYER + r'attention\.attention\.key', r'vit/layer_\1/attention/key'),
-    *linear(LAYER + r'attention\.attention\.value', r'vit/layer_\1/attention/value'),
-    *linear(LAYER + r'attention\.output\.dense', r'vit/layer_\1/attention/output'),
-    Row(LAYER + r'layer_scale1\.lambda1', (r'vit/layer_\1/attention_scale',)),
-    *norm(LAYER + 'norm2', r'vit/layer_\1/mlp_norm'),
-    *linear(LAYER + r'mlp\.fc1', r'vit/layer_\1/mlp/up'),
-    *linear(LAYER + r'mlp\.fc2', r'vit/layer_\1/mlp/down'),
-    Row(LAYER + r'layer_scale2\.lambda1', (r'vit/layer_\1/mlp_scale',)),
+    Row('embeddings.cls_token', ('vit/class_token',), drop_axes(2)),
+    Ignored('embeddings.mask_token', 'of masked pretraining'),
+    Row('embeddings.position_embeddings', ('vit/position_embedding',), drop_axes(1)),
+    Row('embeddings.patch_embeddings.projection.weight', ('vit/patch_projection/kernel',), CONVOLUTION),
+    Row('embeddings.patch_embeddings.projection.bias', ('vit/patch_projection/bias',)),
+    *norm(LAYER + 'norm1', 'vit/layer_{i}/attention_norm'),
+    *linear(LAYER + 'attention.attention.query', 'vit/layer_{i}/attention/query'),
+    *linear(LAYER + 'attention.attention.key', 'vit/layer_{i}/attention/key'),
+    *linear(LAYER + 'attention.attention.value', 'vit/layer_{i}/attention/value'),
+    *linear(LAYER + 'attention.output.dense', 'vit/layer_{i}/attention/output'),
+    Row(LAYER + 'layer_scale1.lambda1', ('vit/layer_{i}/attention_scale',)),
+    *norm(LAYER + 'norm2', 'vit/layer_{i}/mlp_norm'),
+    *linear(LAYER + 'mlp.fc1', 'vit/layer_{i}/mlp/up'),
+    *linear(LAYER + 'mlp.fc2', 'vit/layer_{i}/mlp/down'),
+    Row(LAYER + 'layer_scale2.lambda1', ('vit/layer_{i}/mlp_scale',)),
     *norm('layernorm', 'vit/norm'),
 )
 

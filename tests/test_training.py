@@ -175,7 +175,7 @@ def test_six_steps_are_lavis():
         found.append(float(loss))
     reference.assert_close(found, case['train.loss'])
     saved = reference.tensors('optim', 'params_after_6_steps')
-    expected = flatten(convert(lavis.BLIP2, saved, {'qformer': blip2.shapes(c)['qformer']}))
+    expected = flatten(convert(lavis.blip2(c), saved, {'qformer': blip2.shapes(c)['qformer']}))
     for path, array in flatten(trainable).items():
         if not path.endswith('key/bias'):  # its gradient is rounding noise, which AdamW blows up
             np.testing.assert_allclose(array, expected[path], atol=2e-6, rtol=0, err_msg=path)

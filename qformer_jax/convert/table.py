@@ -1,23 +1,30 @@
-"""Conversion tables: which PyTorch tensor becomes which parameter, exactly once in both directions.
+"""Conversion tables: which PyTorch tensor is which parameter, exactly once in both directions.
 
-A table is an ordered tuple of rows; the first row whose regex matches a whole key decides. Nothing is dropped or left
-over in silence: a key without a row, a path filled twice or not at all, and a shape that differs are errors.
+A table is a tuple of rows. `{i}` in a key and in its paths stands for the same number, so that a row reads both ways:
 
-    >>> rows = (*linear(r'proj', 'projection'), Row(r'position_ids', ()))
-    >>> state = {'proj.weight': np.ones((2, 3)), 'proj.bias': np.ones(2), 'position_ids': np.arange(4)}
-    >>> convert(rows, state, wanted)['projection']['kernel'].shape
+    >>> rows = (*linear('blocks.{i}.fc', 'layer_{i}/up'), Derived('ids', ('layer_0/up/bias',), lambda b: np.arange(2)))
+    >>> theirs = in_memory({'blocks.0.fc.weight': np.ones((2, 3)), 'blocks.0.fc.bias': np.ones(2), 'ids': np.arange(2)})
+    >>> ours = to_ours(rows, theirs)
+    >>> ours['layer_0/up/kernel'].shape
     (3, 2)
+    >>> sorted(to_theirs(rows, ours))
+    ['blocks.0.fc.bias', 'blocks.0.fc.weight', 'ids']
+
+Nothing is dropped or left over in silence: a key without a row, a parameter filled twice or not at all, and a shape
+that differs are errors that name both sides; what a table leaves out on purpose is a row with its reason.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
 from ..errors import UserError, nearest
 from ..rules import flatten, unflatten
 from ..typing import Params
+from .tensors import State, Tensor, in_memory, outline
 
 
 @dataclass(frozen=True)
@@ -50,70 +57,202 @@ def drop_axes(count: int) -> Transform:
 
 @dataclass(frozen=True)
 class Row:
-    """A regex over PyTorch keys, the paths of what it holds (groups as `\\1`), and how to get there.
-
-    No paths: the key is ignored, knowingly (buffers, the second name of a tied tensor).
-    """
+    """A PyTorch key, the paths of the parameters that it holds, and how to get from one to the other."""
 
     key: str
     paths: tuple[str, ...]
     transform: Transform = KEEP
 
 
-Table = tuple[Row, ...]
+@dataclass(frozen=True)
+class Derived:
+    """A key whose content follows from parameters that other rows fill: a tied tensor's second name, a buffer.
 
-
-def linear(key: str, path: str) -> Table:
-    """Return the rows of a torch Linear, weight and bias."""
-    return (Row(rf'{key}\.weight', (f'{path}/kernel',), TRANSPOSE), Row(rf'{key}\.bias', (f'{path}/bias',)))
-
-
-def norm(key: str, path: str) -> Table:
-    """Return the rows of a torch LayerNorm, weight and bias."""
-    return (Row(rf'{key}\.weight', (f'{path}/scale',)), Row(rf'{key}\.bias', (f'{path}/bias',)))
-
-
-def convert(
-    table: Table, state: Mapping[str, np.ndarray], wanted: Params, *, allow_missing: Sequence[str] = ()
-) -> Params:
-    """Return the parameters that `state` holds, with the tree, shapes and dtypes of `wanted` (arrays or shape structs).
-
-    `allow_missing` lists regexes over paths that may be absent and are then zeros, such as the text side of a Q-Former
-    that was trained without one. Raises UserError, with both sides, for whatever does not fit exactly once.
+    A file may lack it; where it is there it must agree (`check_derived`). `derive(*arrays of the paths)` makes it when
+    we write; without paths it is a constant.
     """
-    wanted = flatten(wanted)
-    source, found = {}, {}
-    for key, tensor in state.items():
-        for path, array in _convert_one(table, key, np.asarray(tensor)):
+
+    key: str
+    paths: tuple[str, ...]
+    derive: Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """A key that a file may hold and that has no place in the model; read only."""
+
+    key: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Parameters that this family cannot give, and that keep their first values; read only."""
+
+    path: str
+    why: str
+
+
+Table = tuple[Row | Derived | Ignored | Fresh, ...]
+
+
+def linear(key: str, path: str, bias: bool = True) -> Table:
+    """Return the rows of a torch Linear, weight and bias."""
+    weight = Row(f'{key}.weight', (f'{path}/kernel',), TRANSPOSE)
+    return (weight, Row(f'{key}.bias', (f'{path}/bias',))) if bias else (weight,)
+
+
+def norm(key: str, path: str, bias: bool = True) -> Table:
+    """Return the rows of a torch LayerNorm (or, without bias, RMSNorm)."""
+    weight = Row(f'{key}.weight', (f'{path}/scale',))
+    return (weight, Row(f'{key}.bias', (f'{path}/bias',))) if bias else (weight,)
+
+
+def prefixed(table: Table, prefix: str) -> Table:
+    """Return the table for the same module inside a larger one: `prefix` before every key."""
+    return tuple(row if isinstance(row, Fresh) else replace(row, key=prefix + row.key) for row in table)
+
+
+@cache
+def _pattern(template: str) -> re.Pattern:
+    return re.compile(re.escape(template).replace(r'\{i\}', r'(?P<i>\d+)', 1).replace(r'\{i\}', '(?P=i)'))
+
+
+def _bind(template: str, name: str) -> dict[str, str] | None:
+    """Return what `{i}` stands for in `name` ({} without one), or None if the template does not fit."""
+    found = _pattern(template).fullmatch(name)
+    return found.groupdict() if found else None
+
+
+def row_of(table: Table, key: str) -> tuple[Row | Derived | Ignored, dict[str, str]] | None:
+    """Return the row of a PyTorch key and what its `{i}` stands for, or None."""
+    for row in table:
+        found = None if isinstance(row, Fresh) else _bind(row.key, key)
+        if found is not None:
+            return row, found
+    return None
+
+
+def to_ours(table: Table, theirs: State) -> dict[str, Tensor]:
+    """Return the parameters that a state dict holds, by path, unread; raises UserError as the module says."""
+    ours, source = {}, {}
+    for key, tensor in theirs.items():
+        found = row_of(table, key)
+        if found is None:
+            known = [row.key.replace('{i}', '0') for row in table if not isinstance(row, Fresh)]
+            raise UserError(f"no row of the table has the key '{key}' {list(tensor.shape)}{nearest(key, known)}")
+        row, binding = found
+        if not isinstance(row, Row):
+            continue
+        for path, part in _parts(key, tensor, row, binding).items():
             if path in source:
-                raise UserError(f"'{source[path]}' and '{key}' both become '{path}': ignore one of them in the table")
-            if path not in wanted:
-                raise UserError(f"'{key}' becomes '{path}', which the model does not have{nearest(path, wanted)}")
-            if array.shape != wanted[path].shape:
-                raise UserError(
-                    f"'{key}' {tensor.shape} becomes '{path}' {array.shape}, "
-                    f'but the model expects {wanted[path].shape}: check the sizes in the configuration'
-                )
-            source[path], found[path] = key, array.astype(wanted[path].dtype)
-    missing = [path for path in wanted if path not in found]
-    unfilled = [path for path in missing if not any(re.fullmatch(pattern, path) for pattern in allow_missing)]
+                raise UserError(f"'{source[path]}' and '{key}' are both '{path}': one of them is one too many")
+            source[path], ours[path] = key, part
+    return ours
+
+
+def check_derived(table: Table, theirs: State, ours: State) -> None:
+    """Read every second name and buffer of a state dict and raise UserError where one is not what it repeats."""
+    for key, tensor in theirs.items():
+        row, binding = row_of(table, key)
+        if not isinstance(row, Derived):
+            continue
+        paths = [path.format(**binding) for path in row.paths]
+        absent = [path for path in paths if path not in ours]
+        if absent:
+            raise UserError(f"'{key}' repeats '{absent[0]}', which the file does not hold")
+        if not np.array_equal(tensor.read(), row.derive(*(ours[path].read() for path in paths))):
+            raise UserError(f"'{key}' {list(tensor.shape)} differs from {_it(paths)}, which it should repeat")
+
+
+def _it(paths: list[str]) -> str:
+    return ' and '.join(map(repr, paths)) or 'the constant'
+
+
+def _parts(key: str, tensor: Tensor, row: Row, binding: dict[str, str]) -> dict[str, Tensor]:
+    paths = [path.format(**binding) for path in row.paths]
+    try:
+        shapes = [x.shape for x in row.transform.forward(outline(tensor.shape))]
+    except ValueError:
+        raise UserError(f"'{key}' {list(tensor.shape)} cannot be {', '.join(map(repr, paths))}: wrong rank") from None
+
+    def part(n: int) -> Callable[[], np.ndarray]:
+        return lambda: row.transform.forward(tensor.read())[n]
+
+    return {
+        path: Tensor(shape, tensor.dtype, part(n)) for n, (path, shape) in enumerate(zip(paths, shapes, strict=True))
+    }
+
+
+def to_theirs(table: Table, ours: State) -> dict[str, Tensor]:
+    """Return the state dict of parameters by path: `to_ours` undone, second names and buffers made again.
+
+    Raises UserError when a parameter has no row, or when part of a fused tensor is missing.
+    """
+    theirs, used = {}, {}
+    for row in table:
+        for binding in _bindings(row, ours):
+            key, paths = row.key.format(**binding), [path.format(**binding) for path in row.paths]
+            absent = [path for path in paths if path not in ours]
+            if absent:
+                raise UserError(f"'{key}' needs '{absent[0]}', which the model does not have")
+            parts = [ours[path] for path in paths]
+            if isinstance(row, Derived):
+                theirs[key] = _joined(row.derive, parts)
+                continue
+            twice = [path for path in paths if path in used]
+            if twice:
+                raise UserError(f"'{twice[0]}' is both '{used[twice[0]]}' and '{key}': one of the rows is one too many")
+            used |= dict.fromkeys(paths, key)
+            theirs[key] = _joined(row.transform.backward, parts)
+    lost = [path for path in ours if path not in used]
+    if lost:
+        raise UserError(f"no row of the table has the parameter '{lost[0]}' ({len(lost)} in all): another family's?")
+    return theirs
+
+
+def _bindings(row: Row | Derived | Ignored | Fresh, ours: State) -> list[dict[str, str]]:
+    """Return what `{i}` stands for, once for each key that the row writes."""
+    if not isinstance(row, Row | Derived):
+        return []
+    if not row.paths:
+        return [{}]
+    return [found for found in (_bind(row.paths[0], path) for path in ours) if found is not None]
+
+
+def _joined(make: Callable[..., np.ndarray], parts: list[Tensor]) -> Tensor:
+    like = make(*(outline(part.shape) for part in parts))
+    dtype = like.dtype if like.dtype != bool else parts[0].dtype  # an outline is bool; a counting buffer is not
+    return Tensor(like.shape, dtype, lambda: make(*(part.read() for part in parts)))
+
+
+def check_complete(ours: Mapping[str, Tensor], wanted: Params, fresh: Table = ()) -> list[str]:
+    """Return the paths of `wanted` that `ours` lacks and a Fresh row excuses; raises UserError for all that differs."""
+    wanted = flatten(wanted)
+    for path, tensor in ours.items():
+        if path not in wanted:
+            raise UserError(f"the file has '{path}', which the model does not have{nearest(path, wanted)}")
+        if tensor.shape != wanted[path].shape:
+            raise UserError(
+                f"'{path}' is {list(tensor.shape)} in the file, but the model expects {list(wanted[path].shape)}: "
+                'check the sizes in the configuration'
+            )
+    missing = [path for path in wanted if path not in ours]
+    rows = [row for row in fresh if isinstance(row, Fresh)]
+    unfilled = [path for path in missing if all(_bind(row.path, path) is None for row in rows)]
     if unfilled:
+        some = ', '.join(sorted(ours)[:3]) + (', ...' if len(ours) > 3 else '')
         raise UserError(
             f"no tensor for {len(unfilled)} of the model's {len(wanted)} parameters, first '{unfilled[0]}'; "
-            f'the file has {len(state)} tensors: {_some(state)}: check that it is the right file'
+            f'the file gives {len(ours)}: {some}: is a source missing?'
         )
-    zeros = {path: np.zeros(wanted[path].shape, wanted[path].dtype) for path in missing}
-    return unflatten(found | zeros)
+    return missing
 
 
-def _convert_one(table: Table, key: str, tensor: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    for row in table:
-        match = re.fullmatch(row.key, key)
-        if match:
-            paths = [match.expand(path) for path in row.paths]
-            return list(zip(paths, row.transform.forward(tensor), strict=True)) if paths else []
-    raise UserError(f"no row of the table matches '{key}' {tensor.shape}: is the file of this model family?")
-
-
-def _some(names: Mapping[str, np.ndarray]) -> str:
-    return ', '.join(sorted(names)[:3]) + (', ...' if len(names) > 3 else '')
+def convert(table: Table, state: Mapping[str, np.ndarray], wanted: Params) -> Params:
+    """Return the parameters that arrays in memory hold, with the tree, shapes and dtypes of `wanted`."""
+    theirs = in_memory(state)
+    ours = to_ours(table, theirs)
+    check_complete(ours, wanted)
+    check_derived(table, theirs, ours)
+    return unflatten({path: ours[path].read().astype(leaf.dtype) for path, leaf in flatten(wanted).items()})

@@ -98,9 +98,14 @@ class Blip2(nn.Module):
             if c.word_head:
                 self.name_words(features)
         if c.qformer:
-            out = self.ask_queries(jnp.zeros((1, 1, c.qformer.feature_width)), exists, text, exists)
-            self.qformer.embed_image(out.queries), self.qformer.embed_text(out.text)
-            self.qformer.match(out.queries), self.qformer.word_logits(out.text)
+            side = c.qformer.text_side
+            words = (None, None) if side == 'none' else (text, exists)
+            out = self.ask_queries(jnp.zeros((1, 1, c.qformer.feature_width)), exists, *words)
+            if side in ('full', 'retrieval'):
+                self.qformer.embed_image(out.queries), self.qformer.embed_text(out.text)
+                self.qformer.match(out.queries)
+            if side == 'full':
+                self.qformer.word_logits(out.text)
         if c.lm:
             x = self.lm_projection(out.queries) if c.qformer else self.lm.embed(text)
             self.lm(x, jnp.ones(x.shape[:2], bool))

@@ -64,8 +64,9 @@ class Layer(nn.Module):
             self.cross_attention_norm = layer_norm(c.norm_eps, self.dtype)
         self.query_mlp = Mlp(c.mlp_width, c.width, dtype=self.dtype)
         self.query_mlp_norm = layer_norm(c.norm_eps, self.dtype)
-        self.text_mlp = Mlp(c.mlp_width, c.width, dtype=self.dtype)
-        self.text_mlp_norm = layer_norm(c.norm_eps, self.dtype)
+        if c.text_side != 'none':
+            self.text_mlp = Mlp(c.mlp_width, c.width, dtype=self.dtype)
+            self.text_mlp_norm = layer_norm(c.norm_eps, self.dtype)
         self.drop = nn.Dropout(c.dropout)
 
     def project_image(self, features: Float['B P V']) -> KeyValue | None:
@@ -124,20 +125,23 @@ class Qformer(nn.Module):
 
     def setup(self):
         c = self.config
-        table = nn.initializers.normal(c.width**-0.5)
         self.feature_norm = layer_norm(FEATURE_NORM_EPS, self.dtype)
         self.query_token = self.param('query_token', nn.initializers.normal(0.02), (c.num_queries, c.width))
-        self.word_embedding = self.param('word_embedding', table, (c.vocab_size, c.width))
-        self.added_embedding = self.param('added_embedding', table, (1, c.width))  # the row of [DEC]
-        self.position_embedding = self.param('position_embedding', table, (c.max_positions, c.width))
         self.embedding_norm = layer_norm(c.norm_eps, self.dtype)
         self.drop = nn.Dropout(c.dropout)
         self.layer = [Layer(c, i % c.cross_attention_freq == 0, self.dtype) for i in range(c.depth)]
-        self.lm_head = LmHead(c, c.vocab_size + 1, self.dtype)
-        self.vision_projection = dense(c.embed_width, self.dtype)
-        self.text_projection = dense(c.embed_width, self.dtype)
-        self.itm_head = dense(2, self.dtype)
-        self.temperature = self.param('temperature', nn.initializers.constant(0.07), ())
+        if c.text_side != 'none':
+            table = nn.initializers.normal(c.width**-0.5)
+            self.word_embedding = self.param('word_embedding', table, (c.vocab_size, c.width))
+            self.added_embedding = self.param('added_embedding', table, (1, c.width))  # the row of [DEC]
+            self.position_embedding = self.param('position_embedding', table, (c.max_positions, c.width))
+        if c.text_side in ('full', 'retrieval'):
+            self.vision_projection = dense(c.embed_width, self.dtype)
+            self.text_projection = dense(c.embed_width, self.dtype)
+            self.itm_head = dense(2, self.dtype)
+        if c.text_side == 'full':
+            self.lm_head = LmHead(c, c.vocab_size + 1, self.dtype)
+            self.temperature = self.param('temperature', nn.initializers.constant(0.07), ())
 
     def project_image(self, features: Float['B P V'], mask: Bool['B P']) -> ImageMemory:
         """Return the keys and values of normalised features, once for all passes."""

@@ -1,0 +1,19 @@
+"""The table of OPT as Hugging Face's `OPTForCausalLM` names it."""
+
+from .table import Derived, Row, Table, linear, norm
+
+_LAYER = 'model.decoder.layers.{i}.'
+OPT: Table = (
+    Row('model.decoder.embed_tokens.weight', ('lm/word_embedding',)),
+    Derived('lm_head.weight', ('lm/word_embedding',), lambda table: table),
+    Row('model.decoder.embed_positions.weight', ('lm/position_embedding',)),
+    *norm(_LAYER + 'self_attn_layer_norm', 'lm/layer_{i}/attention_norm'),
+    *linear(_LAYER + 'self_attn.q_proj', 'lm/layer_{i}/attention/query'),
+    *linear(_LAYER + 'self_attn.k_proj', 'lm/layer_{i}/attention/key'),
+    *linear(_LAYER + 'self_attn.v_proj', 'lm/layer_{i}/attention/value'),
+    *linear(_LAYER + 'self_attn.out_proj', 'lm/layer_{i}/attention/output'),
+    *norm(_LAYER + 'final_layer_norm', 'lm/layer_{i}/mlp_norm'),
+    *linear(_LAYER + 'fc1', 'lm/layer_{i}/mlp/up'),
+    *linear(_LAYER + 'fc2', 'lm/layer_{i}/mlp/down'),
+    *norm('model.decoder.final_layer_norm', 'lm/norm'),
+)
