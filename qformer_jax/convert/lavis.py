@@ -3,6 +3,7 @@
 import numpy as np
 
 from .. import config
+from .bert import attention, feed_forward
 from .opt import OPT
 from .table import (
     CONVOLUTION,
@@ -51,18 +52,8 @@ CLIP_VIT: Table = (
 )
 
 
-def _bert_attention(key: str, path: str) -> Table:
-    return (
-        *linear(key + '.self.query', path + '/query'),
-        *linear(key + '.self.key', path + '/key'),
-        *linear(key + '.self.value', path + '/value'),
-        *linear(key + '.output.dense', path + '/output'),
-        *norm(key + '.output.LayerNorm', path + '_norm'),
-    )
-
-
 _BERT = 'Qformer.bert.embeddings.'
-_BERT_LAYER = 'Qformer.bert.encoder.layer.{i}.'
+_BERT_LAYER = 'Qformer.bert.encoder.layer.{i}'
 _HEAD = 'Qformer.cls.predictions.'
 _WORDS = ('qformer/word_embedding', 'qformer/added_embedding')
 QFORMER: Table = (
@@ -72,14 +63,10 @@ QFORMER: Table = (
     Row(_BERT + 'word_embeddings.weight', _WORDS, SPLIT_LAST_ROW),
     Row(_BERT + 'position_embeddings.weight', ('qformer/position_embedding',)),
     *norm(_BERT + 'LayerNorm', 'qformer/embedding_norm'),
-    *_bert_attention(_BERT_LAYER + 'attention', 'qformer/layer_{i}/self_attention'),
-    *_bert_attention(_BERT_LAYER + 'crossattention', 'qformer/layer_{i}/cross_attention'),
-    *linear(_BERT_LAYER + 'intermediate_query.dense', 'qformer/layer_{i}/query_mlp/up'),
-    *linear(_BERT_LAYER + 'output_query.dense', 'qformer/layer_{i}/query_mlp/down'),
-    *norm(_BERT_LAYER + 'output_query.LayerNorm', 'qformer/layer_{i}/query_mlp_norm'),
-    *linear(_BERT_LAYER + 'intermediate.dense', 'qformer/layer_{i}/text_mlp/up'),
-    *linear(_BERT_LAYER + 'output.dense', 'qformer/layer_{i}/text_mlp/down'),
-    *norm(_BERT_LAYER + 'output.LayerNorm', 'qformer/layer_{i}/text_mlp_norm'),
+    *attention(_BERT_LAYER + '.attention', 'qformer/layer_{i}/self_attention'),
+    *attention(_BERT_LAYER + '.crossattention', 'qformer/layer_{i}/cross_attention'),
+    *feed_forward(_BERT_LAYER, 'qformer/layer_{i}/query_mlp', '_query'),
+    *feed_forward(_BERT_LAYER, 'qformer/layer_{i}/text_mlp'),
     *linear(_HEAD + 'transform.dense', 'qformer/lm_head/transform'),
     *norm(_HEAD + 'transform.LayerNorm', 'qformer/lm_head/norm'),
     Row(_HEAD + 'bias', ('qformer/lm_head/bias',)),
