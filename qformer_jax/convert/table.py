@@ -29,7 +29,7 @@ from .tensors import State, Tensor, in_memory, outline
 
 @dataclass(frozen=True)
 class Transform:
-    """One tensor to the arrays of a row's paths, and back."""
+    """One tensor to the arrays of a row's paths, and back; `forward` raises ValueError for what has no place."""
 
     forward: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     backward: Callable[..., np.ndarray]
@@ -176,11 +176,15 @@ def _parts(key: str, tensor: Tensor, row: Row, binding: dict[str, str]) -> dict[
     except ValueError:
         raise UserError(f"'{key}' {list(tensor.shape)} cannot be {', '.join(map(repr, paths))}: wrong rank") from None
 
-    def part(n: int) -> Callable[[], np.ndarray]:
-        return lambda: row.transform.forward(tensor.read())[n]
+    def parts() -> tuple[np.ndarray, ...]:
+        try:
+            return row.transform.forward(tensor.read())
+        except ValueError as error:
+            raise UserError(f"'{key}' cannot be {', '.join(map(repr, paths))}: {error}") from None
 
     return {
-        path: Tensor(shape, tensor.dtype, part(n)) for n, (path, shape) in enumerate(zip(paths, shapes, strict=True))
+        path: Tensor(shape, tensor.dtype, lambda n=n: parts()[n])
+        for n, (path, shape) in enumerate(zip(paths, shapes, strict=True))
     }
 
 
