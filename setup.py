@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 DEMO = ['easy-vqa', 'scikit-learn']
 TORCH = ['torch>=2.4', 'transformers>=4.50']
+ONNX = ['onnx>=1.16']
 DEV = [
     'pytest>=8',
     'pytest-xdist',
@@ -46,6 +47,12 @@ setup(
         'tensorboardX>=2.6',
         'importlib_resources',  # tensorflow-datasets imports it without asking for it
     ],
-    extras_require={'demo': DEMO, 'torch': TORCH, 'tpu': ['jax[tpu]>=0.7'], 'dev': [*DEV, *DEMO, *TORCH]},
+    extras_require={
+        'demo': DEMO,
+        'torch': TORCH,
+        'onnx': ONNX,
+        'tpu': ['jax[tpu]>=0.7'],
+        'dev': [*DEV, *DEMO, *TORCH, *ONNX],
+    },
     entry_points={'console_scripts': ['qformer = qformer_jax.cli:main']},
 )

