@@ -5,6 +5,9 @@ from .config import Opt, Qformer, Vit
 VIT_G = Vit()
 """EVA ViT-g/14, 224 px, as BLIP-2 uses it: 985,894,528 parameters."""
 
+VIT_G_364 = Vit(image_size=364)
+"""ViT-g as fine-tuned on COCO: 677 positions."""
+
 VIT_L = Vit(
     width=1024,
     depth=22,  # LAVIS builds 23 layers and drops the last

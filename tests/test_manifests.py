@@ -1,0 +1,93 @@
+"""The published checkpoints by name and shape: each tensor has its place in our tree, and none other is written.
+
+`goldens/manifests` lists what the classes of LAVIS 1.0.2 and of Hugging Face hold at the published sizes.
+"""
+
+import dataclasses
+import functools
+import gzip
+import re
+
+import numpy as np
+import pytest
+from reference import GOLDENS
+
+from qformer_jax import config, sizes
+from qformer_jax.convert import huggingface, lavis
+from qformer_jax.convert.table import Fresh, check_complete, row_of, to_ours, to_theirs
+from qformer_jax.convert.tensors import Tensor
+from qformer_jax.models import blip2
+from qformer_jax.rules import flatten
+
+MANIFESTS = GOLDENS / 'manifests'
+
+
+def blip2_of(vit: config.Vit, side: str, lm: config.Opt | None = None) -> config.Blip2:
+    return config.Blip2(vit, config.Qformer(feature_width=vit.width, text_side=side), lm)
+
+
+def with_rows(lm: config.Opt, rows: int) -> config.Opt:
+    return dataclasses.replace(lm, vocab_size=rows)
+
+
+VIT_G, VIT_L, OPT_2_7B, OPT_6_7B = sizes.VIT_G, sizes.VIT_L, sizes.OPT_2_7B, sizes.OPT_6_7B
+PUBLISHED = {
+    'lavis_blip2_pretrain': (lavis, blip2_of(VIT_G, 'full')),
+    'lavis_blip2_pretrain_vitL': (lavis, blip2_of(VIT_L, 'full')),
+    'lavis_blip2_coco': (lavis, blip2_of(sizes.VIT_G_364, 'full')),
+    'lavis_blip2_pretrain_opt2.7b': (lavis, blip2_of(VIT_G, 'none', OPT_2_7B)),
+    'lavis_blip2_pretrain_opt6.7b': (lavis, blip2_of(VIT_G, 'none', OPT_6_7B)),
+    'hf_blip2-itm-vit-g': (huggingface, blip2_of(VIT_G, 'retrieval')),
+    'hf_blip2-opt-2.7b': (huggingface, blip2_of(VIT_G, 'none', with_rows(OPT_2_7B, 50304))),
+    'hf_blip2-opt-6.7b': (huggingface, blip2_of(VIT_G, 'none', with_rows(OPT_6_7B, 50304))),
+}
+WITHOUT_LM = [name for name in PUBLISHED if name.startswith('lavis')]  # LAVIS reads it from a file of its own
+
+
+def manifest(name: str) -> dict[str, Tensor]:
+    """Return the tensors of a list as zeros that occupy one byte each."""
+    lines = gzip.decompress((MANIFESTS / f'{name}.tsv.gz').read_bytes()).decode().splitlines()
+    rows = [line.split('\t') for line in lines]
+    return {key: zeros(tuple(map(int, shape.split('x'))) if shape else (), dtype) for key, shape, dtype, *_ in rows}
+
+
+def zeros(shape: tuple[int, ...], dtype: str) -> Tensor:
+    return Tensor(shape, np.dtype(dtype), lambda: np.broadcast_to(np.zeros((), dtype), shape))
+
+
+def shapes_of(state) -> dict[str, tuple[int, ...]]:
+    return {key: tensor.shape for key, tensor in state.items()}
+
+
+@functools.cache
+def part(c: config.Blip2):
+    return blip2.shapes(c)
+
+
+def wanted(c: config.Blip2):
+    """Return `blip2.shapes(c)`, of which the towers that several lists share are traced once."""
+    return part(dataclasses.replace(c, vit=None)) | part(config.Blip2(c.vit, None, None))
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_every_published_tensor_has_its_place(name):
+    family, c = PUBLISHED[name]
+    table, theirs = family.blip2(c), manifest(name)
+    shapes = {part: tree for part, tree in wanted(c).items() if part != 'lm' or name not in WITHOUT_LM}
+    ours = to_ours(table, theirs)
+    assert check_complete(ours, shapes, table) == []
+    assert shapes_of(ours) == {path: leaf.shape for path, leaf in flatten(shapes).items()}
+    assert shapes_of(to_theirs(table, ours)) == shapes_of(theirs)
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_no_second_row_fits_a_published_key(name):
+    """First match wins, so a second one would hide a mistake."""
+    family, c = PUBLISHED[name]
+    rows = [row for row in family.blip2(c) if not isinstance(row, Fresh)]
+    for key in {re.sub(r'\.\d+\.', '.0.', key, count=1) for key in manifest(name)}:  # the first number counts layers
+        assert [row for row in rows if row_of((row,), key)] == [row_of(tuple(rows), key)[0]], key
+
+
+def test_every_list_is_proven():
+    assert sorted(PUBLISHED) == sorted(path.name.removesuffix('.tsv.gz') for path in MANIFESTS.glob('*.gz'))
