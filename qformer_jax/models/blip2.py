@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from .. import config
 from ..typing import Bool, Float, Int, Params, UInt8
 from . import masks
-from .layers import dense
+from .layers import at_least_float32, dense
 from .opt import Opt
 from .qformer import Qformer, QformerOutput
 from .vit import Vit, normalise
@@ -51,7 +51,7 @@ class Blip2(nn.Module):
 
     def name_words(self, features: Float['B P V']) -> Float['B N']:
         """Return the logits of the words that a caption of this picture may hold, from the mean patch."""
-        return self.word_head(features.mean(axis=1)).astype(jnp.float32)
+        return at_least_float32(self.word_head(features.mean(axis=1)))
 
     def ask_queries(
         self,

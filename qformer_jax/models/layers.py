@@ -9,6 +9,11 @@ from jax.typing import DTypeLike
 from ..typing import Array, Bool, Float
 
 
+def at_least_float32(x: Array) -> Array:
+    """Return `x` where precision matters (softmax, norms, losses): bfloat16 becomes float32, float64 stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 @struct.dataclass
 class KeyValue:
     """Keys and values of one attention layer, split into heads; a cache and a picture's projection are this too."""
@@ -32,7 +37,7 @@ def gelu(x: Array) -> Array:
 
 
 def layer_norm(eps: float, dtype: DTypeLike) -> nn.LayerNorm:
-    """LayerNorm with statistics in float32; the fast variance loses 1e-4 where the mean is large."""
+    """LayerNorm with statistics in float32 or wider; the fast variance loses 1e-4 where the mean is large."""
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False)
 
 
@@ -49,9 +54,10 @@ def dense(width: int, dtype: DTypeLike, use_bias: bool = True) -> nn.Dense:
 
 
 def tied_logits(x: Float['B T D'], table: Float['N D']) -> Float['B T N']:
-    """Return the products of hidden states with a token table, in float32."""
+    """Return the products of hidden states with a token table, in float32 or wider."""
     flat = x.reshape(-1, x.shape[-1])
-    logits = jnp.einsum('rd,nd->rn', flat, table.astype(x.dtype), preferred_element_type=jnp.float32)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    logits = jnp.einsum('rd,nd->rn', flat, table.astype(x.dtype), preferred_element_type=wide)
     return logits.reshape(*x.shape[:-1], -1)
 
 
@@ -80,7 +86,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float['B S D'], seen: KeyValue, mask: Bool['b 1 s M'] | None, *, train: bool = False
     ) -> Float['B S D']:
-        """Return what each position of `x` reads from `seen`; softmax in float32."""
+        """Return what each position of `x` reads from `seen`; softmax in float32 or wider."""
         read = nn.dot_product_attention(
             self._heads(self.query(x)),
             seen.key,
@@ -91,7 +97,7 @@ class Attention(nn.Module):
             broadcast_dropout=False,
             deterministic=not train,
             dtype=self.dtype,
-            force_fp32_for_softmax=True,
+            force_fp32_for_softmax=jnp.dtype(self.dtype).itemsize < 4,  # it would also narrow float64
         )
         return self.output(read.reshape(x.shape))
 

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..typing import Array, Bool, Float, Int
-from .layers import Attention, KeyValue, Mlp, dense, gelu, layer_norm, tied_logits
+from .layers import Attention, KeyValue, Mlp, at_least_float32, dense, gelu, layer_norm, tied_logits
 
 FEATURE_NORM_EPS = 1e-5  # LAVIS's `ln_vision`
 
@@ -193,7 +193,7 @@ class Qformer(nn.Module):
 
     def match(self, queries: Float['B Q D']) -> Float['B 2']:
         """Return the ITM logits (not matched, matched), averaged over the queries (float32)."""
-        return self.itm_head(queries).astype(jnp.float32).mean(axis=1)
+        return at_least_float32(self.itm_head(queries)).mean(axis=1)
 
     def word_logits(self, text: Float['B T D']) -> Float['B T N']:
         """Return the logits of the next token over the vocabulary and [DEC] (float32)."""
@@ -201,5 +201,5 @@ class Qformer(nn.Module):
 
 
 def _unit(x: Array) -> Array:
-    x = x.astype(jnp.float32)
+    x = at_least_float32(x)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

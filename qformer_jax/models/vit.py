@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..typing import Array, Float, UInt8
-from .layers import Attention, Mlp, layer_norm
+from .layers import Attention, Mlp, at_least_float32, layer_norm
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training set; every tower of BLIP-2 uses it
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -24,7 +24,7 @@ def normalise(image: UInt8['B S S 3']) -> Float['B S S 3']:
 
 
 def bicubic_matrix(old: int, new: int, rule: str) -> Float['new old']:
-    """Return the weights of torch's bicubic resize (a = -0.75, edges repeated) along one axis.
+    """Return the weights of torch's bicubic resize (a = -0.75, edges repeated) along one axis (float64).
 
     `half_pixel` puts new pixel i at (i + 0.5) * old / new - 0.5 (align_corners=False), `align_corners` at
     i * (old - 1) / (new - 1).
@@ -38,7 +38,7 @@ def bicubic_matrix(old: int, new: int, rule: str) -> Float['new old']:
         near = (1.25 * x - 2.25) * x * x + 1
         far = -0.75 * (((x - 5) * x + 8) * x - 4)
         np.add.at(matrix, (np.arange(new), np.clip(base + tap, 0, old - 1)), np.where(x <= 1, near, far))
-    return matrix.astype(np.float32)
+    return matrix
 
 
 def resize_positions(table: Float['P V'], grid: tuple[int, int], rule: str) -> Float['P2 V']:
@@ -46,7 +46,8 @@ def resize_positions(table: Float['P V'], grid: tuple[int, int], rule: str) -> F
     old = round((table.shape[0] - 1) ** 0.5)
     if (old, old) == grid:
         return table
-    rows, columns = (jnp.asarray(bicubic_matrix(old, new, rule)) for new in grid)
+    table = at_least_float32(table)
+    rows, columns = (jnp.asarray(bicubic_matrix(old, new, rule), table.dtype) for new in grid)
     square = table[1:].reshape(old, old, -1)
     resized = jnp.einsum('yi,xj,ijv->yxv', rows, columns, square)
     return jnp.concatenate([table[:1], resized.reshape(grid[0] * grid[1], -1)])

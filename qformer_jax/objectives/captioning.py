@@ -22,7 +22,7 @@ def token_mean(values: Float['B T'], counts: Bool['B T'], shards: int = 1) -> Fl
 
     Worked example: rows with 1 and 3 tokens of loss 2 and 4 give 3.5 globally, and (2 + 4) / 2 = 3 over two shards.
     """
-    counts = counts.astype(jnp.float32)
+    counts = counts.astype(values.dtype)
     total = (values * counts).reshape(shards, -1).sum(axis=1)
     return (total / jnp.maximum(counts.reshape(shards, -1).sum(axis=1), 1)).mean()
 

@@ -35,7 +35,7 @@ def positives(text: Int['B T'], image_id: Int['B'], rule: str) -> Bool['B B']:
 
 
 def _cross_entropy(logits: Float['B B'], positive: Bool['B B'], smoothing: float) -> Float['']:
-    positive = positive.astype(jnp.float32)
+    positive = positive.astype(logits.dtype)
     target = positive / positive.sum(axis=1, keepdims=True)
     target = (1 - smoothing) * target + smoothing / logits.shape[1]
     return optax.softmax_cross_entropy(logits, target).mean()

@@ -39,7 +39,7 @@ def _draw(key: Array, logits: Float['B B'], positive: Bool['B B']) -> tuple[Int[
 
 def itm(logits: Float['R 2'], matched: Int['R'], counts: Bool['R']) -> tuple[Float[''], Float['']]:
     """Return loss (nats) and accuracy over the rows that count; always answering "no" gives 2/3."""
-    weight = counts.astype(jnp.float32) / counts.sum()
+    weight = counts.astype(logits.dtype) / counts.sum()
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, matched)
     right = (logits.argmax(axis=1) == matched).astype(jnp.float32)
     return (weight * loss).sum(), (weight * right).sum()
