@@ -1,6 +1,7 @@
 """The command `qformer`: one thin function a command; options and help come from the dataclasses, through tyro.
 
-Exit codes: 0 done (or stopped in good order by a signal), 2 wrong input, with one line that says what and how to go on.
+Exit codes: 0 done (or stopped in good order by a signal), 1 a case of `verify` fails, 2 wrong input, with one line that
+says what and how to go on.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ qformer: train a Q-Former between a frozen vision tower and a frozen language mo
   qformer caption RUN PICTURE...    describe pictures
   qformer ask RUN PICTURE QUESTION  answer a question about a picture
   qformer evaluate RUN --task TASK  vqa, caption or retrieval, on a split of the data set
+  qformer verify CASE...            compare our numbers with recorded ones
 
 Each has --help. The recipes: {recipes}
 """
@@ -161,11 +163,40 @@ def evaluate(options: Evaluate) -> None:
     run_task(options.run, options.task, options.split, options.data)
 
 
+@dataclass(frozen=True)
+class Verify:
+    """Compare our numbers with those that Salesforce's PyTorch code (LAVIS) gave for the same weights and inputs.
+
+    A case is a folder: meta.json (sizes, texts, what each array means), arrays.npz (inputs and results) and
+    state_dict.safetensors (weights by LAVIS's names). The weights go through our conversion tables, the inputs through
+    our networks, losses and decoding, and every recorded array gets a row: largest difference, the same relative to the
+    array's largest entry, how much is allowed, pass or FAIL. Allowed is ten times what float32 itself does to the array
+    (measured against float64), and never more than 1e-5 of its scale; gradients 1e-5 of the tensor's largest; ids must
+    be equal. Exit code 1 if a row fails.
+    """
+
+    cases: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders, one a case; any sizes."""
+    dtype: Literal['float32', 'bfloat16'] = 'float32'
+    """Compute dtype of our side; in bfloat16 the rows say what that costs, and the tolerance is as coarse."""
+
+
+def verify(options: Verify) -> None:
+    """Print a table a case."""
+    from .verify import kinds
+
+    if not options.cases:
+        raise UserError('no case given: qformer verify CASE...')
+    if not kinds.verify(options.cases, options.dtype):
+        sys.exit(1)
+
+
 COMMANDS: dict[str, tuple[type, Callable]] = {
     'data pack': (Pack, pack),
     'caption': (Caption, caption),
     'ask': (Ask, ask),
     'evaluate': (Evaluate, evaluate),
+    'verify': (Verify, verify),
 }
 
 

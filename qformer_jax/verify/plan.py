@@ -1,0 +1,50 @@
+"""Sorts what a case holds: inputs, arrays that we compute, gradients, and what nobody knows."""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..typing import Params
+from . import keys
+from .case import Case
+from .work import Arrays, Function, Work
+
+KEY_BIAS = "softmax does not see a key's bias (its gradient is zero): compared by the keys that it gives"
+
+
+def plan(
+    case: Case,
+    params: Params,
+    inputs: Arrays,
+    function: Function,
+    gradients: dict[str, np.ndarray] | None = None,
+    left_out: dict[str, str] | None = None,
+) -> Work:
+    """Return the work of a case; an array or a gradient file that nothing accounts for becomes a row that fails."""
+    gradients, left_out = gradients or {}, dict(left_out or {})
+    left_out |= dict.fromkeys((name for name in inputs if name in case.arrays), 'input')
+    left_out |= dict.fromkeys((name for name in gradients if name.endswith('/key/bias')), KEY_BIAS)
+
+    def whole(params, inputs, dtype):
+        return function(params, inputs, dtype) | keys.computed(params, dtype)
+
+    given = jax.tree.map(jnp.asarray, (params, inputs))
+    computed = jax.eval_shape(lambda p, x: whole(p, x, jnp.dtype('float32')), *given)
+    expected = {name: x for name, x in case.arrays.items() if name in computed and name not in left_out}
+    return Work(
+        params,
+        inputs,
+        whole,
+        expected | keys.recorded(case.state),
+        {name: x for name, x in gradients.items() if name not in left_out},
+        tuple(_unknown(case, expected, gradients, left_out)),
+        left_out,
+    )
+
+
+def _unknown(case: Case, expected: Arrays, gradients: Arrays, left_out: dict[str, str]) -> Iterable[str]:
+    yield from (name for name in case.arrays if name not in expected and name not in left_out)
+    known = {name.partition(':')[0] for name in gradients}
+    yield from (path.name for path in sorted(case.folder.glob('grads*.safetensors')) if path.name not in known)

@@ -1,0 +1,52 @@
+"""The sizes of a case, from its meta.json and its tensors, as our configuration."""
+
+from .. import config
+from ..errors import UserError
+from .case import Case
+
+
+def vit(case: Case, *where: str) -> config.Vit:
+    """Return the tower's configuration from `meta['config'][where...]`, EVA's or CLIP's by what it holds."""
+    return clip(case, *where) if 'layers' in case.setting(*where) else eva(case, *where)
+
+
+def eva(case: Case, *where: str) -> config.Vit:
+    """Return the sizes of LAVIS's EVA tower."""
+    width, depth = case.setting(*where, 'embed_dim'), case.setting(*where, 'depth')
+    _only(case, (*where, 'use_mean_pooling'), False)
+    _only(case, (*where, 'qkv_bias'), True)
+    return config.Vit(
+        image_size=case.setting(*where, 'img_size'),
+        patch_size=case.setting(*where, 'patch_size'),
+        width=width,
+        depth=depth,
+        heads=case.setting(*where, 'num_heads'),
+        mlp_width=int(width * case.setting(*where, 'mlp_ratio')),
+        norm_eps=case.setting(*where, 'norm_eps'),
+    )
+
+
+def clip(case: Case, *where: str) -> config.Vit:
+    """Return the sizes of LAVIS's CLIP tower, which builds one block fewer than its `layers`, with CLIP's eps."""
+    width = case.setting(*where, 'width')
+    given = case.setting(*where)
+    return config.Vit(
+        image_size=case.setting(*where, 'input_resolution'),
+        patch_size=case.setting(*where, 'patch_size'),
+        width=width,
+        depth=given.get('blocks', given['layers'] - 1),
+        heads=case.setting(*where, 'heads'),
+        mlp_width=4 * width,
+        norm_eps=given.get('ln_eps', 1e-5),
+        activation='quick_gelu',
+        attention_bias='all',
+        patch_bias=False,
+        pre_norm=True,
+        position_resize='align_corners',
+    )
+
+
+def _only(case: Case, names: tuple[str, ...], value: object) -> None:
+    found = case.setting(*names)
+    if found != value:
+        raise UserError(f"{case.home.folder}: '{'.'.join(names)}' is {found!r}; only {value!r} is implemented")

@@ -1,0 +1,44 @@
+"""How far an array may be from what was recorded.
+
+**float32.** Ten times what float32 itself does to it, and never more than 1e-5 of its scale (its largest entry). What
+float32 does is measured: the same code on the same inputs in float64; the largest difference is the noise. It counts as
+at least one float32 epsilon of the scale, for a sum that happens to round well here rounds otherwise there. Gradients:
+1e-5 of the tensor's largest entry. Ids: equal.
+
+**bfloat16.** The same code with bfloat16 products against the recorded float32. A bfloat16 number is off by up to half
+an epsilon (2**-8) of itself, and a network of a few layers adds some tens of such errors up.
+"""
+
+import numpy as np
+
+from .report import difference, scale
+
+LIMIT = 1e-5
+NOISE_FACTOR = 10
+EPSILON = float(np.finfo(np.float32).eps)
+BFLOAT16_EPSILON = 2.0**-7
+BFLOAT16_FACTOR = 16
+
+
+def is_ids(array: np.ndarray) -> bool:
+    """Whether an array counts or names things: it must then be equal."""
+    return not np.issubdtype(array.dtype, np.floating)
+
+
+def float32(theirs: np.ndarray, narrow: np.ndarray, wide: np.ndarray) -> float:
+    """Return the tolerance of an array from our own float32 and float64 results."""
+    if is_ids(theirs):
+        return 0.0
+    size = scale(theirs)
+    noise = max(difference(narrow, wide), EPSILON * size)
+    return min(NOISE_FACTOR * noise, LIMIT * size)
+
+
+def gradient(theirs: np.ndarray) -> float:
+    """Return the tolerance of a gradient in float32."""
+    return LIMIT * scale(theirs)
+
+
+def bfloat16(theirs: np.ndarray) -> float:
+    """Return the tolerance of any array in bfloat16."""
+    return 0.0 if is_ids(theirs) else BFLOAT16_FACTOR * BFLOAT16_EPSILON * scale(theirs)

@@ -1,0 +1,73 @@
+"""What there is to do for a case: our computation, and the recorded arrays that it must give."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from ..typing import Array, Params
+from . import tolerance
+from .report import Row, compare
+
+Arrays = dict[str, Array]
+Function = Callable[[Params, Arrays, DTypeLike], Arrays]
+"""Our code: (params, inputs, compute dtype) -> arrays by their recorded names."""
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One case, ready to be computed in any precision and with any parameters of the same shapes."""
+
+    params: Params
+    """The recorded weights (float32)."""
+    inputs: Arrays
+    function: Function
+    expected: dict[str, np.ndarray]
+    """What was recorded and must come out."""
+    gradients: dict[str, np.ndarray]
+    """What was recorded and must come out as a gradient."""
+    unknown: tuple[str, ...]
+    """What was recorded, and nothing here computes it."""
+    left_out: dict[str, str]
+    """What was recorded and is not compared: name -> why."""
+
+    @cached_property
+    def _compiled(self) -> Function:
+        wanted = self.expected | self.gradients
+
+        def run(params: Params, inputs: Arrays, dtype: DTypeLike) -> Arrays:
+            return {name: x for name, x in self.function(params, inputs, dtype).items() if name in wanted}
+
+        return jax.jit(run, static_argnums=2)
+
+    def compute(self, params: Params, dtype: str) -> dict[str, np.ndarray]:
+        """Return our arrays by name; products are exact in `dtype`, also on devices that would round their inputs."""
+        wide = dtype == 'float64'
+
+        def given(x: Array) -> Array:
+            return jnp.asarray(x, jnp.float64 if wide and jnp.issubdtype(x.dtype, jnp.floating) else None)
+
+        with jax.enable_x64(wide), jax.default_matmul_precision('highest'):
+            out = self._compiled(*jax.tree.map(given, (params, self.inputs)), jnp.dtype(dtype))
+            return {name: np.asarray(x) for name, x in out.items()}
+
+    @cached_property
+    def tolerances(self) -> dict[str, float]:
+        """What each array may differ by in float32, measured with the recorded weights."""
+        narrow, wide = self.compute(self.params, 'float32'), self.compute(self.params, 'float64')
+        measured = {name: tolerance.float32(x, narrow[name], wide[name]) for name, x in self.expected.items()}
+        return measured | {name: tolerance.gradient(x) for name, x in self.gradients.items()}
+
+    def rows(self, params: Params, dtype: str) -> list[Row]:
+        """Return one row a recorded array, in the order of the file."""
+        theirs, ours = self.expected | self.gradients, self.compute(params, dtype)
+        if dtype == 'bfloat16':
+            allowed = {name: tolerance.bfloat16(x) for name, x in theirs.items()}
+        else:
+            allowed = self.tolerances
+        rows = [compare(name, ours[name], x, allowed[name]) for name, x in theirs.items()]
+        return rows + [Row(name, np.inf, np.nan, 0.0, 'nothing here computes it') for name in self.unknown]

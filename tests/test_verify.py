@@ -1,0 +1,143 @@
+"""Every recorded case passes, and verification can fail: a wrong weight, size or recording is named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qformer_jax import cli, verify
+from qformer_jax.errors import UserError
+from qformer_jax.rules import flatten, unflatten
+
+GOLDENS = Path(__file__).parent / 'goldens' / 'lavis'
+CASES = ['eva_vit', 'clip_vit']
+
+
+@pytest.fixture(scope='module')
+def cases():
+    """Return the cases by name, read (and compiled) once."""
+    return {name: verify.read(GOLDENS / name) for name in CASES}
+
+
+def failing(rows):
+    return [row.name for row in rows if not row.passed]
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_recorded_arrays_equal_ours(name, cases):
+    rows = verify.check(cases[name])
+    assert not failing(rows)
+    accounted = {row.name for row in rows} | verify.work(cases[name]).left_out.keys()
+    assert set(cases[name].arrays) <= accounted
+    assert all(row.tolerance <= 1e-5 * row.scale for row in rows)
+
+
+def test_every_weight_matters(cases):
+    """Each tensor, nudged, makes a row fail; the same compiled function serves all of them."""
+    case = cases['clip_vit']
+    flat = flatten(verify.work(case).params)
+    unseen = []
+    for path, tensor in flat.items():
+        nudged = tensor + 0.01 * jnp.cos(jnp.arange(tensor.size, dtype=jnp.float32)).reshape(tensor.shape)
+        if not failing(verify.check(case, unflatten(flat | {path: nudged}))):
+            unseen.append(path)
+    assert not unseen
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """Return a copy of a case whose files may be changed."""
+    shutil.copytree(GOLDENS / 'eva_vit', tmp_path / 'eva_vit')
+    return tmp_path / 'eva_vit'
+
+
+def change_meta(folder, change):
+    meta = json.loads((folder / 'meta.json').read_text())
+    change(meta)
+    (folder / 'meta.json').write_text(json.dumps(meta))
+
+
+def change_arrays(folder, change):
+    with np.load(folder / 'arrays.npz') as file:
+        arrays = dict(file)
+    change(arrays)
+    np.savez(folder / 'arrays.npz', **arrays)
+
+
+def exit_code(*arguments, capsys):
+    """Return the exit code of `qformer verify` and what it printed."""
+    try:
+        cli.run(['verify', *map(str, arguments)])
+    except SystemExit as stop:
+        return stop.code, capsys.readouterr().out
+    return 0, capsys.readouterr().out
+
+
+def test_the_command_prints_a_row_an_array(capsys):
+    code, out = exit_code(GOLDENS / 'clip_vit', capsys=capsys)
+    assert code == 0
+    assert all(name in out for name in ('block_outputs', 'pos_interp_5x5', 'keys of vit/layer_1/attention'))
+    assert 'not compared, input: pixels' in out
+    assert 'all 6 pass' in out
+
+
+def test_a_wrong_eps_fails(copy, capsys):
+    change_meta(copy, lambda meta: meta['config'].update(norm_eps=1e-4))
+    code, out = exit_code(copy, capsys=capsys)
+    assert code == 1
+    assert 'FAIL: block_outputs, features' in out
+
+
+def test_a_changed_recording_fails_and_is_named(copy, capsys):
+    change_arrays(copy, lambda arrays: arrays['pos_interp_3x3'].__iadd__(1e-4))
+    code, out = exit_code(copy, capsys=capsys)
+    assert code == 1
+    assert 'FAIL: pos_interp_3x3\n' in out
+
+
+def test_an_array_that_nobody_knows_fails(copy, capsys):
+    change_arrays(copy, lambda arrays: arrays.update(surprise=np.zeros(3)))
+    code, out = exit_code(copy, capsys=capsys)
+    assert code == 1
+    assert 'nothing here computes it' in out
+    assert 'FAIL: surprise\n' in out
+
+
+@pytest.mark.parametrize('file', ['arrays.npz', 'state_dict.safetensors', 'grads.safetensors', 'meta.json'])
+def test_a_truncated_file_is_named(file, copy):
+    content = (copy / file).read_bytes()
+    (copy / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=file):
+        cli.run(['verify', str(copy)])
+
+
+@pytest.mark.parametrize('file', ['arrays.npz', 'state_dict.safetensors', 'meta.json'])
+def test_a_missing_file_is_named(file, copy):
+    (copy / file).unlink()
+    with pytest.raises(UserError, match=file):
+        cli.run(['verify', str(copy)])
+
+
+def test_a_missing_size_input_or_kind_is_a_user_error(copy):
+    change_meta(copy, lambda meta: meta['config'].pop('num_heads'))
+    with pytest.raises(UserError, match=r"no 'config\.num_heads'"):
+        cli.run(['verify', str(copy)])
+    change_arrays(copy, lambda arrays: arrays.pop('block_outputs'))
+    with pytest.raises(UserError, match='no known kind of case'):
+        cli.run(['verify', str(copy)])
+    with pytest.raises(UserError, match='no case given'):
+        cli.run(['verify'])
+
+
+def test_a_case_of_another_depth_is_a_user_error(copy):
+    change_meta(copy, lambda meta: meta['config'].update(depth=1))
+    with pytest.raises(UserError, match='layer_1'):
+        cli.run(['verify', str(copy)])
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_bfloat16_is_near(name, cases):
+    assert not failing(verify.check(cases[name], dtype='bfloat16'))
