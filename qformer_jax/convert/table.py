@@ -17,7 +17,7 @@ that differs are errors that name both sides; what a table leaves out on purpose
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -118,18 +118,12 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile(re.escape(template).replace(r'\{i\}', r'(?P<i>\d+)', 1).replace(r'\{i\}', '(?P=i)'))
 
 
-def _bind(template: str, name: str) -> dict[str, str] | None:
-    """Return what `{i}` stands for in `name` ({} without one), or None if the template does not fit."""
-    found = _pattern(template).fullmatch(name)
-    return found.groupdict() if found else None
-
-
 def row_of(table: Table, key: str) -> tuple[Row | Derived | Ignored, dict[str, str]] | None:
     """Return the row of a PyTorch key and what its `{i}` stands for, or None."""
     for row in table:
-        found = None if isinstance(row, Fresh) else _bind(row.key, key)
-        if found is not None:
-            return row, found
+        found = None if isinstance(row, Fresh) else _pattern(row.key).fullmatch(key)
+        if found:
+            return row, found.groupdict()
     return None
 
 
@@ -171,21 +165,22 @@ def _it(paths: list[str]) -> str:
 
 def _parts(key: str, tensor: Tensor, row: Row, binding: dict[str, str]) -> dict[str, Tensor]:
     paths = [path.format(**binding) for path in row.paths]
+    it = f"'{key}' {list(tensor.shape)} cannot be {', '.join(map(repr, paths))}"
     try:
         shapes = [x.shape for x in row.transform.forward(outline(tensor.shape))]
     except ValueError:
-        raise UserError(f"'{key}' {list(tensor.shape)} cannot be {', '.join(map(repr, paths))}: wrong rank") from None
-
-    def parts() -> tuple[np.ndarray, ...]:
-        try:
-            return row.transform.forward(tensor.read())
-        except ValueError as error:
-            raise UserError(f"'{key}' cannot be {', '.join(map(repr, paths))}: {error}") from None
-
+        raise UserError(f'{it}: wrong rank') from None
     return {
-        path: Tensor(shape, tensor.dtype, lambda n=n: parts()[n])
+        path: Tensor(shape, tensor.dtype, partial(_read_part, tensor, row.transform, n, it))
         for n, (path, shape) in enumerate(zip(paths, shapes, strict=True))
     }
+
+
+def _read_part(tensor: Tensor, transform: Transform, n: int, it: str) -> np.ndarray:
+    try:
+        return transform.forward(tensor.read())[n]
+    except ValueError as error:
+        raise UserError(f'{it}: {error}') from None
 
 
 def to_theirs(table: Table, ours: State) -> dict[str, Tensor]:
@@ -221,7 +216,8 @@ def _bindings(row: Row | Derived | Ignored | Fresh, ours: State) -> list[dict[st
         return []
     if not row.paths:
         return [{}]
-    return [found for found in (_bind(row.paths[0], path) for path in ours) if found is not None]
+    fits = map(_pattern(row.paths[0]).fullmatch, ours)
+    return [found.groupdict() for found in fits if found]
 
 
 def _joined(make: Callable[..., np.ndarray], parts: list[Tensor]) -> Tensor:
@@ -243,7 +239,7 @@ def check_complete(ours: Mapping[str, Tensor], wanted: Params, fresh: Table = ()
             )
     missing = [path for path in wanted if path not in ours]
     rows = [row for row in fresh if isinstance(row, Fresh)]
-    unfilled = [path for path in missing if all(_bind(row.path, path) is None for row in rows)]
+    unfilled = [path for path in missing if not any(_pattern(row.path).fullmatch(path) for row in rows)]
     if unfilled:
         some = ', '.join(sorted(ours)[:3]) + (', ...' if len(ours) > 3 else '')
         raise UserError(
