@@ -100,7 +100,7 @@ def train(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Caption:
-    """Describe pictures with a finished run of stage 2 or later."""
+    """Describe pictures with a finished run of stage 1 or later."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
@@ -108,15 +108,19 @@ class Caption:
     """Picture files (or .npy feature arrays, where the run reads those)."""
     max_new_tokens: int = 20
     """Longest caption, in tokens."""
+    num_beams: int = 1
+    """Captions pursued at a time, of which the best is printed; 1: greedy (LAVIS: 5)."""
 
 
 def caption(options: Caption) -> None:
     """Print one line a picture."""
     from .inference.blip2 import Blip2
+    from .inference.search import Settings
 
     if not options.pictures:
         raise UserError('no picture given: qformer caption RUN PICTURE...')
-    captions = Blip2.load(options.run).caption(options.pictures, options.max_new_tokens)
+    settings = Settings(max_new_tokens=options.max_new_tokens, num_beams=options.num_beams)
+    captions = Blip2.load(options.run).caption(options.pictures, settings)
     for path, text in zip(options.pictures, captions, strict=True):
         print(f'{path}: {text}')
 
@@ -138,8 +142,10 @@ class Ask:
 def ask(options: Ask) -> None:
     """Print the answer."""
     from .inference.blip2 import Blip2
+    from .inference.search import Settings
 
-    print(Blip2.load(options.run).ask([options.picture], [options.question], options.max_new_tokens)[0])
+    settings = Settings(max_new_tokens=options.max_new_tokens)
+    print(Blip2.load(options.run).ask([options.picture], [options.question], settings)[0])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from qformer_jax.data.tokenizers import lm_row, prompt_ids
 from qformer_jax.errors import UserError
 from qformer_jax.inference import decode
 from qformer_jax.inference.blip2 import Blip2
+from qformer_jax.inference.search import Settings
 from qformer_jax.training import loop, losses, start
 
 KINDS = [(colour, shape) for shape in small.SHAPES for colour in small.COLOURS]
@@ -59,7 +60,7 @@ def test_the_cache_changes_nothing(instructed, pictures_drawn):
     """Greedy decoding against running everything anew for each token, without cache and without padding."""
     seen = instructed.encode(pictures_drawn[:3])
     prompts = QUESTIONS[:3]
-    written = instructed.generate(seen, prompts, max_new_tokens=5)
+    written = instructed.generate(seen, prompts, Settings(max_new_tokens=5))
     for row, prompt in enumerate(prompts):
         assert written[row] == written_anew(instructed, seen.take([row]), prompt, 5)
 
@@ -99,16 +100,16 @@ def test_writing_stops_at_the_end_token(instructed, pictures_drawn):
     end, prefix = instructed.lm_tokenizer.end_id, instructed._prefix(seen, QUESTIONS)
     ids, mask = instructed._left_padded(QUESTIONS)
     stopped, endless = (
-        np.asarray(
-            decode.greedy(instructed.model, instructed.params, prefix, ids, mask, max_new_tokens=6, end_id=end_id)
-        )
-        for end_id in (end, -1)
+        np.asarray(decode.with_lm(instructed.model, instructed.params, prefix, ids, mask, settings=settings).tokens)[
+            :, 0
+        ]
+        for settings in (Settings(max_new_tokens=6, end_ids=(end,)), Settings(max_new_tokens=6))
     )
     ends = [row.tolist().index(end) for row in endless]
     for row, count in enumerate(ends):
         assert stopped[row].tolist() == [*endless[row, :count], *[end] * (6 - count)]
     texts = [instructed.lm_tokenizer.decode(row[:count]).strip() for row, count in zip(endless, ends, strict=True)]
-    assert instructed.generate(seen, QUESTIONS, max_new_tokens=6) == texts
+    assert instructed.generate(seen, QUESTIONS, Settings(max_new_tokens=6)) == texts
 
 
 def test_a_prompt_that_does_not_fit_is_refused(instructed, pictures_drawn):
@@ -215,7 +216,8 @@ def test_rows_that_pad_an_array_change_nothing(heard):
 @pytest.mark.parametrize(
     'stage, use, words',
     [
-        ('stage1', lambda model, pictures: model.caption(pictures), "'stage1' run, which has no lm"),
+        ('stage1', lambda model, pictures: model.ask(pictures, ['what']), "'stage1' run, which has no lm"),
+        ('vision', lambda model, pictures: model.caption(pictures), "'vision' run, which has no lm"),
         ('vision', lambda model, pictures: model.similarity(pictures, ['a']), "'vision' run, which has no qformer"),
     ],
 )

@@ -19,7 +19,6 @@ from qformer_jax.training import losses
 TINY = config.Opt(vocab_size=50, width=24, depth=2, heads=3, mlp_width=40, max_positions=20)
 IDS = np.random.default_rng(0).integers(3, 50, size=(3, 7)).astype(np.int32)
 LEFT = np.arange(7)[None] >= np.array([[0], [2], [5]])  # rows with 7, 5 and 2 tokens, padding on the left
-NEWLINE, PAD = 202, 1  # LAVIS ends an answer at the newline of the recorded vocabulary
 
 
 @pytest.fixture(scope='module')
@@ -179,28 +178,3 @@ def test_soft_prefix_equals_lavis(queries):
     want = reference.arrays('opt_stage2')
     assert_close(queries, want['no_prompt.inputs_opt'])
     assert_close(queries, want['prompt.inputs_opt'])
-
-
-@pytest.mark.parametrize('prompt', ['p0', 'p1', 'p2'])
-def test_greedy_answers_equal_lavis(prompt, queries):
-    params = jax.tree.map(jnp.asarray, reference.params('opt_stage2', MODEL)['lm'])
-    start = jnp.tile(jnp.asarray(reference.meta('opt_stage2')['prompts'][prompt]['ids'])[None], (4, 1))
-    want = reference.arrays('opt_stage2')[f'gen.{prompt}.greedy.sequences'][:, start.shape[1] :]
-
-    @jax.jit
-    def read(x, cache):
-        def run(model):
-            out = model(x, jnp.ones(x.shape[:2], bool), cache)
-            return model.word_logits(out.hidden[:, -1:]).argmax(axis=-1), out.cache
-
-        return Opt(OPT).apply({'params': params}, method=run)
-
-    embed = params['word_embedding']
-    word, cache = read(jnp.concatenate([queries, embed[start]], axis=1), empty_cache(OPT, 4, 40, jnp.float32))
-    words = [word]
-    for _ in range(want.shape[1] - 1):
-        word, cache = read(embed[word], cache)
-        words.append(word)
-    words = np.concatenate(words, axis=1)
-    ended = np.cumsum(words == NEWLINE, axis=1) - (words == NEWLINE) > 0
-    np.testing.assert_array_equal(np.where(ended, PAD, words), want)

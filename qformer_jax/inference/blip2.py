@@ -9,6 +9,7 @@ Pictures are encoded once: every method also takes what `encode` returned. Work 
 any input.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,10 @@ from ..objectives import contrastive
 from ..training import start
 from ..typing import Bool, Float, Int, Params
 from . import decode, passes
+from .search import Settings
 
 Picture = str | Path | bytes | Image.Image | np.ndarray  # a file, its bytes, a picture, or features [P, V]
+CAPTION, ANSWER = Settings(max_new_tokens=20), Settings(max_new_tokens=10)
 PROMPT_BUCKET = 8  # prompts are padded to a multiple of this many tokens
 
 
@@ -103,40 +106,51 @@ class Blip2:
             row[: len(array)] = array
         return Seen(features, np.arange(longest)[None] < np.array([len(a) for a in arrays])[:, None])
 
-    def caption(self, pictures: Sequence[Picture] | Seen, max_new_tokens: int = 20) -> list[str]:
-        """Return one caption a picture, by greedy decoding from the run's caption prompt."""
-        seen = self.encode(pictures)
-        prompt = self.run.data.caption_prompt
-        return self.generate(seen, [prompt] * len(seen), max_new_tokens, [prompt] * len(seen))
+    def caption(self, pictures: Sequence[Picture] | Seen, settings: Settings = CAPTION) -> list[str]:
+        """Return a caption of each picture, from the run's caption prompt; a stage-1 run's Q-Former writes it itself.
 
-    def ask(self, pictures: Sequence[Picture] | Seen, questions: Sequence[str], max_new_tokens: int = 10) -> list[str]:
+        With `settings.num_return` > 1: so many captions of the first picture, best first, then those of the second...
+        """
+        seen = self.encode(pictures)
+        if self.run.stage == 'stage1':
+            settings = _ending(settings, self.text_tokenizer.sep_id)
+            return self._write(decode.with_qformer, settings, self.text_tokenizer, seen.features, seen.mask)
+        prompt = self.run.data.caption_prompt
+        return self.generate(seen, [prompt] * len(seen), settings, [prompt] * len(seen))
+
+    def ask(
+        self, pictures: Sequence[Picture] | Seen, questions: Sequence[str], settings: Settings = ANSWER
+    ) -> list[str]:
         """Return the answers to questions, one a picture; an instruction-aware Q-Former reads the question too."""
         prompts = [self.run.data.question_prompt.format(question=q.lower().strip()) for q in questions]
-        return self.generate(pictures, prompts, max_new_tokens, questions)
+        return self.generate(pictures, prompts, settings, questions)
 
     def generate(
         self,
         pictures: Sequence[Picture] | Seen,
         prompts: Sequence[str],
-        max_new_tokens: int = 20,
+        settings: Settings = CAPTION,
         questions: Sequence[str] | None = None,
     ) -> list[str]:
-        """Return what the language model writes after [picture, prompt]; the Q-Former reads `questions` if it can."""
+        """Return what the language model writes after [picture, prompt]; the Q-Former reads `questions` if it can.
+
+        Texts end at `settings.end_ids`, or at the tokenizer's end token where those are not given.
+        """
         self._needs('lm')
         seen = self.encode(pictures)
         if len(prompts) != len(seen):
             raise UserError(f'{len(seen)} picture(s) but {len(prompts)} prompt(s): give one prompt a picture')
         ids, mask = self._left_padded(prompts)
-        if self.run.model.qformer.num_queries + ids.shape[1] + max_new_tokens > self.run.model.lm.max_positions:
-            raise UserError(
-                f'a prompt of {ids.shape[1]} tokens and {max_new_tokens} new ones do not fit the language model: '
-                f'{self.run.model.lm.max_positions} positions, {self.run.model.qformer.num_queries} of them queries'
-            )
         prefix = self._prefix(seen, questions or prompts)
-        end = self.lm_tokenizer.end_id
-        write = functools.partial(decode.greedy, max_new_tokens=max_new_tokens, end_id=end)
-        (tokens,) = self._in_batches(write, prefix, ids, mask)
-        return [self.lm_tokenizer.decode(row[row != end]).strip() for row in tokens]
+        settings = _ending(settings, self.lm_tokenizer.end_id)
+        return self._write(decode.with_lm, settings, self.lm_tokenizer, prefix, ids, mask)
+
+    def _write(
+        self, writer: Callable, settings: Settings, tokenizer: TextTokenizer | LmTokenizer, *arrays: np.ndarray
+    ) -> list[str]:
+        tokens, _ = self._in_batches(functools.partial(writer, settings=settings), *arrays)
+        rows = tokens.reshape(-1, settings.max_new_tokens)
+        return [tokenizer.decode(row[~np.isin(row, settings.end_ids)]).strip() for row in rows]
 
     def losses(
         self, pictures: Sequence[Picture] | Seen, prompts: Sequence[str], targets: Sequence[str]
@@ -225,6 +239,10 @@ class Blip2:
         if getattr(self.run.model, part) is None:
             later = {'lm': "a 'stage2' or 'instruct' run", 'qformer': "a run from 'stage1' on"}[part]
             raise UserError(f"this is a '{self.run.stage}' run, which has no {part}: give {later}")
+
+
+def _ending(settings: Settings, end_id: int) -> Settings:
+    return settings if settings.end_ids else dataclasses.replace(settings, end_ids=(end_id,))
 
 
 def _pixels(picture: Picture, size: int) -> np.ndarray:

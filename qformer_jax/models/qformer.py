@@ -148,14 +148,17 @@ class Qformer(nn.Module):
         features = self.feature_norm(features)
         return ImageMemory(tuple(layer.project_image(features) for layer in self.layer), mask[:, None, None, :])
 
-    def _embed(self, batch: int, with_queries: bool, text: Int['B T'] | None) -> Float['B S D']:
+    def _embed(
+        self, batch: int, with_queries: bool, text: Int['B T'] | None, text_start: Array | int
+    ) -> Float['B S D']:
         parts = []
         if with_queries:
             parts.append(jnp.broadcast_to(self.query_token[None], (batch, *self.query_token.shape)))
         if text is not None:  # text positions start at 0 whether queries come before or not
             is_word = (text < self.config.vocab_size)[..., None]
             words = jnp.where(is_word, self.word_embedding.at[text].get(mode='clip'), self.added_embedding[:1, None])
-            parts.append(words + self.position_embedding[None, : text.shape[1]])
+            position = jax.lax.dynamic_slice_in_dim(self.position_embedding, text_start, text.shape[1])
+            parts.append(words + position[None])
         return jnp.concatenate(parts, axis=1).astype(self.dtype)
 
     def __call__(
@@ -165,14 +168,16 @@ class Qformer(nn.Module):
         image: ImageMemory | None = None,
         text: Int['B T'] | None = None,
         prefix: tuple[KeyValue, ...] | None = None,
+        text_start: Array | int = 0,
         train: bool = False,
     ) -> QformerOutput:
         """Run the queries (if there is an image) and the text (if there is one) under `mask`.
 
-        `prefix` is an earlier pass's cache, seen before this pass's positions.
+        `prefix` is an earlier pass's cache, seen before this pass's positions; `text_start` is the position of the
+        text's first token.
         """
         num_queries = self.config.num_queries if image is not None else 0
-        x = self.embedding_norm(self._embed(mask.shape[0], image is not None, text))
+        x = self.embedding_norm(self._embed(mask.shape[0], image is not None, text, text_start))
         x = self.drop(x, deterministic=not train)
         hidden, cache = [x], []
         for i, layer in enumerate(self.layer):
