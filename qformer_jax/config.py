@@ -103,6 +103,34 @@ class Opt:
 
 
 @dataclass(frozen=True)
+class T5:
+    """A T5 encoder-decoder (Raffel et al. 2020) in the form of Flan-T5; the defaults are Flan-T5-XL."""
+
+    family: Literal['t5'] = 't5'
+    """Kind of language model."""
+    vocab_size: int = 32128
+    """Rows of the token table (N), and of the output table, its own; 0: the tokenizer's."""
+    width: int = 2048
+    """Hidden width (L)."""
+    depth: int = 24
+    """Layers of the encoder, and as many of the decoder."""
+    heads: int = 32
+    """Attention heads."""
+    head_width: int = 64
+    """Width of one head (K)."""
+    mlp_width: int = 5120
+    """Hidden width of the gated MLP."""
+    activation: Literal['gelu', 'gelu_tanh'] = 'gelu'
+    """Of the gated MLP: exact GELU as in LAVIS, or the tanh form, with which Flan-T5 was trained (`gelu_new`)."""
+    buckets: int = 32
+    """Buckets of relative positions."""
+    max_distance: int = 128
+    """Positions further apart share the last bucket."""
+    norm_eps: float = 1e-6
+    """Epsilon of every RMSNorm."""
+
+
+@dataclass(frozen=True)
 class Blip2:
     """What the network is made of; a part that is None is absent."""
 
@@ -110,7 +138,7 @@ class Blip2:
     """Vision tower; None where a run reads feature arrays."""
     qformer: Qformer | None = field(default_factory=Qformer)
     """Connector between the frozen towers."""
-    lm: Opt | None = field(default_factory=Opt)
+    lm: Opt | T5 | None = field(default_factory=Opt)
     """Language model; None in stage 1."""
     word_head: int = 0
     """Outputs of the bag-of-words head; the `vision` stage sets it to the tokenizer's size, 0 elsewhere: none."""
@@ -253,7 +281,7 @@ def from_json(text: str) -> Run:
     model = tree['model']
     parts = {'vit': Vit, 'qformer': Qformer}
     if model['lm']:
-        parts['lm'] = {'opt': Opt}[model['lm'].get('family', 'opt')]
+        parts['lm'] = {'opt': Opt, 't5': T5}[model['lm'].get('family', 'opt')]
     model |= {name: part(**model[name]) for name, part in parts.items() if model[name]}
     tree['data']['crop_scale'] = tuple(tree['data']['crop_scale'])
     tree['optimizer']['rate_rules'] = tuple(map(tuple, tree['optimizer']['rate_rules']))

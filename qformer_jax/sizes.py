@@ -1,6 +1,6 @@
 """Network sizes by name: the published ones, and tiny ones that train on two cores in minutes."""
 
-from .config import Opt, Qformer, Vit
+from .config import T5, Opt, Qformer, Vit
 
 VIT_G = Vit()
 """EVA ViT-g/14, 224 px, as BLIP-2 uses it: 985,894,528 parameters."""
@@ -42,6 +42,12 @@ QFORMER_L = Qformer(feature_width=1024)
 OPT_2_7B = Opt()
 
 OPT_6_7B = Opt(width=4096, depth=32, heads=32, mlp_width=16384)
+
+FLAN_T5_XL = T5()
+"""2,849,757,184 parameters."""
+
+FLAN_T5_XXL = T5(width=4096, heads=64, mlp_width=10240)
+"""11,135,332,352 parameters."""
 
 TINY_VIT = Vit(image_size=64, patch_size=8, width=64, depth=4, heads=2, mlp_width=128, attention_bias='all')
 """For 64 px pictures of simple shapes; with patches of 16 px it cannot tell them apart."""

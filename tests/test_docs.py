@@ -168,7 +168,7 @@ def test_the_rooms_table_has_every_file():
 
 
 def test_the_legend_has_every_parameter_path():
-    (text,) = blocks(ARCHITECTURE.read_text(), 'text')
+    text = ''.join(blocks(ARCHITECTURE.read_text(), 'text'))
     legend = {path for line in text.splitlines() for path in expand(line.split()[0])}
     lines = (ROOT / 'tests' / 'goldens' / 'parameter_paths.txt').read_text().splitlines()
     paths = {re.sub(r'layer_\d+', 'layer_I', line.split()[0]) for line in lines}
@@ -178,9 +178,10 @@ def test_the_legend_has_every_parameter_path():
 
 
 def expand(pattern: str) -> list[str]:
-    """Return `a/b, a/c` for `a/{b,c}`."""
+    """Return `a/b, a/c` for `a/{b,c}`, for every pair of braces."""
     match = re.search(r'\{(.*?)\}', pattern)
-    return [pattern.replace(match[0], word) for word in match[1].split(',')] if match else [pattern]
+    words = match[1].split(',') if match else []
+    return [path for word in words for path in expand(pattern.replace(match[0], word, 1))] or [pattern]
 
 
 def product_files() -> list[Path]:

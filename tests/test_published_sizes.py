@@ -7,7 +7,7 @@ import re
 import pytest
 import reference
 
-from qformer_jax import config
+from qformer_jax import config, sizes
 from qformer_jax.models import blip2
 from qformer_jax.rules import TEXT_SIDE, flatten
 
@@ -41,10 +41,24 @@ def test_stage2_has_the_published_number_of_trained_parameters():
     assert sum(math.prod(leaf.shape) for leaf in kept) == 107_133_696
 
 
+@pytest.mark.parametrize(
+    'lm, size, trained',
+    [(sizes.FLAN_T5_XL, 2_849_757_184, 106_739_968), (sizes.FLAN_T5_XXL, 11_135_332_352, 108_314_880)],
+)
+def test_flan_t5_has_the_published_number_of_parameters(lm, size, trained):
+    found = counts(config.Blip2(vit=None, qformer=config.Qformer(text_side='none'), lm=lm))
+    assert found['lm'] == size
+    assert found['qformer'] + found['lm_projection'] == trained
+
+
 def test_parameter_paths_are_public():
     vit = dataclasses.replace(reference.EVA, attention_bias='all', pre_norm=True, layer_scale=True, final_norm=True)
-    shapes = flatten(blip2.shapes(config.Blip2(vit, reference.QFORMER, reference.OPT, word_head=10)))
-    text = ''.join(f'{path} {list(leaf.shape)}\n' for path, leaf in shapes.items())
+    models = [
+        config.Blip2(vit, reference.QFORMER, reference.OPT, word_head=10),
+        config.Blip2(vit=None, qformer=None, lm=reference.T5),
+    ]
+    shapes = [leaf for c in models for leaf in flatten(blip2.shapes(c)).items()]
+    text = ''.join(f'{path} {list(leaf.shape)}\n' for path, leaf in shapes)
     if not GOLDEN.exists():
         GOLDEN.write_text(text)
         pytest.fail(f'{GOLDEN.name} did not exist and was written: read it and commit it')

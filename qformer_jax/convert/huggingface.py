@@ -12,6 +12,7 @@ import numpy as np
 from .. import config
 from .bert import LM_HEAD, attention, feed_forward, fresh
 from .opt import OPT
+from .t5 import T5
 from .table import (
     CONVOLUTION,
     SPLIT_LAST_ROW,
@@ -100,9 +101,10 @@ def qformer(c: config.Qformer) -> Table:
     )
 
 
-def language_model(c: config.Opt) -> Table:
+def language_model(c: config.Opt | config.T5) -> Table:
     """Return the rows of a language model inside BLIP-2, and of the projection to it."""
-    return (*linear('language_projection', 'lm_projection'), *prefixed(OPT, 'language_model.'))
+    rows = {'opt': OPT, 't5': T5}[c.family]
+    return (*linear('language_projection', 'lm_projection'), *prefixed(rows, 'language_model.'))
 
 
 def blip2(c: config.Blip2) -> Table:

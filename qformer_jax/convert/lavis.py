@@ -5,6 +5,7 @@ import numpy as np
 from .. import config
 from .bert import attention, feed_forward
 from .opt import OPT
+from .t5 import T5
 from .table import (
     CONVOLUTION,
     SPLIT_LAST_ROW,
@@ -90,9 +91,10 @@ def vit(c: config.Vit) -> Table:
     return CLIP_VIT if c.pre_norm else EVA_VIT
 
 
-def language_model(c: config.Opt) -> Table:
+def language_model(c: config.Opt | config.T5) -> Table:
     """Return the rows of a language model inside LAVIS's class, and of the projection to it."""
-    return (*linear('opt_proj', 'lm_projection'), *prefixed(OPT, 'opt_model.'))
+    rows = {'opt': OPT, 't5': T5}[c.family]
+    return (*linear(f'{c.family}_proj', 'lm_projection'), *prefixed(rows, f'{c.family}_model.'))
 
 
 def blip2(c: config.Blip2) -> Table:

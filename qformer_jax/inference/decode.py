@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from ..models.blip2 import Blip2
-from ..models.opt import Cache, empty_cache
+from ..models.cache import Cache
+from ..models.opt import empty_cache
 from ..typing import Array, Bool, Float, Int, Params
 from .search import Settings, Start, Step, Written, search
 

@@ -68,5 +68,5 @@ def target_losses(
     model: Blip2, prefix: Float['B Q L'], text: Int['B T'], text_mask: Bool['B T'], target: Bool['B T']
 ) -> Float['B T']:
     """Return the loss (nats) of each target token after [prefix, text so far]; zero elsewhere."""
-    hidden = model.after_prefix(prefix, text, text_mask)
+    hidden = model.after_prefix(prefix, text, text_mask, target)
     return captioning.token_losses(model.lm.word_logits(hidden), text) * target

@@ -15,6 +15,7 @@ from . import masks
 from .layers import at_least_float32, dense
 from .opt import Opt
 from .qformer import Qformer, QformerOutput
+from .t5 import T5, shift_right
 from .vit import Vit, normalise
 
 
@@ -33,7 +34,7 @@ class Blip2(nn.Module):
         if c.qformer:
             self.qformer = Qformer(c.qformer, self.dtype)
         if c.lm:
-            self.lm = Opt(c.lm, self.dtype)
+            self.lm = {'opt': Opt, 't5': T5}[c.lm.family](c.lm, self.dtype)
         if c.qformer and c.lm:
             self.lm_projection = dense(c.lm.width, self.dtype)
 
@@ -79,14 +80,20 @@ class Blip2(nn.Module):
         """Return what the language model reads in place of the picture (section 3.3)."""
         return self.lm_projection(self.ask_queries(features, feature_mask, text, text_mask, train).queries)
 
-    def after_prefix(self, prefix: Float['B Q L'], text: Int['B T'], text_mask: Bool['B T']) -> Float['B T L']:
-        """Return the language model's hidden states that predict each token of `text` after [prefix, text so far].
+    def after_prefix(
+        self, prefix: Float['B Q L'], text: Int['B T'], text_mask: Bool['B T'], target: Bool['B T']
+    ) -> Float['B T L']:
+        """Return the language model's hidden states that predict each `target` token of `text` (others: any value).
 
-        Slot Q + t holds token t, so its prediction leaves slot Q + t - 1: with 3 queries and 4 tokens, slots 2..5.
+        A decoder reads [prefix, text]. Slot Q + t holds token t, so its prediction leaves slot Q + t - 1: with 3
+        queries and 4 tokens, slots 2..5. T5's encoder reads [prefix, what is no target], its decoder the targets.
         """
         x = jnp.concatenate([prefix, self.lm.embed(text)], axis=1)
         exists = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), text_mask], axis=1)
-        return self.lm(x, exists).hidden[:, prefix.shape[1] - 1 : -1]
+        if self.config.lm.family != 't5':
+            return self.lm(x, exists).hidden[:, prefix.shape[1] - 1 : -1]
+        memory = self.lm.encode(x, exists & ~jnp.pad(target, ((0, 0), (prefix.shape[1], 0))))
+        return self.lm(self.lm.embed(shift_right(text, target)), target, memory).hidden
 
     def touch_everything(self) -> None:
         """Call every part once on the smallest input: `init` makes the parameters that are touched."""
@@ -107,8 +114,8 @@ class Blip2(nn.Module):
             if side == 'full':
                 self.qformer.word_logits(out.text)
         if c.lm:
-            x = self.lm_projection(out.queries) if c.qformer else self.lm.embed(text)
-            self.lm(x, jnp.ones(x.shape[:2], bool))
+            prefix = self.lm_projection(out.queries) if c.qformer else self.lm.embed(text)
+            self.lm.word_logits(self.after_prefix(prefix, text, exists, exists))
 
 
 def init(model: Blip2, key: jax.Array) -> Params:

@@ -1,12 +1,17 @@
 """Attention, MLP and the norms that every network here shares."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..typing import Array, Bool, Float
+
+LECUN = nn.initializers.lecun_normal()  # keeps the variance
 
 
 def at_least_float32(x: Array) -> Array:
@@ -41,6 +46,11 @@ def layer_norm(eps: float, dtype: DTypeLike) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False)
 
 
+def rms_norm(eps: float, dtype: DTypeLike) -> nn.RMSNorm:
+    """RMSNorm (Zhang and Sennrich 2019): no mean, no bias; statistics in float32 or wider."""
+    return nn.RMSNorm(epsilon=eps, dtype=dtype)
+
+
 def _flat_dot_general(x, kernel, dimension_numbers, precision=None, **options):
     """Multiply [..., D] by [D, E] as one product; on CPUs, XLA's gradient of the 3-d form takes four times as long."""
     flat = x.reshape(-1, x.shape[-1])
@@ -48,9 +58,15 @@ def _flat_dot_general(x, kernel, dimension_numbers, precision=None, **options):
     return out.reshape(*x.shape[:-1], -1)
 
 
-def dense(width: int, dtype: DTypeLike, use_bias: bool = True) -> nn.Dense:
+def dense(width: int, dtype: DTypeLike, use_bias: bool = True, kernel_init: Initializer = LECUN) -> nn.Dense:
     """Dense layer over the last axis, parameters in float32, products in `dtype`."""
-    return nn.Dense(width, use_bias=use_bias, dtype=dtype, dot_general=_flat_dot_general)
+    return nn.Dense(width, use_bias=use_bias, dtype=dtype, kernel_init=kernel_init, dot_general=_flat_dot_general)
+
+
+def untied_head(vocab_size: int, dtype: DTypeLike) -> nn.Dense:
+    """Output table of its own, without bias: products in `dtype`, logits in float32 or wider."""
+    wide = partial(_flat_dot_general, preferred_element_type=jnp.promote_types(dtype, jnp.float32))
+    return nn.Dense(vocab_size, use_bias=False, dtype=dtype, dot_general=wide)
 
 
 def tied_logits(x: Float['B T D'], table: Float['N D']) -> Float['B T N']:
@@ -102,6 +118,14 @@ class Attention(nn.Module):
         return self.output(read.reshape(x.shape))
 
 
+NONLINEARITIES = {
+    'gelu': gelu,
+    'gelu_tanh': partial(jax.nn.gelu, approximate=True),
+    'quick_gelu': quick_gelu,
+    'relu': jax.nn.relu,
+}
+
+
 class Mlp(nn.Module):
     """Two dense layers with a nonlinearity between them."""
 
@@ -115,5 +139,21 @@ class Mlp(nn.Module):
         self.down = dense(self.width, self.dtype)
 
     def __call__(self, x: Float['B S D']) -> Float['B S D']:
-        nonlinearity = {'gelu': gelu, 'quick_gelu': quick_gelu, 'relu': jax.nn.relu}[self.activation]
-        return self.down(nonlinearity(self.up(x)))
+        return self.down(NONLINEARITIES[self.activation](self.up(x)))
+
+
+class GatedMlp(nn.Module):
+    """down(nonlinearity(gate(x)) * up(x)), without biases (Shazeer 2020)."""
+
+    hidden: int
+    width: int
+    activation: str
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        self.gate = dense(self.hidden, self.dtype, use_bias=False)
+        self.up = dense(self.hidden, self.dtype, use_bias=False)
+        self.down = dense(self.width, self.dtype, use_bias=False)
+
+    def __call__(self, x: Float['B S D']) -> Float['B S D']:
+        return self.down(NONLINEARITIES[self.activation](self.gate(x)) * self.up(x))

@@ -8,28 +8,18 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..typing import Array, Bool, Float, Int
+from . import cache as caches
 from . import masks
+from .cache import Cache, place, write
 from .layers import Attention, KeyValue, Mlp, layer_norm, tied_logits
 
 POSITION_OFFSET = 2  # OPT's table has two rows before position 0
 NORM_EPS = 1e-5
 
 
-@struct.dataclass
-class Cache:
-    """Keys and values of a fixed number of slots (M); slots from `end` on are still empty."""
-
-    layers: tuple[KeyValue, ...]
-    exists: Bool['B M']
-    """Which slots hold a real token (padding and empty slots do not)."""
-    end: Int['']
-    """Slots written so far, the same for every row."""
-
-
 def empty_cache(c: config.Opt, batch: int, slots: int, dtype: DTypeLike) -> Cache:
     """Return a cache of `slots` empty slots for `batch` rows."""
-    zeros = jnp.zeros((batch, slots, c.heads, c.width // c.heads), dtype)
-    return Cache(tuple(KeyValue(zeros, zeros) for _ in range(c.depth)), jnp.zeros((batch, slots), bool), jnp.int32(0))
+    return caches.empty(c.depth, c.heads, c.width // c.heads, batch, slots, dtype)
 
 
 @struct.dataclass
@@ -60,13 +50,9 @@ class Block(nn.Module):
         y = self.attention_norm(x)
         seen = self.attention.project(y)
         if cached is not None:
-            seen = jax.tree.map(lambda old, new: _write(old, new, start), cached, seen)
+            seen = jax.tree.map(lambda old, new: write(old, new, start), cached, seen)
         x = x + self.attention(y, seen, mask)
         return x + self.mlp(self.mlp_norm(x)), seen
-
-
-def _write(old: Array, new: Array, start: Array | int) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
 
 
 class Opt(nn.Module):
@@ -91,8 +77,7 @@ class Opt(nn.Module):
     def __call__(self, x: Float['B T L'], exists: Bool['B T'], cache: Cache | None = None) -> OptOutput:
         """Run the decoder over token vectors (or a soft prefix); with a cache, after the positions that it holds."""
         length = x.shape[1]
-        start = cache.end if cache is not None else 0
-        slots = _write(cache.exists, exists, start) if cache is not None else exists
+        slots, start = place(cache, exists)
         position = jax.lax.dynamic_slice_in_dim(masks.positions(slots), start, length, axis=1)
         x = x.astype(self.dtype) + self.position_embedding[position + POSITION_OFFSET].astype(self.dtype)
         mask = masks.decoder(slots, start, length)

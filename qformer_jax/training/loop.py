@@ -48,6 +48,8 @@ def check(run: config.Run) -> None:
     for part in needs[run.stage]:
         if getattr(run.model, part) is None:
             raise UserError(f"stage '{run.stage}' needs model.{part}, which is None")
+    if run.stage == 'language' and run.model.lm.family == 't5':
+        raise UserError("stage 'language' trains a decoder-only language model, not T5: choose another one (model.lm)")
     if run.stage == 'stage1' and run.training.accumulate > 1:
         raise UserError(
             'training.accumulate must be 1 in stage1: ITC and ITM draw their negatives from the batch, and a '

@@ -50,7 +50,7 @@ def generation(model: Blip2, batch: Batch, o: config.Objective, shards: int, tra
     features, mask = _see(model, batch)
     question = (batch['text'], batch['text_mask']) if o.instruction_aware else (None, None)
     prefix = model.soft_prefix(features, mask, *question, train=train)
-    hidden = model.after_prefix(prefix, batch['lm_text'], batch['lm_mask'])
+    hidden = model.after_prefix(prefix, batch['lm_text'], batch['lm_mask'], batch['lm_target'])
     return _lm_loss(model, hidden, batch['lm_text'], batch['lm_target'], shards)
 
 

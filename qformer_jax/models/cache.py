@@ -1,0 +1,38 @@
+"""What a decoder keeps between calls: keys and values in a fixed number of slots, filled from the left."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import DTypeLike
+
+from ..typing import Array, Bool, Int
+from .layers import KeyValue
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of a fixed number of slots (M); slots from `end` on are still empty."""
+
+    layers: tuple[KeyValue, ...]
+    exists: Bool['B M']
+    """Which slots hold a real token (padding and empty slots do not)."""
+    end: Int['']
+    """Slots written so far, the same for every row."""
+
+
+def empty(depth: int, heads: int, head_width: int, batch: int, slots: int, dtype: DTypeLike) -> Cache:
+    """Return a cache of `slots` empty slots for `batch` rows of a decoder with `depth` layers."""
+    zeros = jnp.zeros((batch, slots, heads, head_width), dtype)
+    return Cache(tuple(KeyValue(zeros, zeros) for _ in range(depth)), jnp.zeros((batch, slots), bool), jnp.int32(0))
+
+
+def write(old: Array, new: Array, start: Array | int) -> Array:
+    """Return `old` [B, M, ...] with `new` [B, T, ...] in the slots from `start` on."""
+    return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
+
+
+def place(cache: Cache | None, exists: Bool['B T']) -> tuple[Bool['B M'], Array | int]:
+    """Return which slots exist once this call's positions stand after the cache's, and the first slot of the call."""
+    if cache is None:
+        return exists, 0
+    return write(cache.exists, exists, cache.end), cache.end
