@@ -24,11 +24,13 @@ transformers = pytest.importorskip('transformers', reason='the oracle is Hugging
 
 Q, IMAGE_TOKEN = QFORMER.num_queries, 55
 OPT = config.Opt(vocab_size=56, width=24, depth=2, heads=3, mlp_width=40, max_positions=40)
+T5 = config.T5(vocab_size=56, width=24, depth=2, heads=3, head_width=10, mlp_width=40, buckets=8, max_distance=20)
 NUMBERS = np.random.default_rng(0)
 PIXELS = NUMBERS.normal(size=(2, 3, 56, 56)).astype(np.float32)
 WORDS = NUMBERS.integers(3, QFORMER.vocab_size, size=(2, 5)).astype(np.int32)
 SEEN = np.arange(5)[None] < np.array([[5], [3]])  # the second text has 3 words, padding on the right
 PROMPT = NUMBERS.integers(3, 50, size=(2, 6)).astype(np.int32)
+ANSWER = NUMBERS.integers(3, 50, size=(2, 4)).astype(np.int32)  # what T5's decoder reads
 
 
 def opt_config():
@@ -41,6 +43,24 @@ def opt_config():
         ffn_dim=OPT.mlp_width,
         max_position_embeddings=OPT.max_positions,
     )
+
+
+def t5_config():
+    c = transformers.T5Config(
+        vocab_size=T5.vocab_size,
+        d_model=T5.width,
+        d_kv=T5.head_width,
+        d_ff=T5.mlp_width,
+        num_layers=T5.depth,
+        num_heads=T5.heads,
+        relative_attention_num_buckets=T5.buckets,
+        relative_attention_max_distance=T5.max_distance,
+        feed_forward_proj='gated-gelu',
+        decoder_start_token_id=0,
+        tie_word_embeddings=False,
+    )
+    c.dense_act_fn = 'gelu'
+    return c
 
 
 def their_config(family: str, text_config):
@@ -80,6 +100,8 @@ def their_config(family: str, text_config):
 def random_model(family: str, text_config=None):
     """Return their model with every weight random: ones and zeros would hide a wrong norm or bias."""
     model = getattr(transformers, family)(their_config(family, text_config)).eval()
+    if text_config and text_config.model_type == 't5':  # they tie its output table, which Flan-T5 does not
+        model.language_model.lm_head.weight = torch.nn.Parameter(torch.zeros(T5.vocab_size, T5.width))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -100,6 +122,8 @@ def model_of(side: str, lm) -> config.Blip2:
 
 CASES = {
     'opt': ('Blip2ForConditionalGeneration', model_of('none', OPT), opt_config),
+    't5': ('Blip2ForConditionalGeneration', model_of('none', T5), t5_config),
+    'instruct_t5': ('InstructBlipForConditionalGeneration', model_of('reads', T5), t5_config),
     'itm': ('Blip2ForImageTextRetrieval', model_of('retrieval', None), lambda: None),
 }
 
@@ -116,37 +140,50 @@ def apply(c: config.Blip2, params, method):
     return jax.jit(lambda p: blip2.Blip2(c).apply({'params': p}, method=method))(params)
 
 
-def features_of(model, reads: bool):
-    """Return our normalised features, query output and soft prefix."""
+GENERATE = [name for name in CASES if name != 'itm']
+
+
+def steps(model):
+    """Return our normalised features, query output and soft prefix, and the logits of all that is read after it.
+
+    A decoder reads [prefix, prompt]; T5's encoder reads that, and its decoder the answer.
+    """
     features = model.vit(nhwc(PIXELS)).features
     exists = jnp.ones(features.shape[:2], bool)
-    text = (WORDS, SEEN) if reads else (None, None)
+    text = (WORDS, SEEN) if model.config.qformer.text_side == 'reads' else (None, None)
     queries = model.ask_queries(features, exists, *text).queries
-    return model.qformer.feature_norm(features), queries, model.lm_projection(queries)
+    prefix = model.lm_projection(queries)
+    x = jnp.concatenate([prefix, model.lm.embed(PROMPT)], axis=1)
+    exists = jnp.ones(x.shape[:2], bool)
+    if model.config.lm.family == 't5':
+        memory = model.lm.encode(x, exists)
+        hidden = model.lm(model.lm.embed(ANSWER), np.ones(ANSWER.shape, bool), memory).hidden
+    else:
+        hidden = model.lm(x, exists).hidden
+    return model.qformer.feature_norm(features), queries, prefix, model.lm.word_logits(hidden)
 
 
-def test_soft_prefix_of_blip2_equals_theirs():
-    c, theirs, params = case('opt')
-    features, queries, prefix = apply(c, params, lambda model: features_of(model, reads=False))
-    with torch.no_grad():
-        want = theirs.get_image_features(torch.tensor(PIXELS), return_dict=True)
-    assert_close(features, want.vision_outputs.last_hidden_state)
-    assert_close(queries, want.qformer_outputs.last_hidden_state)
-    assert_close(prefix, want.pooler_output)
+def words(name: str) -> dict:
+    """Return what InstructBLIP's Q-Former reads."""
+    if 'instruct' not in name:
+        return {}
+    return {'qformer_input_ids': torch.tensor(WORDS).long(), 'qformer_attention_mask': torch.tensor(SEEN).long()}
 
 
-def test_logits_of_opt_after_the_prefix_equal_theirs():
-    c, theirs, params = case('opt')
-
-    def run(model):
-        prefix = features_of(model, reads=False)[2]
-        x = jnp.concatenate([prefix, model.lm.embed(PROMPT)], axis=1)
-        return model.lm.word_logits(model.lm(x, jnp.ones(x.shape[:2], bool)).hidden)
-
+@pytest.mark.parametrize('name', GENERATE)
+def test_every_step_from_pixels_to_logits_equals_theirs(name):
+    c, theirs, params = case(name)
     ids = np.concatenate([np.full((2, Q), IMAGE_TOKEN), PROMPT], axis=1)
+    answer = {'decoder_input_ids': torch.tensor(ANSWER).long()} if c.lm.family == 't5' else {}
     with torch.no_grad():
-        want = theirs(pixel_values=torch.tensor(PIXELS), input_ids=torch.tensor(ids)).logits
-    assert_close(apply(c, params, run), want)
+        want = theirs(pixel_values=torch.tensor(PIXELS), input_ids=torch.tensor(ids), **words(name), **answer)
+        want_queries = want.qformer_outputs.last_hidden_state[:, :Q]
+        want_prefix = theirs.language_projection(want_queries)
+    features, queries, prefix, logits = apply(c, params, steps)
+    assert_close(features, want.vision_outputs.last_hidden_state)
+    assert_close(queries, want_queries)
+    assert_close(prefix, want_prefix)
+    assert_close(logits, want.logits)
 
 
 def test_retrieval_scores_equal_theirs():
