@@ -1,10 +1,10 @@
-"""The tables of BLIP-2 and InstructBLIP as Hugging Face's classes name them (transformers 4.27 to 5.24).
+"""The tables of BLIP-2 and InstructBLIP as Hugging Face's classes name them, alike in transformers 4.27 to 5.24.
 
 The class follows from the parameters: `Blip2ForConditionalGeneration` for a Q-Former that does not read,
 `Blip2ForImageTextRetrieval` for one with heads, `InstructBlipForConditionalGeneration` for one that reads only.
 
-Their `post_layernorm` has the epsilon of the tower's norms, 1e-6, where LAVIS's `ln_vision` and ours have 1e-5: set
-`model.vision_model.post_layernorm.eps = 1e-5` to compare digits.
+Their `post_layernorm` has the epsilon of the tower's norms, 1e-6 (transformers 4.31: 1e-5 for both), where LAVIS's
+`ln_vision` and ours have 1e-5: set `model.vision_model.post_layernorm.eps = 1e-5` to compare digits.
 """
 
 import numpy as np
@@ -75,7 +75,7 @@ def _text_side(embeddings: str) -> Table:
     return (
         Row(embeddings + 'word_embeddings.weight', words, SPLIT_LAST_ROW),
         Row(embeddings + 'position_embeddings.weight', ('qformer/position_embedding',)),
-        Ignored(embeddings + 'position_ids', 'a buffer that early versions saved: 0, 1, 2, ...'),
+        Ignored(embeddings + 'position_ids', 'a buffer of old files: 0, 1, 2, ...'),
         *feed_forward(_LAYER, 'qformer/layer_{i}/text_mlp'),
     )
 
