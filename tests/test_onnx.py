@@ -1,5 +1,8 @@
 """Weights of an ONNX file under PyTorch's names, and the one published DINOv2 that comes in such a file."""
 
+import importlib
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -50,6 +53,26 @@ def test_anonymous_weights_are_named_by_the_node_that_reads_them(path):
     for key, tensor in state.items():
         np.testing.assert_array_equal(tensor.read(), want[key])
         assert (tensor.shape, tensor.dtype) == (want[key].shape, want[key].dtype)
+
+
+def test_without_the_package_its_name_is_said(monkeypatch):
+    import qformer_jax.convert.onnx as reader
+
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    with pytest.raises(UserError, match=r"pip install 'qformer_jax\[onnx\]'"):
+        importlib.reload(reader)
+
+
+def test_weights_beside_the_file_are_read_too(path):
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location='weights', size_threshold=0)
+    weights, message = path.parent / 'weights', r"'onnx::MatMul_12' cannot be read from 'weights'"
+    np.testing.assert_array_equal(read(path)['tower.layer.0.fc.weight'].read(), WEIGHT)
+    weights.write_bytes(weights.read_bytes()[:5])
+    with pytest.raises(UserError, match=message):
+        read(path)['tower.layer.0.fc.weight'].read()
+    weights.unlink()
+    with pytest.raises(UserError, match=message):
+        read(path)['tower.layer.0.fc.weight'].read()
 
 
 def test_a_file_that_is_cut_off_or_foreign_is_refused(path):

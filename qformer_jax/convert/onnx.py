@@ -7,15 +7,19 @@ transposed, as `onnx::MatMul_1966`, and only the node that multiplies by it stil
     /embeddings/Reshape_1            reads  onnx::Reshape_1962           ->  embeddings.Reshape_1
 """
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from google.protobuf.message import DecodeError
-from onnx import GraphProto, TensorProto, helper, load, numpy_helper
 
 from ..errors import UserError
 from .tensors import Tensor
+
+try:
+    from google.protobuf.message import DecodeError
+    from onnx import GraphProto, TensorProto, checker, helper, load, numpy_helper
+except ImportError:
+    raise UserError("ONNX files need a package more: pip install 'qformer_jax[onnx]'") from None
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -29,7 +33,7 @@ def read(path: Path) -> dict[str, Tensor]:
     if not graph.initializer:
         raise UserError(f'{path} holds no weights: is it an ONNX file?')
     names = _names(graph)
-    return dict(_tensor(names.get(x.name, x.name), x, path.parent) for x in graph.initializer)
+    return dict(_tensor(names.get(x.name, x.name), x, path) for x in graph.initializer)
 
 
 def _names(graph: GraphProto) -> dict[str, str]:
@@ -42,17 +46,21 @@ def _names(graph: GraphProto) -> dict[str, str]:
     return names
 
 
-def _tensor(name: str, proto: TensorProto, folder: Path) -> tuple[str, Tensor]:
+def _tensor(name: str, proto: TensorProto, path: Path) -> tuple[str, Tensor]:
     shape, dtype = tuple(proto.dims), np.dtype(helper.tensor_dtype_to_np_dtype(proto.data_type))
-
-    def read() -> np.ndarray:
-        return numpy_helper.to_array(proto, str(folder))
-
     linear = name.removesuffix('.MatMul')
     if linear == name or len(shape) != 2:
-        return name, Tensor(shape, dtype, read)
-    return f'{linear}.weight', Tensor(shape[::-1], dtype, _transposed(read))
+        return name, Tensor(shape, dtype, partial(_values, proto, path))
+    return f'{linear}.weight', Tensor(shape[::-1], dtype, partial(_transposed, proto, path))
 
 
-def _transposed(read: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
-    return lambda: read().T
+def _values(proto: TensorProto, path: Path) -> np.ndarray:
+    try:
+        return numpy_helper.to_array(proto, str(path.parent))
+    except (checker.ValidationError, OSError, ValueError):
+        file = next((x.value for x in proto.external_data if x.key == 'location'), path.name)
+        raise UserError(f"{path}: '{proto.name}' cannot be read from '{file}': is that there, and whole?") from None
+
+
+def _transposed(proto: TensorProto, path: Path) -> np.ndarray:
+    return _values(proto, path).T
