@@ -37,6 +37,7 @@ setup(
         'array-record>=0.8',
         'tensorflow-datasets>=4.9.9',
         'numpy>=2',
+        'ml_dtypes>=0.5',
         'jaxtyping>=0.3',
         'tyro>=0.9',
         'rich>=13',

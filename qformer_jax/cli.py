@@ -24,6 +24,7 @@ qformer: train a Q-Former between a frozen vision tower and a frozen language mo
 
   qformer data pack SOURCE OUT      turn pictures (or feature arrays) and texts into a data set
   qformer train RECIPE --run RUN    train a stage; the same command continues a run that stopped
+  qformer convert SOURCE... DEST    bring published checkpoints in, or take a run out
   qformer caption RUN PICTURE...    describe pictures
   qformer ask RUN PICTURE QUESTION  answer a question about a picture
   qformer evaluate RUN --task TASK  vqa, caption or retrieval, on a split of the data set
@@ -197,12 +198,83 @@ def verify(options: Verify) -> None:
         sys.exit(1)
 
 
+@dataclass(frozen=True)
+class Convert:
+    """Bring published PyTorch checkpoints in, or take a run out, tensor for tensor.
+
+    A published LAVIS file holds only what was trained (Q-Former, heads, projection), so name the vision tower's and the
+    language model's checkpoints too:
+
+      qformer convert blip2_pretrained.pth eva_vit_g.pth runs/blip2
+      qformer convert blip2_pretrained_opt2.7b.pth eva_vit_g.pth opt-2.7b/ runs/blip2_opt --lm-tokenizer opt-2.7b/
+      qformer convert blip2-opt-2.7b/ runs/blip2_opt            (a Hugging Face folder has all parts)
+      qformer convert bert-base-uncased/ runs/bert --recipe blip2_vitg_stage1
+      qformer convert runs/mine blip2.pth --to lavis
+      qformer convert runs/mine blip2_huggingface --to huggingface
+
+    Every tensor finds its place exactly once, or the command says which did not and writes nothing.
+    """
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Sources (.pth, .safetensors, .onnx, .gguf, a Hugging Face folder, or a run), and last the destination."""
+    to: Literal['ours', 'lavis', 'huggingface'] = 'ours'
+    """What to write: a finished run of ours, LAVIS's file (.pth or .safetensors), or a Hugging Face folder."""
+    dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
+    """Type of the written weights; default: each as in its source, so that the way back gives equal bits."""
+    recipe: str | None = None
+    """A recipe (`qformer train` lists them) that states what files do not tell: attention heads of a size that was
+    never published, the picture size to resize a position table to, the Q-Former that begins as a BERT."""
+    text_tokenizer: Path | None = None
+    """For `ours`: the Q-Former's vocabulary, BERT's vocab.txt or a tokenizer.json; the run needs it to read texts."""
+    lm_tokenizer: Path | None = None
+    """For `ours`: the language model's tokenizer, a folder of OPT's vocab.json and merges.txt, or tokenizer.json."""
+
+
+def convert(options: Convert) -> None:
+    """Convert, and say what was found, left out, written, and what to do next."""
+    from .training import exchange
+
+    if len(options.paths) < 2:
+        raise UserError('name at least one source and the destination: qformer convert SOURCE... DEST')
+    *sources, dest = options.paths
+    like = (recipes.load(options.recipe)[0].model,) if options.recipe else ()
+    model = exchange.read(sources, *like)
+    for note in model.notes:
+        print(f'  {note}')
+    if options.to == 'ours':
+        written, left_out = (
+            exchange.to_ours(model, dest, options.dtype, options.text_tokenizer, options.lm_tokenizer),
+            [],
+        )
+    else:
+        written, left_out = exchange.to_theirs(model, dest, options.to, options.dtype)
+    if left_out:
+        print(f'  left out, for want of a place there: {len(left_out)} tensors, {", ".join(left_out[:3])}, ...')
+    print(f'wrote {", ".join(map(str, written))}')
+    start = {'stage1': 'evaluate', 'vision': 'train', 'language': 'train'}.get(model.run.stage, 'caption')
+    print(f'next: {_after_conversion(options.to, dest, start)}')
+
+
+def _after_conversion(to: str, dest: Path, use: str) -> str:
+    if to == 'lavis':
+        return f"torch.load('{dest}')['model'] loads into LAVIS's class with strict=True"
+    if to == 'huggingface':
+        return f"transformers' class of its config.json: from_pretrained('{dest}')"
+    uses = {
+        'caption': f'qformer caption {dest} PICTURE',
+        'evaluate': f'qformer evaluate {dest} --task retrieval --data DATA',
+        'train': f'train from it: qformer train RECIPE --start.checkpoint {dest} --run RUN',
+    }
+    return uses[use]
+
+
 COMMANDS: dict[str, tuple[type, Callable]] = {
     'data pack': (Pack, pack),
     'caption': (Caption, caption),
     'ask': (Ask, ask),
     'evaluate': (Evaluate, evaluate),
     'verify': (Verify, verify),
+    'convert': (Convert, convert),
 }
 
 

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file
 
 from qformer_jax import config
 from qformer_jax.convert import lavis
-from qformer_jax.convert.table import convert, to_ours
-from qformer_jax.convert.tensors import in_memory
+from qformer_jax.convert.table import convert, to_ours, to_theirs
+from qformer_jax.convert.tensors import Tensor, in_memory
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten, unflatten
 from qformer_jax.typing import Params
@@ -63,6 +63,16 @@ def tensors(case: str, name: str) -> dict[str, np.ndarray]:
 def params(case: str, c: config.Blip2) -> Params:
     """Return the recorded weights of a case as our tree."""
     return convert(lavis.blip2(c), tensors(case, 'state_dict'), blip2.shapes(c))
+
+
+def outlines(c: config.Blip2) -> dict[str, Tensor]:
+    """Return LAVIS's state dict of a model of any size, shapes only."""
+
+    def unread() -> np.ndarray:
+        raise AssertionError('read, where shapes should do')
+
+    shapes = flatten(blip2.shapes(c))
+    return to_theirs(lavis.blip2(c), {path: Tensor(x.shape, x.dtype, unread) for path, x in shapes.items()})
 
 
 def qformer_params(case: str) -> Params:

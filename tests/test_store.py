@@ -52,11 +52,11 @@ def test_a_missing_or_damaged_file_is_named(tmp_path, params):
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, params, monkeypatch):
-    def fail(tensors, path):
+    def fail(path, tensors, dtype):
         path.write_bytes(b'half')
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(store, 'save_file', fail)
+    monkeypatch.setattr(store.stream, 'write', fail)
     with pytest.raises(UserError, match='disk full'):
         store.save(tmp_path, params)
     assert list(tmp_path.iterdir()) == []

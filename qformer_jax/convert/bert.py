@@ -11,6 +11,9 @@ import numpy as np
 from .table import Derived, Fresh, Ignored, Row, Table, Transform, linear, norm
 from .tensors import State
 
+WORDS = 30522
+"""Rows of BERT's vocabulary; with `[DEC]` the Q-Former has one more."""
+
 
 def attention(key: str, path: str, projections: str = 'self') -> Table:
     """Return the rows of a BERT attention with its norm; Hugging Face's Q-Former says `attention` for `self`."""

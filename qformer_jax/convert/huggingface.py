@@ -101,10 +101,14 @@ def qformer(c: config.Qformer) -> Table:
     )
 
 
+def language_model_alone(c: config.Opt | config.T5) -> Table:
+    """Return the rows of a language model in a file of its own."""
+    return {'opt': OPT, 't5': T5}[c.family]
+
+
 def language_model(c: config.Opt | config.T5) -> Table:
     """Return the rows of a language model inside BLIP-2, and of the projection to it."""
-    rows = {'opt': OPT, 't5': T5}[c.family]
-    return (*linear('language_projection', 'lm_projection'), *prefixed(rows, 'language_model.'))
+    return (*linear('language_projection', 'lm_projection'), *prefixed(language_model_alone(c), 'language_model.'))
 
 
 def blip2(c: config.Blip2) -> Table:

@@ -12,6 +12,7 @@ from .table import (
     SPLIT_QKV,
     SPLIT_QKV_TRANSPOSE,
     Derived,
+    Ignored,
     Row,
     Table,
     drop_axes,
@@ -56,12 +57,12 @@ CLIP_VIT: Table = (
 _BERT = 'Qformer.bert.embeddings.'
 _BERT_LAYER = 'Qformer.bert.encoder.layer.{i}'
 _HEAD = 'Qformer.cls.predictions.'
-_WORDS = ('qformer/word_embedding', 'qformer/added_embedding')
+WORDS = ('qformer/word_embedding', 'qformer/added_embedding')
 QFORMER: Table = (
     *norm('ln_vision', 'qformer/feature_norm'),
     Row('query_tokens', ('qformer/query_token',), drop_axes(1)),
     Row('temp', ('qformer/temperature',)),
-    Row(_BERT + 'word_embeddings.weight', _WORDS, SPLIT_LAST_ROW),
+    Row(_BERT + 'word_embeddings.weight', WORDS, SPLIT_LAST_ROW),
     Row(_BERT + 'position_embeddings.weight', ('qformer/position_embedding',)),
     *norm(_BERT + 'LayerNorm', 'qformer/embedding_norm'),
     *attention(_BERT_LAYER + '.attention', 'qformer/layer_{i}/self_attention'),
@@ -81,14 +82,32 @@ QFORMER: Table = (
 def qformer(c: config.Qformer) -> Table:
     """Return the rows of a Q-Former with its heads, and of the names that LAVIS's class writes besides."""
     positions = Derived(_BERT + 'position_ids', (), lambda: np.arange(c.max_positions)[None])
-    if c.text_side == 'none':
+    if c.text_side != 'full':
         return (*QFORMER, positions)
-    return (*QFORMER, positions, Derived(_HEAD + 'decoder.weight', _WORDS, lambda *rows: np.concatenate(rows)))
+    return (*QFORMER, positions, Derived(_HEAD + 'decoder.weight', WORDS, lambda *rows: np.concatenate(rows)))
+
+
+_KINDS = ('weight', 'bias')
+
+
+def tower_file(c: config.Vit, blocks: int) -> Table:
+    """Return the rows of a published tower file of `blocks` blocks, of which BLIP-2 uses the first `c.depth`."""
+    rows, why = vit(c), 'BLIP-2 reads an earlier block'
+    surplus = tuple(
+        Ignored(row.key.replace('{i}', str(i)), why) for i in range(c.depth, blocks) for row in rows if '{i}' in row.key
+    )
+    heads = ('norm', 'fc_norm', 'head', 'ln_post')
+    named = tuple(Ignored(f'{head}.{kind}', 'a head that BLIP-2 does not use') for head in heads for kind in _KINDS)
+    return (*surplus, *rows, *named, Ignored('proj', "CLIP's projection to its text, which BLIP-2 does not use"))
 
 
 def vit(c: config.Vit) -> Table:
     """Return the rows of a tower in a file of its own: CLIP's if it has CLIP's norm, else EVA's."""
     return CLIP_VIT if c.pre_norm else EVA_VIT
+
+
+PROJECTIONS: Table = tuple(row for kind in ('opt', 't5', 'llm') for row in linear(f'{kind}_proj', 'lm_projection'))
+"""The projection to whichever language model, in a file without one."""
 
 
 def language_model(c: config.Opt | config.T5) -> Table:

@@ -3,17 +3,21 @@
 Runs refer to frozen weights by digest instead of copying them, so that a frozen tower lies on the disk once.
 """
 
+import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from qformer_jax.errors import UserError, full_disk_as_user_error
-from qformer_jax.rules import flatten, unflatten
-from qformer_jax.typing import Params
+from ..errors import UserError, full_disk_as_user_error
+from ..rules import flatten, unflatten
+from ..typing import Params
+from . import stream
+from .tensors import State, in_memory
 
 
 def save(folder: Path, params: Params) -> str:
@@ -21,29 +25,51 @@ def save(folder: Path, params: Params) -> str:
 
     Equal content gives an equal digest and one file. Raises UserError when the disk is full.
     """
-    tensors = {name: np.array(value, order='C') for name, value in flatten(params).items()}
+    return save_tensors(folder, in_memory(flatten(params)))
+
+
+def save_tensors(folder: Path, tensors: State, dtype: str | None = None) -> str:
+    """Write tensors by path as `save` does, one at a time, floating ones as `dtype` if given."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as scratch, full_disk_as_user_error(folder):
-        path = Path(scratch) / 'weights'
-        save_file(tensors, path)
-        digest = sha256(path)
-        os.replace(path, _path(folder, digest))  # also when it is there already: that heals a damaged copy
+        written = Path(scratch) / 'weights'
+        digest = stream.write(written, dict(sorted(tensors.items())), dtype)
+        os.replace(written, path(folder, digest))  # also when it is there already: that heals a damaged copy
     return digest
+
+
+@contextlib.contextmanager
+def taken_back_on_error(folder: Path) -> Iterator[Callable[[State, str | None], str]]:
+    """Lend `save_tensors`; an error inside removes the files that it added, and the folder if they were all."""
+    before, added = set(folder.glob('*')), []
+
+    def save(tensors: State, dtype: str | None) -> str:
+        added.append(path(folder, save_tensors(folder, tensors, dtype)))
+        return added[-1].stem
+
+    try:
+        yield save
+    except BaseException:
+        for file in set(added) - before:
+            file.unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def load(folder: Path, digest: str) -> Params:
     """Return the nested dict of numpy arrays that `save` stored; raises UserError when it is missing or damaged."""
-    path = _path(folder, digest)
-    if not path.is_file():
-        raise UserError(f'weights {path} are missing: copy the file there, or repeat the step that wrote them')
-    if sha256(path) != digest:
-        raise UserError(f'weights {path} are damaged (its SHA-256 is not its name): delete the file and write it again')
-    return unflatten(load_file(path))
+    file = path(folder, digest)
+    if not file.is_file():
+        raise UserError(f'weights {file} are missing: copy the file there, or repeat the step that wrote them')
+    if sha256(file) != digest:
+        raise UserError(f'weights {file} are damaged (its SHA-256 is not its name): delete the file and write it again')
+    return unflatten(load_file(file))
 
 
 def copy(source: Path, folder: Path, digest: str) -> None:
     """Make sure that `folder` holds what the store `source` holds under `digest`; raises UserError as `load` does."""
-    if not _path(folder, digest).is_file():
+    if not path(folder, digest).is_file():
         save(folder, load(source, digest))
 
 
@@ -53,7 +79,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _path(folder: Path, digest: str) -> Path:
+def path(folder: Path, digest: str) -> Path:
+    """Return where `folder` holds the weights of this digest."""
     return folder / f'{digest}.safetensors'
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import ml_dtypes  # noqa: F401, teaches numpy the name 'bfloat16'
 import numpy as np
+from jax.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ State = Mapping[str, Tensor]
 """A state dict: PyTorch key, or path of ours, -> tensor."""
 
 
-def in_memory(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+def in_memory(arrays: Mapping[str, ArrayLike]) -> dict[str, Tensor]:
     """Return arrays that are in memory already as tensors."""
     return {name: _held(np.asarray(array)) for name, array in arrays.items()}
 

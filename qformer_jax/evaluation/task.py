@@ -121,11 +121,11 @@ def judge_caption(model: Blip2, dataset: Dataset, split: str) -> Judged:
     records = [r for r in dataset.source(split) if r.captions]
     _need(records, 'caption', split)
     seen = _encode(model, records)
-    captions = model.caption(seen)
-    right = [clean_caption(c) in map(clean_caption, r.captions) for c, r in zip(captions, records, strict=True)]
     truth = [r.captions[0] for r in records]
     other = np.random.default_rng(0).permutation(len(records))
     matched, shuffled = (caption_loss(model, seen.take(rows), truth) for rows in (np.arange(len(records)), other))
+    captions = model.caption(seen)
+    right = [clean_caption(c) in map(clean_caption, r.captions) for c, r in zip(captions, records, strict=True)]
     rows = [
         {'image': r.image_id, 'prediction': c, 'captions': r.captions} for r, c in zip(records, captions, strict=True)
     ]

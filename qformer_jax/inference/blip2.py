@@ -28,7 +28,8 @@ from ..data.transforms import eval_image
 from ..errors import UserError
 from ..models import blip2
 from ..objectives import contrastive
-from ..training import start
+from ..rules import unflatten
+from ..training import exchange, start
 from ..typing import Bool, Float, Int, Params
 from . import decode, passes
 from .search import Settings
@@ -59,23 +60,44 @@ class Blip2:
 
     run: config.Run
     params: Params
-    text_tokenizer: TextTokenizer
-    lm_tokenizer: LmTokenizer
+    folder: Path
+    """Where the tokenizers lie."""
     batch_size: int = 64
     """Rows that go through the device together."""
 
     @classmethod
-    def load(cls, folder: str | Path, which: Literal['last', 'best'] = 'last', batch_size: int = 64) -> 'Blip2':
-        """Read a finished run; raises UserError when it is missing, unfinished, or its weights are damaged."""
-        done = start.finished(folder)
-        params = jax.device_put(start.load_components(done, which))
-        return cls(
-            done.run,
-            params,
-            TextTokenizer.load(done.folder / start.WORDPIECE),
-            LmTokenizer.load(done.folder / start.BYTE_BPE),
-            batch_size,
-        )
+    def load(
+        cls, source: str | Path | Sequence[Path], which: Literal['last', 'best'] = 'last', batch_size: int = 64
+    ) -> 'Blip2':
+        """Read a finished run, or published checkpoints (one or more, as `qformer convert` takes them).
+
+        Raises UserError when something is missing, unfinished, damaged or unknown.
+        """
+        sources = [Path(source)] if isinstance(source, str | Path) else list(source)
+        if len(sources) == 1 and ((sources[0] / start.RUN).is_file() or not sources[0].exists()):
+            done = start.finished(sources[0])
+            return cls(done.run, jax.device_put(start.load_components(done, which)), done.folder, batch_size)
+        model = exchange.read(sources)
+        params = unflatten({path: jax.device_put(tensor.read()) for path, tensor in model.tensors.items()})
+        return cls(model.run, params, sources[0], batch_size)
+
+    @functools.cached_property
+    def text_tokenizer(self) -> TextTokenizer:
+        """The Q-Former's; raises UserError if the run has none."""
+        return TextTokenizer.load(self._tokenizer(start.WORDPIECE, 'text'))
+
+    @functools.cached_property
+    def lm_tokenizer(self) -> LmTokenizer:
+        """The language model's; raises UserError if the run has none."""
+        return LmTokenizer.load(self._tokenizer(start.BYTE_BPE, 'lm'))
+
+    def _tokenizer(self, name: str, kind: str) -> Path:
+        path = self.folder / name
+        if not path.is_file():
+            raise UserError(
+                f"'{self.folder}' has no tokenizer for this text ({name}): qformer convert it with --{kind}-tokenizer"
+            )
+        return path
 
     @property
     def model(self) -> blip2.Blip2:

@@ -1,0 +1,118 @@
+"""One model out of several checkpoints: published LAVIS files hold only what was trained, so ViT and LM come beside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from .. import config
+from ..errors import UserError
+from ..models import blip2
+from ..models.vit import resize_positions
+from ..rules import flatten
+from .recognise import NOTHING, Source, recognise
+from .table import Fresh, check_complete, check_derived, to_ours
+from .tensors import State, Tensor, in_memory
+
+_FLOATS = ('float64', 'float32', 'float16', 'bfloat16')
+_POSITIONS = 'vit/position_embedding'
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A whole model, by path of ours and unread, and what a user should know of how it came together."""
+
+    model: config.Blip2
+    tensors: dict[str, Tensor]
+    sources: tuple[Source, ...]
+    notes: tuple[str, ...]
+
+
+def assemble(paths: Sequence[Path], like: config.Blip2 = NOTHING) -> Assembled:
+    """Return the model that the checkpoints hold together; `like` is the recipe's, if the user names one.
+
+    Raises UserError for whatever is missing, twice there, of another size, of no float type, or unknown.
+    """
+    sources = tuple(recognise(path, like) for path in paths)
+    model, tensors = NOTHING, {}
+    for source in sources:
+        model = _merge(model, source)
+        for path, tensor in _tensors_of(source).items():
+            if path in tensors:
+                raise UserError(f"{source.path} gives '{path}', which another source has given: name each part once")
+            tensors[path] = tensor
+    _check_parts(model, tensors)
+    notes = []
+    if model.qformer and not model.vit:
+        notes.append(f'no vision tower: the model reads feature arrays [P, {model.qformer.feature_width}]')
+    if like.vit and model.vit and like.vit.image_size != model.vit.image_size:
+        model, tensors = _resized(model, tensors, like.vit.image_size, notes)
+    rows = tuple(row for source in sources for row in source.table if isinstance(row, Fresh))
+    fresh = check_complete(tensors, blip2.shapes(model), rows)
+    if fresh:
+        tensors |= _first_values(model, fresh)
+        notes += sorted({f'fresh: {row.path}: {row.why}' for row in rows})
+    return Assembled(model, {path: tensors[path] for path in sorted(tensors)}, sources, tuple(notes))
+
+
+def check_repeats(assembled: Assembled) -> None:
+    """Read the second names and buffers of every source and raise UserError where one disagrees."""
+    for source in assembled.sources:
+        check_derived(source.table, source.tensors, to_ours(source.table, source.tensors))
+
+
+def _merge(model: config.Blip2, source: Source) -> config.Blip2:
+    given = {name: part for name in ('vit', 'qformer', 'lm') if (part := getattr(source.model, name))}
+    twice = [name for name in given if getattr(model, name)]
+    if twice:
+        raise UserError(f"{source.path} ({source.family}) brings a second '{twice[0]}': name each part once")
+    return replace(model, **given)
+
+
+def _tensors_of(source: Source) -> dict[str, Tensor]:
+    try:
+        ours = to_ours(source.table, source.tensors)
+    except UserError as error:
+        raise UserError(f'{source.path} ({source.family}): {error}') from None
+    for path, tensor in ours.items():
+        if tensor.dtype.name not in _FLOATS:
+            raise UserError(f"{source.path}: '{path}' is {tensor.dtype}: weights must be {', '.join(_FLOATS)}")
+    return ours
+
+
+def _check_parts(model: config.Blip2, tensors: State) -> None:
+    if 'lm_projection/kernel' in tensors and not model.lm:
+        raise UserError(
+            'there is a projection to a language model, but no language model (published LAVIS files hold only what '
+            'was trained): name its checkpoint as a further source'
+        )
+    if model.vit and model.qformer and model.vit.width != model.qformer.feature_width:
+        raise UserError(
+            f'the tower gives features of width {model.vit.width}, but the Q-Former reads '
+            f'{model.qformer.feature_width}: they are not of one model'
+        )
+
+
+def _resized(
+    model: config.Blip2, tensors: State, size: int, notes: list[str]
+) -> tuple[config.Blip2, dict[str, Tensor]]:
+    """Resize the position table to pictures of `size` px, by the rule of the tower (EVA and CLIP differ)."""
+    old, grid = tensors[_POSITIONS], size // model.vit.patch_size
+    rule = model.vit.position_resize
+
+    def read() -> np.ndarray:
+        table = old.read()
+        return np.asarray(resize_positions(table.astype(np.float32), (grid, grid), rule)).astype(table.dtype)
+
+    notes.append(f'positions resized from {model.vit.image_size} to {size} px (bicubic, {rule})')
+    new = Tensor((grid * grid + 1, old.shape[1]), old.dtype, read)
+    return replace(model, vit=replace(model.vit, image_size=size)), {**tensors, _POSITIONS: new}
+
+
+def _first_values(model: config.Blip2, paths: Sequence[str]) -> dict[str, Tensor]:
+    """Return what an untrained model (seed 0) has at `paths`, all of them the Q-Former's."""
+    alone = blip2.Blip2(replace(NOTHING, qformer=model.qformer))
+    values = flatten(jax.jit(lambda key: blip2.init(alone, key))(jax.random.key(0)))
+    return in_memory({path: np.asarray(values[path]) for path in paths})

@@ -1,0 +1,201 @@
+"""Hugging Face's `config.json` <-> our configuration.
+
+A published `config.json` leaves out what equals the default of its class, so each row has that default too.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from .. import config
+from ..errors import UserError, nearest
+from . import bert
+
+Json = dict[str, Any]
+Fields = tuple[tuple[str, str, Any], ...]  # our field, theirs, their default
+
+_VIT: Fields = (
+    ('image_size', 'image_size', 224),
+    ('patch_size', 'patch_size', 14),
+    ('width', 'hidden_size', 1408),
+    ('depth', 'num_hidden_layers', 39),
+    ('heads', 'num_attention_heads', 16),
+    ('mlp_width', 'intermediate_size', 6144),
+    ('norm_eps', 'layer_norm_eps', 1e-6),
+)
+_BERT: Fields = (
+    ('width', 'hidden_size', 768),
+    ('depth', 'num_hidden_layers', 12),
+    ('heads', 'num_attention_heads', 12),
+    ('mlp_width', 'intermediate_size', 3072),
+    ('max_positions', 'max_position_embeddings', 512),
+    ('norm_eps', 'layer_norm_eps', 1e-12),
+)
+_QFORMER: Fields = (
+    *_BERT,
+    ('cross_attention_freq', 'cross_attention_frequency', 2),
+    ('feature_width', 'encoder_hidden_size', 1408),
+)
+_OPT: Fields = (
+    ('vocab_size', 'vocab_size', 50272),
+    ('width', 'hidden_size', 768),
+    ('depth', 'num_hidden_layers', 12),
+    ('heads', 'num_attention_heads', 12),
+    ('mlp_width', 'ffn_dim', 3072),
+    ('max_positions', 'max_position_embeddings', 2048),
+)
+_T5: Fields = (
+    ('vocab_size', 'vocab_size', 32128),
+    ('width', 'd_model', 512),
+    ('depth', 'num_layers', 6),
+    ('heads', 'num_heads', 8),
+    ('head_width', 'd_kv', 64),
+    ('mlp_width', 'd_ff', 2048),
+    ('buckets', 'relative_attention_num_buckets', 32),
+    ('max_distance', 'relative_attention_max_distance', 128),
+    ('norm_eps', 'layer_norm_epsilon', 1e-6),
+)
+_DINOV2: Fields = (
+    ('image_size', 'image_size', 224),
+    ('patch_size', 'patch_size', 14),
+    ('width', 'hidden_size', 768),
+    ('depth', 'num_hidden_layers', 12),
+    ('heads', 'num_attention_heads', 12),
+    ('norm_eps', 'layer_norm_eps', 1e-6),
+)
+_T5_ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh'}
+
+
+def read(path: Path) -> Json:
+    """Return a `config.json`; raises UserError when it is none."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f'{path} is not JSON ({error}): fetch it again') from error
+    if 'model_type' not in found:
+        raise UserError(f"{path} names no 'model_type': is it a model of Hugging Face?")
+    return found
+
+
+def model_of(theirs: Json) -> config.Blip2:
+    """Return our configuration of a `config.json`; raises UserError for a kind of model that has no place here."""
+    kind = theirs['model_type']
+    alone = {'vit': None, 'qformer': None, 'lm': None}
+    match kind:
+        case 'blip-2' | 'instructblip':
+            return _blip2(theirs, kind)
+        case 'opt' | 't5' | 'llama':
+            return config.Blip2(**alone | {'lm': language_model_of(theirs)})
+        case 'bert':
+            return config.Blip2(**alone | {'qformer': _bert_of(theirs)})
+        case 'dinov2':
+            return config.Blip2(**alone | {'vit': _dinov2_of(theirs)})
+    known = ('blip-2', 'instructblip', 'opt', 't5', 'llama', 'bert', 'dinov2')
+    raise UserError(f"no table for models of type '{kind}'{nearest(kind, known)}; known: {', '.join(known)}")
+
+
+def _blip2(theirs: Json, kind: str) -> config.Blip2:
+    vision, qformer = theirs.get('vision_config', {}), theirs.get('qformer_config', {})
+    _require(vision, 'hidden_act', 'gelu')
+    _require(vision, 'qkv_bias', True)
+    words = qformer.get('vocab_size', bert.WORDS)  # [DEC] is one of them, unless they are BERT's own number
+    retrieves = 'Blip2ForImageTextRetrieval' in (theirs.get('architectures') or ())
+    text_side = 'reads' if kind == 'instructblip' else 'retrieval' if retrieves else 'none'
+    c = config.Qformer(
+        **_fields(_QFORMER, qformer),
+        num_queries=theirs.get('num_query_tokens', 32),
+        embed_width=theirs.get('image_text_hidden_size', 256),
+        vocab_size=words if words == bert.WORDS else words - 1,
+        text_side=text_side,
+    )
+    vit = config.Vit(**_fields(_VIT, vision))
+    return config.Blip2(vit, c, None if retrieves else language_model_of(theirs.get('text_config', {})))
+
+
+def language_model_of(theirs: Json) -> config.Opt | config.T5:
+    """Return our configuration of a language model's; raises UserError for a variant that has no place here."""
+    kind = theirs.get('model_type', 'opt')
+    if kind == 'opt':
+        _require(theirs, 'do_layer_norm_before', True)
+        _require(theirs, 'activation_function', 'relu')
+        c = config.Opt(**_fields(_OPT, theirs))
+        _require({'word_embed_proj_dim': c.width} | theirs, 'word_embed_proj_dim', c.width)
+        return c
+    if kind == 't5':
+        _require({'feed_forward_proj': 'relu'} | theirs, 'feed_forward_proj', 'gated-gelu')
+        activation = theirs.get('dense_act_fn', 'gelu_new')
+        if activation not in _T5_ACTIVATIONS:
+            raise UserError(f"dense_act_fn is '{activation}', but T5 here has {' or '.join(_T5_ACTIVATIONS)}")
+        c = config.T5(**_fields(_T5, theirs), activation=_T5_ACTIVATIONS[activation])
+        _require({'num_decoder_layers': c.depth} | theirs, 'num_decoder_layers', c.depth)
+        return c
+    raise UserError(f"no table for a language model of type '{kind}'; known: opt, t5, llama")
+
+
+def _bert_of(theirs: Json) -> config.Qformer:
+    _require(theirs, 'hidden_act', 'gelu')
+    return config.Qformer(**_fields(_BERT, theirs), vocab_size=theirs.get('vocab_size', 30522))
+
+
+def _dinov2_of(theirs: Json) -> config.Vit:
+    _require(theirs, 'hidden_act', 'gelu')
+    _require(theirs, 'use_swiglu_ffn', False)
+    fields = _fields(_DINOV2, theirs)
+    mlp_width = int(fields['width'] * theirs.get('mlp_ratio', 4))
+    return config.Vit(**fields, mlp_width=mlp_width, attention_bias='all', layer_scale=True, final_norm=True)
+
+
+def _fields(rows: Fields, theirs: Json) -> Json:
+    return {ours: theirs.get(name, default) for ours, name, default in rows}
+
+
+def _require(theirs: Json, name: str, value: object) -> None:
+    """Raise UserError when a field that we do not vary is there and has another value."""
+    if theirs.get(name, value) != value:
+        raise UserError(f'config.json has {name} {theirs[name]!r}, but this model here has {value!r} only')
+
+
+def of_model(c: config.Blip2) -> Json:
+    """Return the `config.json` of what `huggingface.blip2` writes for `c`."""
+    if c.vit is None and c.qformer is None:
+        return of_language_model(c.lm)
+    q = c.qformer
+    head = {'none': 'Blip2ForConditionalGeneration', 'retrieval': 'Blip2ForImageTextRetrieval'}
+    qformer = _their_fields(_QFORMER, q) | {'vocab_size': q.vocab_size + 1}
+    found = {
+        'architectures': [head.get(q.text_side, 'InstructBlipForConditionalGeneration')],
+        'model_type': 'instructblip' if q.text_side == 'reads' else 'blip-2',
+        'num_query_tokens': q.num_queries,
+        'image_text_hidden_size': q.embed_width,
+        'vision_config': _their_fields(_VIT, c.vit) | {'qkv_bias': True, 'hidden_act': 'gelu'},
+        'qformer_config': qformer | {'use_qformer_text_input': q.text_side == 'retrieval'},
+    }
+    if q.text_side == 'reads':
+        del found['qformer_config']['use_qformer_text_input']
+    if c.lm:
+        decoder_only = c.lm.family != 't5'
+        found |= {'text_config': of_language_model(c.lm), 'use_decoder_only_language_model': decoder_only}
+    return found
+
+
+def of_language_model(c: config.Opt | config.T5) -> Json:
+    """Return the `config.json` of a language model alone, or the `text_config` of a whole one."""
+    if c.family == 'opt':
+        name = 'OPTForCausalLM'
+        found = _their_fields(_OPT, c) | {'word_embed_proj_dim': c.width, 'do_layer_norm_before': True}
+    else:
+        name = 'T5ForConditionalGeneration'
+        names = {ours: theirs for theirs, ours in _T5_ACTIVATIONS.items()}
+        found = _their_fields(_T5, c) | {
+            'num_decoder_layers': c.depth,
+            'feed_forward_proj': 'gated-gelu',
+            'dense_act_fn': names[c.activation],
+            'tie_word_embeddings': False,
+        }
+    return {'architectures': [name], 'model_type': c.family} | found
+
+
+def _their_fields(rows: Fields, c: object) -> Json:
+    values = dataclasses.asdict(c)
+    return {name: values[ours] for ours, name, _ in rows}

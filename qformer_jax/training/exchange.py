@@ -1,0 +1,208 @@
+"""Published checkpoints in, as finished runs, and finished runs out, as LAVIS or Hugging Face loads them.
+
+A converted model is a finished run like any other: `caption`, `evaluate` and `--start.checkpoint` take it.
+"""
+
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rich.progress import Progress
+
+from .. import config
+from ..convert import huggingface_config, published, store, stream
+from ..convert.assemble import assemble, check_repeats
+from ..convert.files import files_of, open_checkpoint
+from ..convert.recognise import NOTHING
+from ..convert.table import check_complete
+from ..convert.tensors import State, Tensor
+from ..data.tokenizers import LmTokenizer, TextTokenizer
+from ..errors import UserError, full_disk_as_user_error
+from ..models import blip2
+from . import start
+
+DType = Literal['float32', 'bfloat16', 'float16']
+PROVENANCE = 'provenance.json'
+_LIBRARIES = ('qformer_jax', 'jax', 'flax', 'numpy', 'safetensors', 'torch', 'onnx', 'gguf')
+_SHARD = 5 * 10**9  # bytes a file, where Hugging Face's own writer cuts too
+
+
+@dataclass(frozen=True)
+class Model:
+    """A whole model between two formats: what it is, its tensors by path of ours, and how it came together."""
+
+    run: config.Run
+    tensors: State
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def reads(self) -> bool:
+        """Whether the Q-Former reads the question (InstructBLIP)."""
+        return self.run.objective.instruction_aware
+
+
+def read(sources: Sequence[Path], like: config.Blip2 = NOTHING) -> Model:
+    """Return the model in a finished run of ours, or in one or more published checkpoints, unread.
+
+    Raises UserError when something is missing, damaged, twice there or unknown.
+    """
+    if len(sources) == 1 and (sources[0] / start.RUN).is_file():
+        return _read_run(start.finished(sources[0]))
+    whole = assemble(sources, like)
+    check_repeats(whole)
+    notes = tuple(f'{source.path}: {source.family}' for source in whole.sources) + whole.notes
+    files = tuple(file for source in sources for file in files_of(source))
+    return Model(_run_of(whole.model), whole.tensors, files, notes)
+
+
+def _read_run(done: start.Finished) -> Model:
+    tensors, files = {}, []
+    for part, digest in done.last.items():
+        files.append(store.path(done.store, digest))
+        tensors |= {f'{part}/{path}': tensor for path, tensor in open_checkpoint(files[-1]).items()}
+    check_complete(tensors, blip2.shapes(done.run.model))
+    return Model(done.run, tensors, tuple(files), ())
+
+
+def _run_of(m: config.Blip2) -> config.Run:
+    """Return the run that ends with such a model, as far as use needs it."""
+    reads = bool(m.qformer) and m.qformer.text_side == 'reads'
+    stage = 'language' if m.lm else 'vision'
+    if m.qformer:
+        stage = 'stage1' if not m.lm else 'instruct' if reads else 'stage2'
+    return config.Run(stage=stage, model=m, objective=config.Objective(instruction_aware=reads))
+
+
+def to_ours(
+    model: Model, dest: Path, dtype: DType | None = None, text: Path | None = None, lm: Path | None = None
+) -> list[Path]:
+    """Write a finished run at `dest` and its weights into the store beside it; returns what was written.
+
+    `text` and `lm` are the tokenizers' files; without them the run cannot be asked with texts.
+    """
+    weights, digests, inputs = dest.parent / 'weights', {}, _digests(model.files)
+    with _all_or_nothing(dest) as scratch, store.taken_back_on_error(weights) as save:
+        scratch.mkdir()
+        if text:
+            TextTokenizer.load(text).save(scratch / start.WORDPIECE)
+        if lm:
+            LmTokenizer.load(lm).save(scratch / start.BYTE_BPE)
+        with _progress(model.tensors) as seen:
+            for part in sorted({path.split('/', 1)[0] for path in seen}):
+                mine = {path.removeprefix(f'{part}/'): t for path, t in seen.items() if path.startswith(f'{part}/')}
+                digests[part] = save(mine, dtype)
+        mark = config.digest(model.run, inputs)
+        _write_json(scratch / start.RUN, {'fingerprint': mark, 'config': asdict(model.run), 'inputs': inputs})
+        _write_json(scratch / PROVENANCE, _provenance(model, inputs, dtype))
+        _write_json(scratch / start.FINISHED, {'last': digests, 'best': {}})
+    return [dest, *(store.path(weights, digest) for digest in digests.values())]
+
+
+def to_theirs(
+    model: Model, dest: Path, kind: Literal['lavis', 'huggingface'], dtype: DType | None = None
+) -> tuple[list[Path], list[str]]:
+    """Write what their class loads with strict=True; returns what was written, and what has no place there.
+
+    LAVIS: one file, `.pth` with the state dict under 'model', or `.safetensors`. Hugging Face: a folder of safetensors
+    with `config.json`. Raises UserError when they have no class for such a model.
+    """
+    if kind == 'lavis' and dest.suffix not in ('.pth', '.safetensors'):
+        raise UserError(f"'{dest}': LAVIS reads one file: name it .pth (or .safetensors)")
+    choose = published.for_lavis if kind == 'lavis' else published.for_huggingface
+    target = choose(model.run.model, model.reads)
+    theirs, left_out = published.state_dict(model.tensors, target)
+    record = _provenance(model, _digests(model.files), dtype) | {'class': target.name, 'left_out': left_out}
+    with _all_or_nothing(dest) as scratch, _progress(theirs) as seen:
+        if kind == 'huggingface':
+            scratch.mkdir()
+            stream.write_shards(scratch, seen, dtype, _SHARD)
+            _write_json(scratch / 'config.json', huggingface_config.of_model(target.model))
+            _write_json(scratch / PROVENANCE, record)
+        elif dest.suffix == '.pth':
+            _write_pth(scratch, seen, dtype)
+        else:
+            stream.write(scratch, seen, dtype)
+    if kind == 'huggingface':
+        return [dest], left_out
+    beside = dest.with_name(f'{dest.stem}.{PROVENANCE}')
+    _write_json(beside, record)
+    return [dest, beside], left_out
+
+
+def _write_pth(path: Path, state: State, dtype: DType | None) -> None:
+    """Write PyTorch's zip, through a memory-mapped safetensors file, so that the model need not fit in memory."""
+    try:
+        import torch
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError("a .pth needs PyTorch: pip install 'qformer_jax[torch]', or name it .safetensors") from None
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix='.safetensors') as mapped:
+        stream.write(Path(mapped.name), state, dtype)
+        torch.save({'model': load_file(mapped.name)}, path)
+
+
+@contextmanager
+def _all_or_nothing(dest: Path) -> Iterator[Path]:
+    """Lend a path beside `dest` and move what was written there to `dest` at the end; nothing remains of a failure."""
+    if dest.exists():
+        raise UserError(f"'{dest}' exists: name a new one, or remove it first")
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=dest.parent, prefix='.writing-') as folder, full_disk_as_user_error(dest):
+        scratch = Path(folder) / dest.name
+        yield scratch
+        os.replace(scratch, dest)
+
+
+@contextmanager
+def _progress(state: State) -> Iterator[dict[str, Tensor]]:
+    """Return the tensors; a bar shows the bytes of those that were read."""
+    with Progress(transient=True) as bar:
+        task = bar.add_task('converting', total=sum(map(_bytes, state.values())))
+
+        def watched(tensor: Tensor) -> Tensor:
+            def fetch() -> np.ndarray:
+                array = tensor.read()
+                bar.advance(task, _bytes(tensor))
+                return array
+
+            return replace(tensor, read=fetch)
+
+        yield {name: watched(tensor) for name, tensor in state.items()}
+
+
+def _bytes(tensor: Tensor) -> int:
+    return int(np.prod(tensor.shape)) * tensor.dtype.itemsize
+
+
+def _digests(files: Sequence[Path]) -> dict[str, str]:
+    return {file.name: store.sha256(file) for file in files}
+
+
+def _provenance(model: Model, inputs: dict[str, str], dtype: DType | None) -> dict:
+    kinds = sorted({tensor.dtype.name for tensor in model.tensors.values()})
+    sizes = {file.name: file.stat().st_size for file in model.files}
+    return {
+        'dtype': dtype or f'as in the source ({", ".join(kinds)})',
+        'sources': [{'file': name, 'bytes': sizes[name], 'sha256': digest} for name, digest in inputs.items()],
+        'notes': list(model.notes),
+        'versions': {name: version for name in _LIBRARIES if (version := _version(name))},
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _write_json(path: Path, tree: dict) -> None:
+    path.write_text(json.dumps(tree, indent=1, sort_keys=True))

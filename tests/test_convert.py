@@ -1,0 +1,309 @@
+"""Checkpoints in and out: recognised, complete, bit for bit, streamed, and refused in one line."""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+import reference
+from PIL import Image
+from reference import CLIP, EVA, OPT, QFORMER, T5
+from safetensors.numpy import load_file, save_file
+
+from qformer_jax import cli, config, recipes, sizes
+from qformer_jax.convert import bert, files, lavis, lavis_config, stream
+from qformer_jax.convert.assemble import assemble
+from qformer_jax.convert.recognise import NOTHING, without_dec
+from qformer_jax.convert.table import Fresh, to_ours
+from qformer_jax.convert.tensors import Tensor, in_memory, read_all
+from qformer_jax.errors import UserError
+from qformer_jax.inference.blip2 import Blip2
+from qformer_jax.models.vit import resize_positions
+from qformer_jax.training import exchange, start
+
+LAVIS = reference.GOLDENS / 'lavis'
+LIKE = {
+    'stage1': config.Blip2(EVA, QFORMER, None),
+    'stage1_clip': config.Blip2(CLIP, QFORMER, None),
+    'opt_stage2': config.Blip2(EVA, QFORMER, OPT),
+    't5_stage2': config.Blip2(EVA, QFORMER, T5),
+}
+
+
+def recorded(case: str):
+    return LAVIS / case / 'state_dict.safetensors'
+
+
+def read(case: str) -> exchange.Model:
+    return exchange.read([recorded(case)], LIKE[case])
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+        assert found[name].dtype == value.dtype, name
+
+
+def recipe(monkeypatch, model: config.Blip2) -> None:
+    """Make `--recipe mine` mean this model."""
+    run = config.Run('stage1', model)
+    original = recipes.load
+    monkeypatch.setattr(recipes, 'load', lambda name: (run, 'mine') if name == 'mine' else original(name))
+
+
+@pytest.mark.parametrize('case', LIKE)
+def test_lavis_to_ours_to_lavis_is_bit_identical(case, tmp_path):
+    exchange.to_ours(read(case), tmp_path / 'runs' / 'mine')
+    back = exchange.read([tmp_path / 'runs' / 'mine'])
+    assert back.run.model == dataclasses.replace(read(case).run.model, word_head=0)
+    written, left_out = exchange.to_theirs(back, tmp_path / 'back.safetensors', 'lavis')
+    assert not left_out
+    assert_same(load_file(written[0]), load_file(recorded(case)))
+
+
+@pytest.mark.parametrize('case', ['stage1', 'opt_stage2', 't5_stage2'])
+def test_lavis_to_hugging_face_loads_and_returns(case, tmp_path):
+    torch = pytest.importorskip('torch', reason='the other framework is PyTorch')
+    transformers = pytest.importorskip('transformers', reason='the other library is Hugging Face')
+    model = read(case)
+    exchange.to_theirs(model, tmp_path / 'theirs', 'huggingface')
+    described = json.loads((tmp_path / 'theirs' / 'config.json').read_text())
+    kind = getattr(transformers, described['architectures'][0])
+    theirs = kind(transformers.AutoConfig.from_pretrained(tmp_path / 'theirs'))
+    state = load_file(tmp_path / 'theirs' / 'model.safetensors')
+    theirs.load_state_dict({key: torch.tensor(value) for key, value in state.items()}, strict=True)
+    back = exchange.read([tmp_path / 'theirs'])
+    kept = {path: tensor for path, tensor in model.tensors.items() if path in back.tensors}
+    assert_same(read_all(back.tensors), read_all(kept))
+
+
+def test_a_pth_is_read_without_running_what_it_holds(tmp_path):
+    torch = pytest.importorskip('torch', reason='.pth is its format')
+    written, _ = exchange.to_theirs(read('stage1'), tmp_path / 'blip2.pth', 'lavis')
+    state = torch.load(written[0], weights_only=True)['model']
+    assert_same({key: value.numpy() for key, value in state.items()}, load_file(recorded('stage1')))
+    whole = {'model': {key: value.bfloat16() for key, value in state.items()}, 'epoch': 9, 'config': {'run': {}}}
+    torch.save(whole, tmp_path / 'lavis.pth')
+    found = files.open_checkpoint(tmp_path / 'lavis.pth')
+    np.testing.assert_array_equal(found['temp'].read().astype(np.float32), state['temp'].bfloat16().float().numpy())
+    torch.save(state, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    assert_same(read_all(files.open_checkpoint(tmp_path / 'old.pth')), load_file(recorded('stage1')))
+
+
+def test_provenance_stands_beside_the_result(tmp_path):
+    exchange.to_ours(read('stage1'), tmp_path / 'runs' / 'mine', 'bfloat16')
+    found = json.loads((tmp_path / 'runs' / 'mine' / 'provenance.json').read_text())
+    assert found['dtype'] == 'bfloat16'
+    (source,) = found['sources']
+    assert source['file'] == 'state_dict.safetensors' and source['bytes'] == recorded('stage1').stat().st_size
+    assert len(source['sha256']) == 64 and {'jax', 'numpy', 'safetensors'} <= found['versions'].keys()
+    done = start.finished(tmp_path / 'runs' / 'mine')
+    assert {a.dtype.name for a in read_all(exchange.read([done.folder]).tensors).values()} == {'bfloat16'}
+
+
+def test_parts_come_from_several_files(tmp_path):
+    """A published LAVIS file holds what was trained only; tower and language model lie in files of their own."""
+    whole = load_file(recorded('opt_stage2'))
+    tower = {key.removeprefix('visual_encoder.'): x for key, x in whole.items() if key.startswith('visual_encoder.')}
+    surplus = {key.replace('blocks.0.', 'blocks.2.'): x for key, x in tower.items() if key.startswith('blocks.0.')}
+    surplus |= {'norm.weight': np.ones(48, np.float32), 'head.bias': np.ones(5, np.float32)}
+    save_file(tower | surplus, tmp_path / 'eva.safetensors')
+    model = {key.removeprefix('opt_model.'): x for key, x in whole.items() if key.startswith('opt_model.')}
+    (tmp_path / 'opt').mkdir()
+    save_file(model, tmp_path / 'opt' / 'model.safetensors')
+    described = {'model_type': 'opt', 'hidden_size': 40, 'num_hidden_layers': 2, 'num_attention_heads': 4}
+    described |= {'ffn_dim': 96, 'max_position_embeddings': 96, 'vocab_size': 356, 'word_embed_proj_dim': 40}
+    (tmp_path / 'opt' / 'config.json').write_text(json.dumps(described))
+    trained = {key: x for key, x in whole.items() if not key.startswith(('visual_encoder.', 'opt_model.'))}
+    save_file(trained, tmp_path / 'blip2.safetensors')
+    sources = [tmp_path / name for name in ('blip2.safetensors', 'eva.safetensors', 'opt')]
+    together = exchange.read(sources, LIKE['opt_stage2'])
+    assert together.run.model == read('opt_stage2').run.model
+    assert_same(read_all(together.tensors), read_all(read('opt_stage2').tensors))
+    with pytest.raises(UserError, match="brings a second 'vit'"):
+        exchange.read([*sources, sources[1]], LIKE['opt_stage2'])
+    with pytest.raises(UserError, match='a projection to a language model, but no language model'):
+        exchange.read(sources[:2], LIKE['opt_stage2'])
+
+
+def test_published_sizes_need_no_recipe():
+    """Shapes of the published files, by the tables themselves; the heads are the published ones."""
+    for vit, qformer in ((sizes.VIT_G, sizes.QFORMER_G), (sizes.VIT_L, sizes.QFORMER_L)):
+        model = config.Blip2(vit, qformer, None)
+        assert lavis_config.model_of(reference.outlines(model), NOTHING) == model
+
+
+@pytest.mark.parametrize('vit, blocks', [(sizes.VIT_G, 40), (sizes.VIT_L, 24)])
+def test_the_published_towers_surplus_blocks_are_left_out(vit, blocks):
+    file = reference.outlines(config.Blip2(dataclasses.replace(vit, depth=blocks), None, None))
+    tower = lavis_config.inside(file, 'visual_encoder.')
+    found = lavis_config.vit_of(tower, None)
+    assert found.depth == blocks and lavis_config.published_depth(found) == vit.depth
+
+
+def test_a_position_table_is_resized_on_loading_by_the_towers_rule():
+    for case, rule in (('stage1', 'half_pixel'), ('stage1_clip', 'align_corners')):
+        like = LIKE[case]
+        larger = dataclasses.replace(like, vit=dataclasses.replace(like.vit, image_size=70))
+        found = assemble([recorded(case)], larger)
+        assert found.model.vit.image_size == 70 and any('56 to 70' in note for note in found.notes)
+        old = read(case).tensors['vit/position_embedding'].read()
+        new = found.tensors['vit/position_embedding']
+        assert new.shape == (26, 48)
+        np.testing.assert_array_equal(new.read(), resize_positions(old, (5, 5), rule))
+
+
+def test_a_vocabulary_without_dec_grows_aloud():
+    key = 'Qformer.bert.embeddings.word_embeddings.weight'
+    words = in_memory({key: np.zeros((bert.WORDS, 1), np.float32)})
+    grown = without_dec(lavis.QFORMER, words)
+    assert to_ours(grown, words).keys() == {'qformer/word_embedding'}
+    assert [row.why for row in grown if isinstance(row, Fresh)] == ['the file has 30522 words and no [DEC]']
+    one_more = in_memory({key: np.zeros((bert.WORDS + 1, 1), np.float32)})
+    assert without_dec(lavis.QFORMER, one_more) == lavis.QFORMER
+
+
+def test_shards_are_written_and_read_as_hugging_face_does(tmp_path):
+    state = {f'layer.{i}': np.full((3, 5), i, np.float32) for i in range(4)}
+    stream.write_shards(tmp_path, in_memory(state), None, limit=130)
+    assert len(list(tmp_path.glob('model-0000?-of-00002.safetensors'))) == 2
+    assert_same(read_all(files.open_checkpoint(tmp_path)), state)
+    (tmp_path / 'model-00002-of-00002.safetensors').unlink()
+    with pytest.raises(UserError, match=r'names 2 shards, but model-00002-of-00002\.safetensors is missing'):
+        files.open_checkpoint(tmp_path)
+
+
+def test_tensors_pass_one_at_a_time(tmp_path):
+    def make() -> Tensor:
+        return Tensor((256, 256), np.dtype(np.float32), lambda: np.ones((256, 256), np.float32))
+
+    tracemalloc.start()
+    stream.write(tmp_path / 'x.safetensors', {str(i): make() for i in range(20)})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * 256 * 256 * 4
+    assert len(load_file(tmp_path / 'x.safetensors')) == 20
+
+
+def damaged(tmp_path, kind: str):
+    """Return a damaged checkpoint of this kind."""
+    torch = pytest.importorskip('torch', reason='.pth is its format')
+    path = tmp_path / f'{kind}.{"pth" if kind in ("code", "cut_pth", "list") else "safetensors"}'
+    state = load_file(recorded('stage1'))
+    if kind == 'cut':
+        path.write_bytes(recorded('stage1').read_bytes()[:-100])
+    elif kind == 'cut_pth':
+        torch.save({'model': {'x': torch.ones(9)}}, path)
+        path.write_bytes(path.read_bytes()[:-50])
+    elif kind == 'code':
+        torch.save({'model': {'x': torch.ones(9)}, 'config': argparse.Namespace(lr=1)}, path)
+    elif kind == 'list':
+        torch.save([torch.ones(3)], path)
+    elif kind == 'dtype':
+        save_file(state | {'temp': np.ones((), np.int32)}, path)
+    elif kind == 'other_key':
+        save_file(state | {'Qformer.bert.pooler.dense.weight': np.ones((32, 32), np.float32)}, path)
+    elif kind == 'missing':
+        save_file({key: value for key, value in state.items() if key != 'itm_head.bias'}, path)
+    elif kind == 'tied':
+        save_file(state | {'Qformer.cls.predictions.decoder.bias': np.zeros(187, np.float32)}, path)
+    elif kind == 'foreign':
+        save_file({'some.weight': np.ones(3)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    'kind, message',
+    [
+        ('cut', 'damaged, or not safetensors'),
+        ('cut_pth', 'damaged, or not a PyTorch file'),
+        ('code', r'refused: reading it would run argparse\.Namespace'),
+        ('list', 'holds no state dict'),
+        ('dtype', "'qformer/temperature' is int32: weights must be float64, float32"),
+        ('other_key', r"no row of the table has the key 'Qformer\.bert\.pooler\.dense\.weight' \[32, 32\]"),
+        ('missing', "no tensor for 1 of the model's .* first 'qformer/itm_head/bias'"),
+        ('tied', r"'Qformer\.cls\.predictions\.decoder\.bias' \[187\] differs from 'qformer/lm_head/bias'"),
+        ('foreign', r'1 tensors of no known family \(first: some\.weight\)'),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_nothing_is_written(kind, message, tmp_path, monkeypatch):
+    source, dest = damaged(tmp_path, kind), tmp_path / 'runs' / 'mine'
+    recipe(monkeypatch, LIKE['stage1'])
+    with pytest.raises(UserError, match=message) as caught:
+        cli.run(['convert', str(source), str(dest), '--recipe', 'mine'])
+    assert '\n' not in str(caught.value)
+    assert not dest.parent.exists()
+
+
+def test_a_failure_half_way_leaves_nothing(tmp_path):
+    model = read('stage1')
+
+    def fail():
+        raise UserError('the disk went away')
+
+    broken = dict(model.tensors) | {'vit/class_token': dataclasses.replace(model.tensors['vit/class_token'], read=fail)}
+    with pytest.raises(UserError, match='the disk went away'):
+        exchange.to_ours(dataclasses.replace(model, tensors=broken), tmp_path / 'runs' / 'mine')
+    assert not list((tmp_path / 'runs').iterdir())
+    with pytest.raises(UserError, match='the disk went away'):
+        exchange.to_theirs(dataclasses.replace(model, tensors=broken), tmp_path / 'mine.safetensors', 'lavis')
+    assert [path.name for path in tmp_path.iterdir()] == ['runs']
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['one'], 'name at least one source and the destination'),
+        (['nowhere.pth', 'out'], "no file or folder 'nowhere.pth'"),
+        ([str(recorded('stage1')), 'out'], 'no published one has the width 48: name a recipe of that width'),
+        ([str(recorded('stage1')), 'out', '--recipe', 'mine', '--to', 'lavis'], 'LAVIS reads one file: name it .pth'),
+        ([str(recorded('stage1_clip')), 'out', '--recipe', 'clip', '--to', 'huggingface'], 'have an EVA tower'),
+    ],
+)
+def test_wrong_command_lines(arguments, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    models = {'mine': LIKE['stage1'], 'clip': LIKE['stage1_clip']}
+    monkeypatch.setattr(recipes, 'load', lambda name: (config.Run('stage1', models[name]), ''))
+    with pytest.raises(UserError, match=message):
+        cli.run(['convert', *arguments])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_destination_is_kept(tmp_path):
+    (tmp_path / 'mine').mkdir()
+    with pytest.raises(UserError, match='exists: name a new one'):
+        exchange.to_ours(read('stage1'), tmp_path / 'mine')
+
+
+def test_the_command_says_what_it_found_and_what_is_next(monkeypatch, tmp_path, capsys):
+    recipe(monkeypatch, LIKE['stage1'])
+    cli.run(['convert', str(recorded('stage1')), str(tmp_path / 'runs' / 'mine'), '--recipe', 'mine'])
+    said = capsys.readouterr().out
+    assert 'LAVIS BLIP-2' in said and 'next: qformer evaluate' in said
+    cli.run(['convert', str(tmp_path / 'runs' / 'mine'), str(tmp_path / 'theirs'), '--to', 'huggingface'])
+    said = capsys.readouterr().out
+    assert 'left out' in said and 'qformer/lm_head/bias' in said
+
+
+def test_a_model_is_used_straight_from_published_files(tmp_path):
+    exchange.to_theirs(read('stage1'), tmp_path / 'theirs', 'huggingface')
+    exchange.to_ours(exchange.read([tmp_path / 'theirs']), tmp_path / 'runs' / 'mine')
+    pictures = [Image.new('RGB', (56, 56), (shade, 9, 9)) for shade in (0, 200)]
+    direct, converted = (Blip2.load(tmp_path / name).features(pictures) for name in ('theirs', 'runs/mine'))
+    assert direct.shape == (2, 8, 16)
+    np.testing.assert_array_equal(direct, converted)
+    with pytest.raises(UserError, match='no tokenizer'):
+        Blip2.load(tmp_path / 'theirs').features(texts=['a cat'], mode='text')
+
+
+def test_safetensors_need_no_torch():
+    code = (
+        'import sys; from pathlib import Path; from qformer_jax.convert.files import open_checkpoint; '
+        f'open_checkpoint(Path({str(recorded("stage1"))!r})); sys.exit("torch" in sys.modules)'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
