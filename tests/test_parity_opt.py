@@ -8,9 +8,10 @@ import reference
 from reference import EVA, OPT, QUERIES, assert_close, assert_gradients_close, nhwc
 
 from qformer_jax import config
-from qformer_jax.convert import lavis
+from qformer_jax.convert import lavis, opt
 from qformer_jax.convert.opt import OPT as OPT_TABLE
 from qformer_jax.convert.table import convert
+from qformer_jax.convert.tensors import in_memory, read_all
 from qformer_jax.models import blip2
 from qformer_jax.models.opt import Opt, empty_cache
 from qformer_jax.objectives import captioning
@@ -48,6 +49,13 @@ def params(theirs):
     state = {key: value.numpy() for key, value in theirs.state_dict().items()}
     shapes = blip2.shapes(config.Blip2(vit=None, qformer=None, lm=TINY))
     return jax.tree.map(jnp.asarray, convert(OPT_TABLE, state, shapes)['lm'])
+
+
+def test_a_file_of_the_model_without_its_head_is_read(theirs, params):
+    state = {key: value.numpy() for key, value in theirs.model.state_dict().items()}  # decoder.layers.0...
+    state = read_all(opt.plain(in_memory(state | {'decoder.version': np.ones(1)})))
+    again = convert(OPT_TABLE, state, blip2.shapes(config.Blip2(vit=None, qformer=None, lm=TINY)))['lm']
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
 
 
 def logits(params, ids, exists):

@@ -1,6 +1,7 @@
 """The table of OPT as Hugging Face's `OPTForCausalLM` names it."""
 
-from .table import Derived, Row, Table, linear, norm
+from .table import Derived, Ignored, Row, Table, linear, norm
+from .tensors import State
 
 _LAYER = 'model.decoder.layers.{i}.'
 OPT: Table = (
@@ -16,4 +17,10 @@ OPT: Table = (
     *linear(_LAYER + 'fc1', 'lm/layer_{i}/mlp/up'),
     *linear(_LAYER + 'fc2', 'lm/layer_{i}/mlp/down'),
     *norm('model.decoder.final_layer_norm', 'lm/norm'),
+    Ignored('model.decoder.version', 'a mark of the program that trained it'),
 )
+
+
+def plain(state: State) -> State:
+    """Return an OPT's tensors as `OPTForCausalLM` names them: some files hold the model without its head."""
+    return {f'model.{key}' if key.startswith('decoder.') else key: tensor for key, tensor in state.items()}
