@@ -13,7 +13,7 @@ from reference import EVA, QUERIES, assert_close, assert_gradients_close, nhwc
 from qformer_jax import config
 from qformer_jax.convert import lavis
 from qformer_jax.convert.t5 import T5 as TABLE
-from qformer_jax.convert.table import convert, to_theirs
+from qformer_jax.convert.table import convert, to_ours, to_theirs
 from qformer_jax.convert.tensors import in_memory
 from qformer_jax.models import blip2
 from qformer_jax.models.t5 import START_ID, T5, distance_buckets, empty_cache, relative_bias, shift_right
@@ -134,6 +134,13 @@ def test_the_table_writes_what_it_read(theirs, params):
     assert back.keys() == state.keys()
     for key, tensor in back.items():
         np.testing.assert_array_equal(tensor.read(), state[key], key)
+
+
+def test_the_bias_that_early_files_hold_for_cross_attention_is_not_read(theirs, params):
+    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    surplus = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
+    found = to_ours(TABLE, in_memory(state | {surplus: np.ones((8, 3), np.float32)}))
+    assert found.keys() == flatten({'lm': params}).keys()
 
 
 @pytest.mark.parametrize('buckets, max_distance', [(32, 128), (8, 20), (16, 64), (64, 256), (12, 100)])

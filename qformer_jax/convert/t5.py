@@ -1,6 +1,8 @@
 """The table of T5 1.1 and Flan-T5 as Hugging Face's `T5ForConditionalGeneration` names it."""
 
-from .table import Derived, Row, Table, linear, norm
+import numpy as np
+
+from .table import Derived, Ignored, Row, Table, linear, norm
 
 
 def _attention(key: str, path: str) -> Table:
@@ -26,7 +28,7 @@ def _mlp(key: str, path: str) -> Table:
     )
 
 
-def _same(table):
+def _same(table: np.ndarray) -> np.ndarray:
     return table
 
 
@@ -38,6 +40,10 @@ T5: Table = (
     *_mlp('encoder.block.{i}.layer.1', 'lm/encoder/layer_{i}'),
     *norm('encoder.final_layer_norm', 'lm/encoder/norm', bias=False),
     *_self_attention('decoder'),
+    Ignored(
+        'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight',
+        'early files hold it; between decoder and encoder there are no relative positions',
+    ),
     *_attention('decoder.block.{i}.layer.1.EncDecAttention', 'lm/decoder/layer_{i}/cross_attention'),
     *norm('decoder.block.{i}.layer.1.layer_norm', 'lm/decoder/layer_{i}/cross_attention_norm', bias=False),
     *_mlp('decoder.block.{i}.layer.2', 'lm/decoder/layer_{i}'),
