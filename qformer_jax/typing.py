@@ -9,6 +9,7 @@
 | H      | heads                      | N      | vocabulary              |
 | K      | width of one head          | M      | cache (keys seen)       |
 | S      | sequence = queries + text  | C      | candidates              |
+| G      | generated tokens           | W      | texts of a row (beams)  |
 
 Signatures read `Float['B P V']`; `tests/` checks them at run time through jaxtyping and beartype.
 """

@@ -14,6 +14,7 @@ from qformer_jax.errors import UserError
 from qformer_jax.inference import decode
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.inference.search import Settings
+from qformer_jax.models import masks
 from qformer_jax.training import loop, losses, start
 
 KINDS = [(colour, shape) for shape in small.SHAPES for colour in small.COLOURS]
@@ -132,6 +133,36 @@ def test_a_caption_is_written_for_files_bytes_and_pictures_alike(line, pictures_
     assert expected[0]
     for given in (file, str(file), file.read_bytes()):
         assert model.caption([given]) == expected
+
+
+def test_several_captions_of_a_picture_stand_together(line, pictures_drawn):
+    model = Blip2.load(line / 'stage2', batch_size=8)
+    three = model.caption(pictures_drawn[:3], Settings(6, num_beams=3, num_return=3))
+    assert len(three) == 9
+    assert three[::3] == model.caption(pictures_drawn[:3], Settings(6, num_beams=3))
+    assert len(set(three[:3])) > 1
+
+
+def test_a_stage1_run_captions_through_its_qformer(aligned, pictures_drawn):
+    """Each word is the likeliest in one pass over [DEC] and the words so far, which knows no cache."""
+    seen = aligned.encode(pictures_drawn)
+    settings = Settings(12, end_ids=(aligned.text_tokenizer.sep_id,))
+    tokens = decode.with_qformer(aligned.model, aligned.params, seen.features, seen.mask, settings=settings).tokens[
+        :, 0
+    ]
+    reads = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=aligned.text_tokenizer.dec_id)
+
+    def run(model):
+        memory = model.qformer.project_image(seen.features, seen.mask)
+        mask = masks.multimodal_causal(model.config.qformer.num_queries, jnp.ones(reads.shape, bool))
+        return model.qformer.word_logits(model.qformer(mask, image=memory, text=reads).text)
+
+    likeliest = np.asarray(aligned.model.apply({'params': aligned.params}, method=run)).argmax(axis=-1)
+    written = np.asarray(tokens) != settings.fill
+    lengths = written.sum(axis=1)
+    assert (likeliest == tokens)[np.arange(12)[None] <= lengths[:, None]].all()  # the end token among them
+    texts = [aligned.text_tokenizer.decode(row[:length]) for row, length in zip(tokens, lengths, strict=True)]
+    assert aligned.caption(seen, Settings(12)) == texts and len(set(texts)) > 1
 
 
 def test_losses_agree_with_greedy_writing(instructed, pictures_drawn):

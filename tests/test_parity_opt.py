@@ -12,6 +12,8 @@ from qformer_jax.convert import lavis, opt
 from qformer_jax.convert.opt import OPT as OPT_TABLE
 from qformer_jax.convert.table import convert
 from qformer_jax.convert.tensors import in_memory, read_all
+from qformer_jax.inference import decode
+from qformer_jax.inference.search import Settings
 from qformer_jax.models import blip2
 from qformer_jax.models.opt import Opt, empty_cache
 from qformer_jax.objectives import captioning
@@ -123,6 +125,51 @@ def test_the_side_of_the_padding_does_not_matter(params):
     ids = np.zeros_like(IDS)
     ids[right] = IDS[LEFT]
     assert_close(np.asarray(logits(params, ids, right))[right], np.asarray(logits(params, IDS, LEFT))[LEFT], 3e-6)
+
+
+def written(params, settings, rows=slice(None)):
+    """Write after the left-padded prompts, without a picture."""
+    model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=TINY))
+    prefix = np.zeros((len(IDS[rows]), 0, TINY.width), np.float32)
+    return decode.with_lm(model, {'lm': params}, prefix, IDS[rows], LEFT[rows], settings=settings)
+
+
+@pytest.mark.parametrize('penalty, ends, repetition', [(1.0, (7,), 1.0), (-2.0, (7, 11), 1.0), (0.5, (7,), 1.3)])
+def test_beams_equal_hugging_face(theirs, params, penalty, ends, repetition):
+    """Texts of several lengths after prompts of several lengths; their repetition penalty counts padding as said."""
+    torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
+    rows = slice(None) if repetition == 1 else slice(0, 1)
+    found = theirs.generate(
+        input_ids=torch.tensor(IDS[rows]).long(),
+        attention_mask=torch.tensor(LEFT[rows]).long(),
+        num_beams=3,
+        num_return_sequences=2,
+        min_new_tokens=2,
+        max_new_tokens=9,
+        length_penalty=penalty,
+        repetition_penalty=repetition,
+        eos_token_id=list(ends),
+        pad_token_id=ends[0],
+        do_sample=False,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    settings = Settings(9, 2, 3, 2, penalty, repetition, 'generated', ends)
+    ours = written(params, settings, rows)
+    want = found.sequences[:, IDS.shape[1] :].numpy()
+    want = np.pad(want, ((0, 0), (0, 9 - want.shape[1])), constant_values=ends[0])
+    np.testing.assert_array_equal(ours.tokens.reshape(-1, 9), want)
+    assert_close(ours.scores.reshape(-1), found.sequences_scores)
+
+
+@pytest.mark.parametrize('beams', [1, 3])
+def test_neighbours_and_their_padding_do_not_change_a_text(params, beams):
+    settings = Settings(8, num_beams=beams, num_return=beams, repetition_penalty=1.2, end_ids=(7,))
+    together = written(params, settings)
+    for row in range(3):
+        alone = written(params, settings, slice(row, row + 1))
+        np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
+        assert_close(alone.scores[0], together.scores[row], 3e-6)
 
 
 MODEL = config.Blip2(EVA, QUERIES, OPT)

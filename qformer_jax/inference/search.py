@@ -133,7 +133,7 @@ def _greedy(step: Step, start: Start, s: Settings) -> Written:
     ends = jnp.array(s.end_ids, int)
 
     def choose(count, tokens, total, ended, logits):
-        token = processed(logits, start, tokens, count, s).argmax(axis=-1)
+        token = processed(logits, start, tokens, count, s).argmax(axis=-1).astype(tokens.dtype)
         gain = jnp.take_along_axis(_log_p(logits), token[:, None], axis=1)[:, 0]
         tokens = tokens.at[:, count].set(jnp.where(ended, s.fill, token))
         return count + 1, tokens, total + jnp.where(ended, 0, gain), ended | jnp.isin(token, ends)
@@ -143,7 +143,7 @@ def _greedy(step: Step, start: Start, s: Settings) -> Written:
         logits, cache = step(cache, tokens[:, count - 1])
         return choose(count, tokens, total, ended, logits), cache
 
-    tokens = jnp.full((batch, s.max_new_tokens), s.fill)
+    tokens = jnp.full((batch, s.max_new_tokens), s.fill, jnp.int32)
     first = choose(0, tokens, jnp.zeros(batch, _log_p(start.logits).dtype), jnp.zeros(batch, bool), start.logits)
     (_, tokens, total, ended), _ = jax.lax.while_loop(
         lambda carry: (carry[0][0] < s.max_new_tokens) & ~carry[0][3].all(), write, (first, start.cache)
@@ -188,10 +188,10 @@ def beam_search(step: Step, start: Start, settings: Settings) -> Written:
 
 
 def _unborn(batch: int, dtype, s: Settings) -> _Beams:
-    tokens = jnp.full((batch, s.num_beams, s.max_new_tokens), s.fill)
+    tokens = jnp.full((batch, s.num_beams, s.max_new_tokens), s.fill, jnp.int32)
     totals = jnp.full((batch, s.num_beams), UNBORN, dtype).at[:, 0].set(0)
     none = Written(tokens, jnp.full(totals.shape, -jnp.inf, dtype))
-    return _Beams(jnp.int32(0), tokens, totals, jnp.zeros(totals.shape, int), none, jnp.zeros(batch, bool))
+    return _Beams(jnp.int32(0), tokens, totals, jnp.zeros(totals.shape, jnp.int32), none, jnp.zeros(batch, bool))
 
 
 def _choose(beams: _Beams, logits: Float['R N'], start: Start, wide: Start, s: Settings) -> _Beams:
