@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from reference import EVA, OPT, QFORMER, QUERIES, assert_close
+from reference import EVA, OPT, QFORMER, QUERIES, T5, assert_close
 
 from qformer_jax import config
 from qformer_jax.inference import replay
@@ -13,6 +13,7 @@ from qformer_jax.models import blip2
 
 STAGE1 = blip2.Blip2(config.Blip2(EVA, QFORMER, None))
 STAGE2 = blip2.Blip2(config.Blip2(EVA, QUERIES, OPT))
+STAGE2_T5 = blip2.Blip2(config.Blip2(EVA, QUERIES, T5))
 
 
 def names(case: str) -> list[str]:
@@ -22,6 +23,11 @@ def names(case: str) -> list[str]:
 @pytest.fixture(scope='module')
 def opt_params():
     return jax.tree.map(jnp.asarray, reference.params('opt_stage2', STAGE2.config))
+
+
+@pytest.fixture(scope='module')
+def t5_params():
+    return jax.tree.map(jnp.asarray, reference.params('t5_stage2', STAGE2_T5.config))
 
 
 @pytest.fixture(scope='module')
@@ -51,6 +57,17 @@ def test_opt_writes_what_it_writes_in_lavis(name, opt_params):
     pixels = want['pixels'][: arguments['input_ids'][0]]
     ours = replay.with_opt(STAGE2, opt_params, pixels, arguments, want[f'{name}.sequences'])
     assert_equal(ours, 'opt_stage2', name)
+
+
+@pytest.mark.parametrize('name', names('t5_stage2'))
+def test_t5_writes_what_it_writes_in_lavis(name, t5_params):
+    """One batch of prompts of three lengths, padded on the right."""
+    arguments, want = reference.meta('t5_stage2')['generate_kwargs'][name], reference.arrays('t5_stage2')
+    kind = name.partition('.')[0]
+    prompt = want[f'{kind}.input_ids']
+    mask = want[f'{kind}.attention_mask'][:, -prompt.shape[1] :].astype(bool)
+    ours = replay.with_t5(STAGE2_T5, t5_params, want['pixels'], prompt, mask, arguments, want[f'{name}.sequences'])
+    assert_equal(ours, 't5_stage2', name)
 
 
 @pytest.mark.parametrize('name', names('stage1_generate'))

@@ -1,9 +1,11 @@
-"""How each writer starts and steps: the language model after a soft prefix, and the Q-Former itself.
+"""How each writer starts and steps: a language model after a soft prefix, and the Q-Former itself.
 
-Slots of a cache: [queries][left-padded prompt][new tokens]. The padding is a hole that positions do not count, so a
-prompt gives the same tokens whatever else is in its batch.
+Slots of a decoder's cache: [queries][left-padded prompt][new tokens]. The padding is a hole that positions do not
+count, so a prompt gives the same tokens whatever else is in its batch. The Q-Former's cache is [queries][[DEC], new
+tokens], T5's is [start token, new tokens] beside what its encoder made of queries and prompt.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -11,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import UserError
+from ..models import opt, t5
 from ..models.blip2 import Blip2
-from ..models.cache import Cache
-from ..models.opt import empty_cache
+from ..models.cache import Cache, write
 from ..typing import Array, Bool, Float, Int, Params
 from .search import Settings, Start, Step, Written, search
 
@@ -29,8 +31,8 @@ def with_lm(
     settings: Settings,
 ) -> Written:
     """Return what the language model writes after [prefix, left-padded prompt]."""
-    step, start = start_lm(model, params, prefix, prompt, prompt_mask, settings.max_new_tokens)
-    return search(step, start, settings)
+    begin = start_t5 if model.config.lm.family == 't5' else start_decoder
+    return search(*begin(model, params, prefix, prompt, prompt_mask, settings.max_new_tokens), settings)
 
 
 @partial(jax.jit, static_argnames=('model', 'settings'))
@@ -38,11 +40,21 @@ def with_qformer(
     model: Blip2, params: Params, features: Float['B P V'], feature_mask: Bool['B P'], *, settings: Settings
 ) -> Written:
     """Return what the Q-Former writes about features, as ITG taught it (BLIP-2, section 3.2)."""
-    step, start = start_qformer(model, params, features, feature_mask, settings.max_new_tokens)
-    return search(step, start, settings)
+    return search(*start_qformer(model, params, features, feature_mask, settings.max_new_tokens), settings)
 
 
-def start_lm(
+def _given_prefix(
+    model: Blip2, prefix: Float['B Q L'], prompt: Int['B T'], prompt_mask: Bool['B T']
+) -> tuple[Float['B S L'], Bool['B S']]:
+    """Return what the language model reads, and which of it exists."""
+    exists = jnp.ones(prefix.shape[:2], bool)
+    return (
+        jnp.concatenate([prefix, model.lm.embed(prompt)], axis=1),
+        jnp.concatenate([exists, prompt_mask], axis=1),
+    )
+
+
+def start_decoder(
     model: Blip2,
     params: Params,
     prefix: Float['B Q L'],
@@ -64,15 +76,36 @@ def start_lm(
         return model.lm.word_logits(out.hidden[:, -1:])[:, 0], out.cache
 
     def begin(model: Blip2) -> tuple[Array, Cache]:
-        x = jnp.concatenate([prefix, model.lm.embed(prompt)], axis=1)
-        exists = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), prompt_mask], axis=1)
-        return read(model, x, exists, empty_cache(c, len(x), slots, model.dtype))
+        x, exists = _given_prefix(model, prefix, prompt, prompt_mask)
+        return read(model, x, exists, opt.empty_cache(c, len(x), slots, model.dtype))
 
     def go_on(model: Blip2, cache: Cache, last: Int['R']) -> tuple[Array, Cache]:
         return read(model, model.lm.embed(last[:, None]), jnp.ones((len(last), 1), bool), cache)
 
     logits, cache = nn.apply(begin, model)({'params': params})
     return partial(nn.apply(go_on, model), {'params': params}), Start(logits, cache, prompt, prompt_mask)
+
+
+def start_t5(
+    model: Blip2,
+    params: Params,
+    prefix: Float['B Q L'],
+    prompt: Int['B T'],
+    prompt_mask: Bool['B T'],
+    limit: int,
+) -> tuple[Step, Start]:
+    """Let the encoder read prefix and prompt, and give the decoder its first token; that is the search's prompt."""
+
+    def begin(model: Blip2) -> tuple[t5.Memory, Cache]:
+        memory = model.lm.encode(*_given_prefix(model, prefix, prompt, prompt_mask))
+        return memory, t5.empty_cache(model.config.lm, len(prompt), limit, model.dtype)
+
+    def go_on(model: Blip2, cache: tuple[t5.Memory, Cache], last: Int['R']) -> tuple[Array, tuple[t5.Memory, Cache]]:
+        memory, written = cache
+        out = model.lm(model.lm.embed(last[:, None]), jnp.ones((len(last), 1), bool), memory, written)
+        return model.lm.word_logits(out.hidden)[:, 0], (memory, out.cache)
+
+    return _after_first(model, params, begin, go_on, jnp.full((len(prompt), 1), t5.START_ID))
 
 
 def start_qformer(
@@ -98,13 +131,18 @@ def start_qformer(
         text_start = cache.end - c.num_queries
         out = model.qformer(seen, text=last[:, None], prefix=cache.layers, text_start=text_start)
         layers, exists = jax.tree.map(
-            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, cache.end, axis=1),
-            (cache.layers, cache.exists),
-            (out.cache, own),
+            lambda old, new: write(old, new, cache.end), (cache.layers, cache.exists), (out.cache, own)
         )
         return model.qformer.word_logits(out.text)[:, 0], Cache(layers, exists, cache.end + 1)
 
+    first = jnp.full((len(features), 1), c.vocab_size)  # [DEC] is the row after the vocabulary
+    return _after_first(model, params, begin, go_on, first)
+
+
+def _after_first(
+    model: Blip2, params: Params, begin: Callable, go_on: Callable, first: Int['B 1']
+) -> tuple[Step, Start]:
+    """Return the step, and the start for a writer whose prompt is one token."""
     step = partial(nn.apply(go_on, model), {'params': params})
-    prompt = jnp.full((len(features), 1), c.vocab_size)  # [DEC] is the row after the vocabulary
-    logits, cache = step(nn.apply(begin, model)({'params': params}), prompt[:, 0])
-    return step, Start(logits, cache, prompt, jnp.ones(prompt.shape, bool))
+    logits, cache = step(nn.apply(begin, model)({'params': params}), first[:, 0])
+    return step, Start(logits, cache, first, jnp.ones(first.shape, bool))

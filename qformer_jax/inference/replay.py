@@ -18,6 +18,8 @@ from ..typing import Bool, Float, Int, Params
 from . import decode, passes
 from .search import Settings, Written, search, step_scores
 
+T5_END = 1  # `</s>`, which LAVIS leaves to T5's configuration
+
 
 @struct.dataclass
 class Replay:
@@ -38,7 +40,23 @@ def with_opt(
     prompt = sequences[:: settings.num_return, : _prompt_length(arguments)]
     prefix = passes.soft_prefix(model, params, *_see(model, params, pixels))
     inputs = prefix, prompt, np.ones(prompt.shape, bool)
-    return _replay(decode.start_lm, model, params, inputs, settings, sequences[:, prompt.shape[1] :])
+    return _replay(decode.start_decoder, model, params, inputs, settings, sequences[:, prompt.shape[1] :])
+
+
+def with_t5(
+    model: Blip2,
+    params: Params,
+    pixels: Float['B 3 S S'],
+    prompt: Int['B T'],
+    prompt_mask: Bool['B T'],
+    arguments: dict[str, Any],
+    sequences: Int['R M'],
+) -> Replay:
+    """Replay `Blip2T5.generate` or `predict_answers` on the prompt that its encoder reads."""
+    settings = settings_of(arguments, T5_END)
+    prefix = passes.soft_prefix(model, params, *_see(model, params, pixels))
+    inputs = prefix, prompt, prompt_mask
+    return _replay(decode.start_t5, model, params, inputs, settings, sequences[:, _prompt_length(arguments) :])
 
 
 def with_qformer(
