@@ -1,11 +1,11 @@
-"""What a decoder keeps between calls: keys and values in a fixed number of slots, filled from the left."""
+"""What a decoder keeps between calls, keys and values in a fixed number of slots, and what a call returns."""
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
 
-from ..typing import Array, Bool, Int
+from ..typing import Array, Bool, Float, Int
 from .layers import KeyValue
 
 
@@ -36,3 +36,15 @@ def place(cache: Cache | None, exists: Bool['B T']) -> tuple[Bool['B M'], Array 
     if cache is None:
         return exists, 0
     return write(cache.exists, exists, cache.end), cache.end
+
+
+@struct.dataclass
+class LmOutput:
+    """What a language model makes of its positions, and what a later call or a curious reader may want."""
+
+    hidden: Float['B T L']
+    """Last hidden states, after the final norm."""
+    cache: Cache | None
+    """The cache with this call's positions in it; None without one."""
+    hidden_states: tuple[Array, ...]
+    """[B, T, L] entering the first layer, and after each."""

@@ -3,14 +3,13 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.typing import DTypeLike
 
 from .. import config
 from ..typing import Array, Bool, Float, Int
 from . import cache as caches
 from . import masks
-from .cache import Cache, place, write
+from .cache import Cache, LmOutput, place, write
 from .layers import Attention, KeyValue, Mlp, layer_norm, tied_logits
 
 POSITION_OFFSET = 2  # OPT's table has two rows before position 0
@@ -20,14 +19,6 @@ NORM_EPS = 1e-5
 def empty_cache(c: config.Opt, batch: int, slots: int, dtype: DTypeLike) -> Cache:
     """Return a cache of `slots` empty slots for `batch` rows."""
     return caches.empty(c.depth, c.heads, c.width // c.heads, batch, slots, dtype)
-
-
-@struct.dataclass
-class OptOutput:
-    """Last hidden states after the final norm, and the cache with this call's positions in it (None without one)."""
-
-    hidden: Float['B T L']
-    cache: Cache | None
 
 
 class Block(nn.Module):
@@ -74,19 +65,20 @@ class Opt(nn.Module):
         """Return the token vectors of `ids`, without positions."""
         return self.word_embedding[ids].astype(self.dtype)
 
-    def __call__(self, x: Float['B T L'], exists: Bool['B T'], cache: Cache | None = None) -> OptOutput:
+    def __call__(self, x: Float['B T L'], exists: Bool['B T'], cache: Cache | None = None) -> LmOutput:
         """Run the decoder over token vectors (or a soft prefix); with a cache, after the positions that it holds."""
         length = x.shape[1]
         slots, start = place(cache, exists)
         position = jax.lax.dynamic_slice_in_dim(masks.positions(slots), start, length, axis=1)
         x = x.astype(self.dtype) + self.position_embedding[position + POSITION_OFFSET].astype(self.dtype)
         mask = masks.decoder(slots, start, length)
-        layers = []
+        layers, hidden = [], [x]
         for i, layer in enumerate(self.layer):
             x, seen = layer(x, mask, cache.layers[i] if cache is not None else None, start)
             layers.append(seen)
+            hidden.append(x)
         new = Cache(tuple(layers), slots, start + length) if cache is not None else None
-        return OptOutput(self.norm(x), new)
+        return LmOutput(self.norm(x), new, tuple(hidden))
 
     def word_logits(self, hidden: Float['B T L']) -> Float['B T N']:
         """Return the logits of the next token (float32)."""

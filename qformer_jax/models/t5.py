@@ -15,7 +15,7 @@ from .. import config
 from ..typing import Array, Bool, Float, Int
 from . import cache as caches
 from . import masks
-from .cache import Cache, place, write
+from .cache import Cache, LmOutput, place, write
 from .layers import GatedMlp, KeyValue, dense, rms_norm, untied_head
 
 START_ID = 0  # what the decoder reads before the first token: T5's padding id
@@ -152,13 +152,15 @@ class Encoder(nn.Module):
         self.layer = [EncoderBlock(c, self.dtype) for _ in range(c.depth)]
         self.norm = rms_norm(c.norm_eps, self.dtype)
 
-    def __call__(self, x: Float['B S L'], exists: Bool['B S']) -> Float['B S L']:
-        """Return the hidden states after the final norm."""
+    def __call__(self, x: Float['B S L'], exists: Bool['B S']) -> tuple[Float['B S L'], tuple[Array, ...]]:
+        """Return the hidden states after the final norm, and those that enter the first block and leave each."""
         where = masks.positions(exists)
         bias = relative_bias(self.relative_bias, where, where, self.config.max_distance, both_sides=True)
+        hidden = [x]
         for layer in self.layer:
             x = layer(x, exists[:, None, None, :], bias)
-        return self.norm(x)
+            hidden.append(x)
+        return self.norm(x), tuple(hidden)
 
 
 @struct.dataclass
@@ -168,14 +170,8 @@ class Memory:
     hidden: Float['B S L']
     layers: tuple[KeyValue, ...]
     exists: Bool['B S']
-
-
-@struct.dataclass
-class T5Output:
-    """Last hidden states after the final norm, and the cache with this call's positions in it (None without one)."""
-
-    hidden: Float['B T L']
-    cache: Cache | None
+    hidden_states: tuple[Array, ...]
+    """[B, S, L] entering the encoder's first block, and after each."""
 
 
 class Decoder(nn.Module):
@@ -194,20 +190,21 @@ class Decoder(nn.Module):
         """Return the keys and values of the encoder's output, a layer each."""
         return tuple(layer.cross_attention.project(hidden) for layer in self.layer)
 
-    def __call__(self, x: Float['B T L'], exists: Bool['B T'], memory: Memory, cache: Cache | None) -> T5Output:
+    def __call__(self, x: Float['B T L'], exists: Bool['B T'], memory: Memory, cache: Cache | None) -> LmOutput:
         length = x.shape[1]
         slots, start = place(cache, exists)
         seen = masks.positions(slots)
         reads = jax.lax.dynamic_slice_in_dim(seen, start, length, axis=1)
         bias = relative_bias(self.relative_bias, reads, seen, self.config.max_distance, both_sides=False)
         mask, encoded_mask = masks.decoder(slots, start, length), memory.exists[:, None, None, :]
-        layers = []
+        layers, hidden = [], [x]
         for i, layer in enumerate(self.layer):
             cached = cache.layers[i] if cache is not None else None
             x, own = layer(x, mask, bias, memory.layers[i], encoded_mask, cached, start)
             layers.append(own)
+            hidden.append(x)
         new = Cache(tuple(layers), slots, start + length) if cache is not None else None
-        return T5Output(self.norm(x), new)
+        return LmOutput(self.norm(x), new, tuple(hidden))
 
 
 def _bias_table(module: nn.Module, c: config.T5) -> Float['buckets H']:
@@ -233,10 +230,10 @@ class T5(nn.Module):
 
     def encode(self, x: Float['B S L'], exists: Bool['B S']) -> Memory:
         """Read token vectors (or a soft prefix) and project the result for the decoder, once for all its calls."""
-        hidden = self.encoder(x.astype(self.dtype), exists)
-        return Memory(hidden, self.decoder.project(hidden), exists)
+        hidden, states = self.encoder(x.astype(self.dtype), exists)
+        return Memory(hidden, self.decoder.project(hidden), exists, states)
 
-    def __call__(self, x: Float['B T L'], exists: Bool['B T'], memory: Memory, cache: Cache | None = None) -> T5Output:
+    def __call__(self, x: Float['B T L'], exists: Bool['B T'], memory: Memory, cache: Cache | None = None) -> LmOutput:
         """Run the decoder over the vectors of `START_ID` and the tokens after it; with a cache, after what it holds."""
         return self.decoder(x.astype(self.dtype), exists, memory, cache)
 

@@ -1,0 +1,106 @@
+"""Peak memory of converting a checkpoint of 7.7 billion parameters: BLIP-2 OPT-6.7B in Hugging Face's layout, float16.
+
+    python -m experiments.numerics.memory --folder big
+
+The shards have the published keys and shapes and are sparse files (all zeros, 15.5 GB that take no room on the disk);
+the result does (15.5 GB, removed at the end). Each conversion runs in a process of its own; the figure is the largest
+resident set that the system saw, and it must stay under 1.3 times the largest shard.
+"""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+
+from qformer_jax import config, sizes
+from qformer_jax.convert import huggingface, huggingface_config
+from qformer_jax.convert.table import to_theirs
+from qformer_jax.convert.tensors import State, Tensor
+from qformer_jax.models import blip2
+from qformer_jax.rules import flatten
+
+from .results import record
+
+COMMAND = 'python -m experiments.numerics.memory --folder big'
+MODEL = config.Blip2(qformer=replace(sizes.QFORMER_G, text_side='none'), lm=replace(sizes.OPT_6_7B, vocab_size=50304))
+SHARD = 5 * 10**9
+
+
+@dataclass(frozen=True)
+class Options:
+    """Convert a large checkpoint and watch the memory."""
+
+    folder: Path
+    """Where to write; 16 GB must be free."""
+
+
+def main(options: Options) -> None:
+    """Measure both directions; raises SystemExit when one needs too much."""
+    options.folder.mkdir(parents=True)
+    state = sparse_state()
+    largest = write_sparse(options.folder / 'theirs', state)
+    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(blip2.shapes(MODEL)))
+    print(f'{count:,} parameters, largest shard {largest / 1e9:.2f} GB')
+    figures = {'parameters': count, 'largest shard, bytes': largest}
+    for name, source, dest, to in (('in', 'theirs', 'runs/ours', 'ours'), ('out', 'runs/ours', 'again', 'huggingface')):
+        began = time.monotonic()
+        convert(options.folder / source, options.folder / dest, to)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # the larger of all so far
+        figures |= {f'{name}: peak, bytes': peak, f'{name}: seconds': round(time.monotonic() - began)}
+        print(f'{name}: peak {peak / 1e9:.2f} GB, {peak / largest:.2f} of the largest shard')
+    shutil.rmtree(options.folder)
+    what = 'conversion of 7.7 billion parameters (BLIP-2 OPT-6.7B, float16, sparse)'
+    record(what, COMMAND, figures, ('numpy', 'safetensors'))
+    if peak > 1.3 * largest:
+        raise SystemExit('peak memory is above 1.3 times the largest shard')
+
+
+def sparse_state() -> State:
+    """Return the keys and shapes that Hugging Face publishes, in float16."""
+    ours = {path: Tensor(x.shape, np.dtype('float16'), _unread) for path, x in flatten(blip2.shapes(MODEL)).items()}
+    return to_theirs(huggingface.blip2(MODEL), ours)
+
+
+def _unread() -> np.ndarray:
+    raise AssertionError('only the shape is known')
+
+
+def write_sparse(folder: Path, state: State) -> int:
+    """Write shards of zeros that take no room, their index and config.json; returns the size of the largest."""
+    folder.mkdir()
+    shards, size = [{}], 0
+    for name, tensor in state.items():
+        more = 2 * int(np.prod(tensor.shape))
+        if size + more > SHARD and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = {'dtype': 'F16', 'shape': tensor.shape, 'data_offsets': (size, size + more)}
+        size += more
+    names = [f'model-{i + 1:05}-of-{len(shards):05}.safetensors' for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        header = json.dumps(shard).encode()
+        with (folder / name).open('wb') as file:
+            file.write(len(header).to_bytes(8, 'little') + header)
+            file.truncate(8 + len(header) + max(place['data_offsets'][1] for place in shard.values()))
+    where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': where}))
+    (folder / 'config.json').write_text(json.dumps(huggingface_config.of_model(MODEL)))
+    return max((folder / name).stat().st_size for name in names)
+
+
+def convert(source: Path, dest: Path, to: str) -> None:
+    """Run the command in a process of its own."""
+    command = [sys.executable, '-m', 'qformer_jax', 'convert', str(source), str(dest), '--to', to]
+    subprocess.run(command, check=True)
+
+
+if __name__ == '__main__':
+    main(tyro.cli(Options))
