@@ -18,7 +18,7 @@ from qformer_jax.data.tokenizers import (
 )
 from qformer_jax.errors import UserError
 
-CASES = json.loads((Path(__file__).parent / 'goldens' / 'processors_text.json').read_text())
+CASES = json.loads((Path(__file__).parent / 'goldens' / 'lavis' / 'processors' / 'text.json').read_text())
 TEXTS = ['what color is the circle?', 'a red circle', 'a blue triangle', 'yes', 'no', 'red'] * 5
 
 

@@ -2,7 +2,7 @@
 """Reference ("golden") data for BLIP-2 made by running Salesforce's own PyTorch code
 (PyPI package salesforce-lavis 1.0.2, files unmodified) at tiny sizes with random weights.
 
-    python make_lavis_goldens.py [--out DIR] [--case NAME ...]
+    python make_lavis_goldens.py [--out DIR] [--sizes tiny|odd|deep|wide] [--case NAME ...] [--float64]
 
 What is patched at run time, and why, is listed in PATCHES below and in README.md.
 No LAVIS code is copied into this file.
@@ -149,8 +149,8 @@ def make_bert_vocab(path):
     v = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + PUNCT + list("0123456789")
     letters = [chr(c) for c in range(97, 123)]
     v += letters + ["##" + c for c in letters] + SUFFIXES
-    for w in WORDS:
-        if w not in v:
+    for w in [*WORDS, *EXTRA_WORDS]:
+        if w not in v and w not in ABSENT_WORDS:
             v.append(w)
     assert len(v) == len(set(v))
     with open(path, "w") as f:
@@ -158,7 +158,7 @@ def make_bert_vocab(path):
     return len(v)
 
 
-def make_opt_bpe(vocab_path, merges_path, n_merges=96):
+def make_opt_bpe(vocab_path, merges_path):
     """Plain byte-level BPE, GPT-2 style; ids 0..3 as in OPT: <s> <pad> </s> <unk>."""
     import regex
     from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
@@ -170,7 +170,7 @@ def make_opt_bpe(vocab_path, merges_path, n_merges=96):
             w = tuple(b2u[b] for b in tok.encode("utf-8"))
             words[w] = words.get(w, 0) + 1
     merges = []
-    for _ in range(n_merges):
+    for _ in range(OPT_MERGES):
         pairs = {}
         for w, c in words.items():
             for p in zip(w, w[1:]):
@@ -204,7 +204,7 @@ def make_t5_spm(path):
     import sentencepiece as spm
     buf = io.BytesIO()
     spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS), model_writer=buf, vocab_size=140, model_type="unigram",
+        sentence_iterator=iter(CORPUS), model_writer=buf, vocab_size=T5_PIECES, model_type="unigram",
         character_coverage=1.0, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
         num_threads=1, minloglevel=2)
     with open(path, "wb") as f:
@@ -225,7 +225,7 @@ def opt_tokenizer():
 
 
 def t5_tokenizer():
-    t = transformers.T5TokenizerFast(os.path.join(TOK, "t5_spiece.model"), extra_ids=4)
+    t = transformers.T5TokenizerFast(os.path.join(TOK, "t5_spiece.model"), extra_ids=T5_EXTRA)
     t.sanitize_special_tokens()       # from_pretrained would do this: makes <pad> </s> <unk> special for decoding
     return t
 
@@ -233,34 +233,147 @@ def t5_tokenizer():
 # --------------------------------------------------------------------------------------
 # 3. Tiny configurations, patches, random weights
 # --------------------------------------------------------------------------------------
-IMG = 56
-EVA_CFG = dict(img_size=IMG, patch_size=14, use_mean_pooling=False, embed_dim=48, depth=2, num_heads=4,
-               mlp_ratio=4.3637, qkv_bias=True, drop_path_rate=0.0)          # + norm_layer LayerNorm eps 1e-6
-CLIP_CFG = dict(input_resolution=IMG, patch_size=14, width=48, layers=3, heads=4, use_grad_checkpointing=False)
-BERT_CFG = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=72,
-                max_position_embeddings=40)                                   # rest: BertConfig defaults
-NUM_QUERY = 8
-EMBED_DIM = 16
-MAX_TXT = 12
-OPT_CFG = dict(hidden_size=40, num_hidden_layers=2, num_attention_heads=4, ffn_dim=96, word_embed_proj_dim=40,
-               max_position_embeddings=96, do_layer_norm_before=True, activation_function="relu",
-               pad_token_id=1, bos_token_id=2, eos_token_id=2, dropout=0.1)
-T5_CFG = dict(d_model=40, d_kv=12, d_ff=96, num_layers=2, num_decoder_layers=2, num_heads=4,
-              relative_attention_num_buckets=8, relative_attention_max_distance=20,
-              feed_forward_proj="gated-gelu", tie_word_embeddings=False, layer_norm_epsilon=1e-6,
-              pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, dropout_rate=0.1)
+# One table of sizes: `tiny` is complete, the others say what differs; use_sizes() makes them the globals below.
+# Seeds were searched so that greedy/beam ids do not hang on near ties (assert_robust) and some rows end before the others.
+SIZES = {
+    "tiny": dict(
+        IMG=56,
+        EVA_CFG=dict(img_size=56, patch_size=14, use_mean_pooling=False, embed_dim=48, depth=2, num_heads=4,
+                     mlp_ratio=4.3637, qkv_bias=True, drop_path_rate=0.0),     # + norm_layer LayerNorm eps 1e-6
+        CLIP_CFG=dict(input_resolution=56, patch_size=14, width=48, layers=3, heads=4, use_grad_checkpointing=False),
+        BERT_CFG=dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=72,
+                      max_position_embeddings=40),                              # rest: BertConfig defaults
+        CROSS_FREQ=2,
+        NUM_QUERY=8,
+        EMBED_DIM=16,
+        MAX_TXT=12,
+        TEMP=343 / 4096.0,                                                      # 0.0837...
+        OPT_CFG=dict(hidden_size=40, num_hidden_layers=2, num_attention_heads=4, ffn_dim=96, word_embed_proj_dim=40,
+                     max_position_embeddings=96, do_layer_norm_before=True, activation_function="relu",
+                     pad_token_id=1, bos_token_id=2, eos_token_id=2, dropout=0.1),
+        T5_CFG=dict(d_model=40, d_kv=12, d_ff=96, num_layers=2, num_decoder_layers=2, num_heads=4,
+                    relative_attention_num_buckets=8, relative_attention_max_distance=20,
+                    feed_forward_proj="gated-gelu", tie_word_embeddings=False, layer_norm_epsilon=1e-6,
+                    pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, dropout_rate=0.1),
+        ABSENT_WORDS=(), EXTRA_WORDS=(), OPT_MERGES=96, T5_PIECES=140, T5_EXTRA=4,      # vocabularies
+        PAIRS=6, CLIP_PAIRS=3, WORLD=2, ITM_IMAGES=5, K_TEST=4, GEN_IMAGES=4, OPT_IMAGES=4, T5_IMAGES=3,
+        SEED=dict(eva=101, clip=102, stage1=212, opt=320, t5=414, stage1_clip=202, pix=11, draw=0),
+        GEN_SEP_BIAS=5.0,
+        OPT_NEWLINE_BOOST=2.5,
+        QFORMER_GENERATE=[("greedy", dict(num_beams=1)), ("beam3", dict(num_beams=3)),
+                          ("beam3_short", dict(num_beams=3, max_length=12, min_length=3)),
+                          ("greedy_short", dict(num_beams=1, max_length=12, min_length=3))],
+        OPT_PROMPTS=[("p0", ""), ("p1", "a photo of"), ("p2", "question: what color is the sofa? answer:")],
+        OPT_GENERATE=[("greedy", dict(num_beams=1, max_length=12)), ("beam5", dict(num_beams=5, max_length=12)),
+                      ("beam5_min8_lp", dict(num_beams=5, max_length=10, min_length=8, length_penalty=-1.0)),
+                      ("greedy_rep", dict(num_beams=1, max_length=12, repetition_penalty=1.5))],
+        OPT_CAPTIONS=("p1", dict(num_beams=4, num_captions=3, max_length=8)),
+        T5_GENERATE=[("greedy", dict(num_beams=1, max_length=12)), ("beam5", dict(num_beams=5, max_length=12)),
+                     ("beam3_lp_neg", dict(num_beams=3, max_length=12, length_penalty=-1.0)),
+                     ("beam3_rep", dict(num_beams=3, max_length=10, repetition_penalty=1.5, min_length=6))],
+        T5_ANSWER=dict()),
+    # odd widths, 3 and 5 heads, 6 Q-Former layers with cross-attention in two of them, 5 queries, a 3x3 grid
+    "odd": dict(
+        IMG=42,
+        EVA_CFG=dict(img_size=42, embed_dim=45, depth=3, num_heads=3, mlp_ratio=2.7),
+        CLIP_CFG=dict(input_resolution=42, width=35, layers=4, heads=5),
+        BERT_CFG=dict(hidden_size=33, num_hidden_layers=6, num_attention_heads=3, intermediate_size=71,
+                      max_position_embeddings=37),
+        CROSS_FREQ=3, NUM_QUERY=5, EMBED_DIM=11, MAX_TXT=9, TEMP=205 / 4096.0,
+        OPT_CFG=dict(hidden_size=50, num_hidden_layers=3, num_attention_heads=5, ffn_dim=77, word_embed_proj_dim=50,
+                     max_position_embeddings=61),
+        T5_CFG=dict(d_model=27, d_kv=7, d_ff=53, num_layers=3, num_decoder_layers=2, num_heads=5,
+                    relative_attention_num_buckets=6, relative_attention_max_distance=11),
+        ABSENT_WORDS=("boat", "lake", "mountains", "night", "zebra", "bus", "train", "bike"), OPT_MERGES=61, T5_PIECES=101, T5_EXTRA=3,
+        PAIRS=4, CLIP_PAIRS=2, ITM_IMAGES=4, K_TEST=3, GEN_IMAGES=3, OPT_IMAGES=3, T5_IMAGES=2,
+        SEED=dict(eva=1101, clip=1102, stage1=1212, opt=1325, t5=1415, stage1_clip=1202, pix=31, draw=1000),
+        QFORMER_GENERATE=[("greedy", dict(num_beams=1)), ("beam5", dict(num_beams=5)),
+                          ("beam2_short", dict(num_beams=2, max_length=9, min_length=2)),
+                          ("greedy_short", dict(num_beams=1, max_length=14, min_length=1))],
+        OPT_PROMPTS=[("p0", ""), ("p1", "a picture of a"), ("p2", "what is the man riding?")],
+        OPT_GENERATE=[("greedy", dict(num_beams=1, max_length=15)), ("beam3", dict(num_beams=3, max_length=9)),
+                      ("beam4_min6_lp", dict(num_beams=4, max_length=8, min_length=6, length_penalty=-0.5)),
+                      ("greedy_rep", dict(num_beams=1, max_length=10, repetition_penalty=2.5))],
+        OPT_CAPTIONS=("p0", dict(num_beams=5, num_captions=5, max_length=6)),
+        T5_GENERATE=[("greedy", dict(num_beams=1, max_length=15)), ("beam2", dict(num_beams=2, max_length=9)),
+                     ("beam4_lp2", dict(num_beams=4, max_length=12, length_penalty=2.0)),
+                     ("beam3_rep", dict(num_beams=3, max_length=7, repetition_penalty=1.2, min_length=4))],
+        T5_ANSWER=dict(num_beams=3, max_len=7, min_len=2, length_penalty=0.5)),
+    # more layers, 6 heads of 6 and 5, a 5x5 grid, four processes
+    "deep": dict(
+        IMG=70,
+        EVA_CFG=dict(img_size=70, embed_dim=36, depth=5, num_heads=6, mlp_ratio=3.1),
+        CLIP_CFG=dict(input_resolution=70, width=30, layers=6, heads=3),
+        BERT_CFG=dict(hidden_size=30, num_hidden_layers=6, num_attention_heads=6, intermediate_size=61,
+                      max_position_embeddings=50),
+        NUM_QUERY=7, EMBED_DIM=9, MAX_TXT=16, TEMP=1024 / 4096.0,
+        OPT_CFG=dict(hidden_size=36, num_hidden_layers=4, num_attention_heads=6, ffn_dim=91, word_embed_proj_dim=36,
+                     max_position_embeddings=80),
+        T5_CFG=dict(d_model=30, d_kv=5, d_ff=70, num_layers=2, num_decoder_layers=4, num_heads=6,
+                    relative_attention_num_buckets=12, relative_attention_max_distance=16),
+        EXTRA_WORDS=("cup", "plate", "window"), OPT_MERGES=80, T5_PIECES=120, T5_EXTRA=7,
+        PAIRS=8, CLIP_PAIRS=4, WORLD=4, ITM_IMAGES=6, K_TEST=2, GEN_IMAGES=2, OPT_IMAGES=2, T5_IMAGES=4,
+        SEED=dict(eva=2101, clip=2102, stage1=2214, opt=2324, t5=2416, stage1_clip=2202, pix=41, draw=2000),
+        QFORMER_GENERATE=[("greedy", dict(num_beams=1)), ("beam4", dict(num_beams=4)),
+                          ("beam6_short", dict(num_beams=6, max_length=8, min_length=4)),
+                          ("greedy_short", dict(num_beams=1, max_length=10, min_length=5))],
+        OPT_PROMPTS=[("p0", ""), ("p1", "a photo of two"), ("p2", "question: where is the cat? answer:")],
+        OPT_GENERATE=[("greedy", dict(num_beams=1, max_length=10)), ("beam6", dict(num_beams=6, max_length=10)),
+                      ("beam2_min9_lp", dict(num_beams=2, max_length=12, min_length=9, length_penalty=2.0)),
+                      ("greedy_rep", dict(num_beams=1, max_length=9, repetition_penalty=1.2))],
+        OPT_CAPTIONS=("p1", dict(num_beams=3, num_captions=2, max_length=9)),
+        T5_GENERATE=[("greedy", dict(num_beams=1, max_length=9)), ("beam6", dict(num_beams=6, max_length=10)),
+                     ("beam3_lp_zero", dict(num_beams=3, max_length=10, length_penalty=0.0)),
+                     ("beam4_rep", dict(num_beams=4, max_length=9, repetition_penalty=1.5, min_length=3))],
+        T5_ANSWER=dict(num_beams=4, max_len=8)),
+    # wide and shallow, patches of 10 and 12 px, cross-attention in every layer, T5's published buckets, three processes
+    "wide": dict(
+        IMG=60,
+        EVA_CFG=dict(img_size=60, patch_size=10, embed_dim=80, depth=1, num_heads=5, mlp_ratio=4.0),
+        CLIP_CFG=dict(input_resolution=60, patch_size=12, width=66, layers=2, heads=6),
+        BERT_CFG=dict(hidden_size=60, num_hidden_layers=3, num_attention_heads=5, intermediate_size=131,
+                      max_position_embeddings=64),
+        CROSS_FREQ=1, NUM_QUERY=12, EMBED_DIM=29, MAX_TXT=24, TEMP=100 / 4096.0,
+        OPT_CFG=dict(hidden_size=72, num_hidden_layers=1, num_attention_heads=3, ffn_dim=201, word_embed_proj_dim=72,
+                     max_position_embeddings=128),
+        T5_CFG=dict(d_model=48, d_kv=17, d_ff=111, num_layers=1, num_decoder_layers=1, num_heads=3,
+                    relative_attention_num_buckets=32, relative_attention_max_distance=128),
+        EXTRA_WORDS=("cup", "plate", "window", "door", "garden"), OPT_MERGES=120, T5_PIECES=150, T5_EXTRA=10,
+        PAIRS=9, CLIP_PAIRS=5, WORLD=3, ITM_IMAGES=7, K_TEST=5, GEN_IMAGES=5, OPT_IMAGES=5, T5_IMAGES=3,
+        SEED=dict(eva=3101, clip=3102, stage1=3216, opt=3323, t5=3418, stage1_clip=3202, pix=51, draw=3000),
+        QFORMER_GENERATE=[("greedy", dict(num_beams=1)), ("beam2", dict(num_beams=2)),
+                          ("beam4_short", dict(num_beams=4, max_length=16, min_length=6)),
+                          ("greedy_short", dict(num_beams=1, max_length=7, min_length=2))],
+        OPT_PROMPTS=[("p0", ""), ("p1", "the city"), ("p2", "question: how many dogs are in the park? short answer:")],
+        OPT_GENERATE=[("greedy", dict(num_beams=1, max_length=9)), ("beam2", dict(num_beams=2, max_length=14)),
+                      ("beam3_min7_lp", dict(num_beams=3, max_length=9, min_length=7, length_penalty=0.3)),
+                      ("greedy_rep", dict(num_beams=1, max_length=14, repetition_penalty=1.8))],
+        OPT_CAPTIONS=("p2", dict(num_beams=2, num_captions=2, max_length=10)),
+        T5_GENERATE=[("greedy", dict(num_beams=1, max_length=18)), ("beam3", dict(num_beams=3, max_length=14)),
+                     ("beam5_lp", dict(num_beams=5, max_length=9, length_penalty=-2.0)),
+                     ("beam2_rep", dict(num_beams=2, max_length=12, repetition_penalty=2.0, min_length=8))],
+        T5_ANSWER=dict(num_beams=2, max_len=12, min_len=3, length_penalty=1.0)),
+}
 
 
-def tiny_eva(img_size=IMG, drop_path_rate=0.0, use_checkpoint=False, precision="fp32"):
-    cfg = dict(EVA_CFG, img_size=img_size, drop_path_rate=drop_path_rate)
+def use_sizes(name):
+    """Makes one row of SIZES the module's globals; nested dicts are completed from `tiny`."""
+    chosen, base = SIZES[name], SIZES["tiny"]
+    globals().update({k: {**v, **chosen.get(k, {})} if isinstance(v, dict) else chosen.get(k, v) for k, v in base.items()})
+    globals()["SIZES_NAME"] = name
+    globals()["PATCH"] = EVA_CFG["patch_size"]
+
+
+def tiny_eva(img_size=None, drop_path_rate=0.0, use_checkpoint=False, precision="fp32"):
+    cfg = dict(EVA_CFG, img_size=img_size or IMG, drop_path_rate=drop_path_rate)
     m = EVA.VisionTransformer(norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_checkpoint=use_checkpoint, **cfg)
     if precision == "fp16":
         EVA.convert_weights_to_fp16(m)
     return m
 
 
-def tiny_clip(img_size=IMG, use_checkpoint=False, precision="fp32"):
-    return CLIPVIT.VisionTransformer(**dict(CLIP_CFG, input_resolution=img_size))
+def tiny_clip(img_size=None, use_checkpoint=False, precision="fp32"):
+    return CLIPVIT.VisionTransformer(**dict(CLIP_CFG, input_resolution=img_size or IMG))
 
 
 def install_patches():
@@ -270,6 +383,8 @@ def install_patches():
         n = sum(1 for _ in open(os.path.join(TOK, "bert_vocab.txt")))
         return QF.BertConfig(vocab_size=n, **BERT_CFG)
     QF.BertConfig.from_pretrained = staticmethod(bert_config)
+    if CROSS_FREQ != 2:      # Blip2OPT and Blip2T5 have no argument for it
+        B2.Blip2Base.init_Qformer.__func__.__defaults__ = (CROSS_FREQ,)
     QF.BertLMHeadModel.from_pretrained = classmethod(lambda cls, name, config=None: cls(config))
     B2.create_eva_vit_g = tiny_eva
     B2.create_clip_vit_L = tiny_clip
@@ -285,7 +400,25 @@ def install_patches():
     B2T.T5ForConditionalGeneration.from_pretrained = classmethod(lambda cls, name, config=None: cls(config))
 
 
+DOUBLE = False      # --float64: the same float32-rounded weights and inputs, all arithmetic in float64
+
+
+class Float64(torch.overrides.TorchFunctionMode):
+    """Casts to float32 become casts to float64 (LAVIS's LayerNorm, T5's norm and softmax)."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        func = torch.Tensor.double if func is torch.Tensor.float else getattr(func, "recorded", func)
+        args = [torch.float64 if a is torch.float32 else a for a in args]
+        out = func(*args, **{k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()})
+        return out.double() if func is torch.full and out.is_floating_point() else out      # compute_sim_matrix's tables
+
+
+def wide(x):
+    return x.double() if DOUBLE else x
+
+
 def rnd(g, shape):
+    """float32 draws, also with --float64"""
     return torch.randn(shape, generator=g)
 
 
@@ -303,7 +436,7 @@ def randomise(model, seed):
             n = rnd(g, p.shape)
             last = name.split(".")[-1]
             if name == "temp":
-                p.fill_(343 / 4096.0)                     # 0.0837...
+                p.fill_(TEMP)
                 continue
             if p.ndim <= 1 and last == "weight":
                 v = 1 + 0.25 * n
@@ -322,16 +455,18 @@ def randomise(model, seed):
                 elif name.endswith("Attention.q.weight"):   # T5 has no 1/sqrt(d)
                     v = v / math.sqrt(T5_CFG["d_kv"])
             p.copy_(q12(v))
-    return model
+    return model.double() if DOUBLE else model
 
 
 def pixels(seed, n):
     g = torch.Generator().manual_seed(seed)
-    return torch.round(rnd(g, (n, 3, IMG, IMG)) * 16) / 16
+    return wide(torch.round(rnd(g, (max(n, PAIRS), 3, IMG, IMG)) * 16) / 16)[:n]
 
 
 def build(cls, seed, vit_model="eva_clip_g", freeze_vit=True, **kw):
     torch.manual_seed(0)
+    if issubclass(cls, B2Q.Blip2Qformer):
+        kw["cross_attention_freq"] = CROSS_FREQ
     m = cls(vit_model=vit_model, img_size=IMG, drop_path_rate=0, use_grad_checkpoint=False, vit_precision="fp32",
             freeze_vit=freeze_vit, num_query_token=NUM_QUERY, max_txt_len=MAX_TXT, **kw)
     m = m.float()
@@ -428,7 +563,8 @@ class Record:
         self._m, self._c = torch.multinomial, F.cross_entropy
 
         def multinomial(w, n, *a, **k):
-            r = self._m(w, n, *a, **k)
+            with torch._C.DisableTorchFunction():        # --float64 draws as float32 does
+                r = self._m(w.float(), n, *a, **k)
             self.multi.append((w.detach().clone(), r.detach().clone()))
             return r
 
@@ -436,6 +572,7 @@ class Record:
             r = self._c(x, t, *a, **k)
             self.ce.append((x.detach().clone(), t.detach().clone(), k, r.detach().clone()))
             return r
+        cross_entropy.recorded = self._c                 # torch calls F's name a second time under a TorchFunctionMode
         torch.multinomial, F.cross_entropy = multinomial, cross_entropy
         return self
 
@@ -467,8 +604,27 @@ class RecordGenerate:
         del self.module.generate
 
 
+def assert_robust(case, name, module, kwargs, sequences):
+    """The ids survive 3e-5 relative noise on every weight and input; else the seed needs another value."""
+    clean = [(p, p.detach().clone()) for p in module.parameters()]
+    for seed in range(2):
+        g = torch.Generator().manual_seed(seed)
+
+        def noisy(x):
+            return x * (1 + 3e-5 * rnd(g, x.shape))
+        with torch.no_grad():
+            for p, x in clean:
+                p.copy_(noisy(x))
+            again = module.generate(**{k: noisy(v) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in kwargs.items()})
+            for p, x in clean:
+                p.copy_(x)
+        if not torch.equal(again, sequences):
+            raise SystemExit("%s/%s: fragile: choose another seed" % (os.path.basename(case.dir), name))
+
+
 def add_generated(case, name, rec, texts, what):
     k, r = rec.calls[-1]
+    assert_robust(case, name, rec.module, k, r.sequences)
     case.add(name + ".sequences", r.sequences, what + ": token ids returned by transformers generate()")
     if getattr(r, "sequences_scores", None) is not None:
         case.add(name + ".sequences_scores", r.sequences_scores, what + ": final beam score of each row (sum log p / len**length_penalty)")
@@ -486,12 +642,6 @@ def add_generated(case, name, rec, texts, what):
 # --------------------------------------------------------------------------------------
 # 5. Cases
 # --------------------------------------------------------------------------------------
-# Seeds were searched so that greedy/beam ids do not hang on near ties and some rows end before the others.
-SEED = dict(eva=101, clip=102, stage1=212, opt=320, t5=414, stage1_clip=202, pix=11)
-GEN_SEP_BIAS = 5.0
-OPT_NEWLINE_BOOST = 2.5
-
-
 def boost_newline(m, c):
     """Adds ~c to the newline token's logit everywhere (through final_layer_norm's bias), so that some rows end."""
     with torch.no_grad():
@@ -516,17 +666,19 @@ def case_eva_vit(out):
     c.add("block_outputs", torch.stack(blocks), "output of each block [depth, B, 1+patches, width]")
     c.add("features", y, "model(pixels) [B, 1+patches, width] (cls first)")
     # position table interpolation used on loading
-    big = tiny_eva(img_size=70).float()
+    grid = IMG // PATCH
+    big = tiny_eva(img_size=IMG + PATCH).float()
     sd = {"pos_embed": m.pos_embed.detach().clone()}
     _quiet(EVA.interpolate_pos_embed, big, sd)
-    c.add("pos_interp_5x5", sd["pos_embed"], "eva_vit.interpolate_pos_embed of state_dict pos_embed from 4x4 to 5x5 (bicubic, align_corners=False)")
-    small = tiny_eva(img_size=42).float()
+    c.add("pos_interp_%dx%d" % (grid + 1, grid + 1), sd["pos_embed"], "eva_vit.interpolate_pos_embed of state_dict pos_embed "
+          "from %dx%d to %dx%d (bicubic, align_corners=False)" % (grid, grid, grid + 1, grid + 1))
+    small = tiny_eva(img_size=IMG - PATCH).float()
     sd = {"pos_embed": m.pos_embed.detach().clone()}
     _quiet(EVA.interpolate_pos_embed, small, sd)
-    c.add("pos_interp_3x3", sd["pos_embed"], "same, 4x4 to 3x3")
+    c.add("pos_interp_%dx%d" % (grid - 1, grid - 1), sd["pos_embed"], "same, %dx%d to %dx%d" % (grid, grid, grid - 1, grid - 1))
     # gradients of a fixed scalar
     g = torch.Generator().manual_seed(5)
-    w = torch.round(rnd(g, y.shape) * 64) / 64
+    w = wide(torch.round(rnd(g, y.shape) * 64) / 64)
     c.add("loss_weight", w, "W in scalar loss sum(W * features)")
     m.zero_grad()
     xg = x.clone().requires_grad_(True)
@@ -547,7 +699,8 @@ def case_clip_vit(out):
     m = tiny_clip().float()
     randomise(m, SEED["clip"]); m.eval()
     x = pixels(SEED["pix"], 2)
-    c = Case(out, "clip_vit", "lavis.models.clip_vit.VisionTransformer, tiny. layers=3 gives layers-1 = 2 blocks; no final norm.")
+    c = Case(out, "clip_vit", "lavis.models.clip_vit.VisionTransformer, tiny. layers=%d gives layers-1 = %d blocks; no final norm." % (
+        CLIP_CFG["layers"], CLIP_CFG["layers"] - 1))
     c.set(config=dict(CLIP_CFG, blocks=len(m.transformer.resblocks), ln_eps=m.ln_pre.eps), mode="eval",
           seeds={"weights": SEED["clip"], "pixels": SEED["pix"]})
     blocks, pre = [], []
@@ -560,10 +713,12 @@ def case_clip_vit(out):
     c.add("ln_pre", pre[0], "after ln_pre [B, 1+patches, width]")
     c.add("block_outputs", torch.stack([b.permute(1, 0, 2) for b in blocks]), "output of each block, batch first [blocks, B, 1+patches, width]")
     c.add("features", y, "model(pixels) [B, 1+patches, width] (class token first)")
-    big = tiny_clip(img_size=70)
+    grid = IMG // CLIP_CFG["patch_size"]
+    big = tiny_clip(img_size=IMG + CLIP_CFG["patch_size"])
     sd = {"positional_embedding": m.positional_embedding.detach().clone()}
     _quiet(CLIPVIT.interpolate_pos_embed, big, sd)
-    c.add("pos_interp_5x5", sd["positional_embedding"], "clip_vit.interpolate_pos_embed from 4x4 to 5x5 (bicubic, align_corners=TRUE, unlike eva_vit)")
+    c.add("pos_interp_%dx%d" % (grid + 1, grid + 1), sd["positional_embedding"], "clip_vit.interpolate_pos_embed from %dx%d to %dx%d "
+          "(bicubic, align_corners=TRUE, unlike eva_vit)" % (grid, grid, grid + 1, grid + 1))
     c.state_dict(m)
     c.done()
 
@@ -576,17 +731,18 @@ def case_qformer_modes(out):
     m = stage1_model()
     q = m.Qformer
     c = Case(out, "qformer_modes", "Blip2Qformer's Q-Former (Qformer.py BertLMHeadModel) in its four uses; image features are given, not from a ViT.")
-    c.set(config=common_cfg(m), seeds={"weights": SEED["stage1"], "image_embeds": 21}, mode="eval",
+    c.set(config=common_cfg(m), seeds={"weights": SEED["stage1"], "image_embeds": 21 + SEED["draw"]}, mode="eval",
           state_dict="state_dict.safetensors holds only Qformer.* and query_tokens (same values as stage1/state_dict.safetensors)")
-    g = torch.Generator().manual_seed(21)
+    g = torch.Generator().manual_seed(21 + SEED["draw"])
     B = 4
-    img = q12(rnd(g, (B, 17, EVA_CFG["embed_dim"])))
+    tokens = 1 + (IMG // PATCH) ** 2
+    img = wide(q12(rnd(g, (B, tokens, EVA_CFG["embed_dim"]))))
     tk = m.tokenizer([CAPTIONS[0], CAPTIONS[4], "", CAPTIONS[3]], padding="max_length", truncation=True,
                      max_length=MAX_TXT, return_tensors="pt")
     ids, att = tk.input_ids, tk.attention_mask
     iatt = torch.ones(img.shape[:-1], dtype=torch.long)
     qt = m.query_tokens.expand(B, -1, -1)
-    c.add("image_embeds", img, "image features given to cross-attention [B, 17, vit width] (as after ln_vision)")
+    c.add("image_embeds", img, "image features given to cross-attention [B, %d, vit width] (as after ln_vision)" % tokens)
     c.add("input_ids", ids, "texts, padded to %d; row 2 is the empty string ([CLS][SEP]), row 1 is truncated" % MAX_TXT)
     c.add("attention_mask", att, "1 on tokens, 0 on padding")
     with torch.no_grad():
@@ -644,7 +800,7 @@ def run_stage1(m, images, texts, seed):
 
 
 def add_stage1_outputs(c, m, o, r, st, bs, pre=""):
-    c.add(pre + "image_embeds", st["ln"][0], "ln_vision(visual_encoder(image)) [B, 17, vit width]")
+    c.add(pre + "image_embeds", st["ln"][0], "ln_vision(visual_encoder(image)) [B, %d, vit width]" % st["ln"][0].shape[1])
     c.add(pre + "query_output", st["bert"][0], "query-only pass, last hidden state [B, Q, hidden]")
     c.add(pre + "text_output", st["bert"][1], "text-only pass, last hidden state [B, T, hidden]")
     c.add(pre + "image_feats", F.normalize(st["vproj"][0], dim=-1), "normalised vision_proj [B, Q, E]")
@@ -676,16 +832,16 @@ def single_process_group():
 
 def case_stage1(out):
     m = stage1_model()
-    x = pixels(SEED["pix"], 6)
-    c = Case(out, "stage1", "Blip2Qformer.forward, 6 pairs, one process, REAL gloo process group of world size 1 (dist.get_rank() is called "
-             "unconditionally, so the 1.0.2 code cannot run without one). eval() mode, so every dropout is off; freeze_vit=True.")
-    c.set(config=common_cfg(m), seeds={"weights": SEED["stage1"], "pixels": SEED["pix"], "multinomial": 77}, mode="eval",
-          texts=CAPTIONS)
-    tk = m.tokenizer(CAPTIONS, padding="max_length", truncation=True, max_length=MAX_TXT, return_tensors="pt")
+    x, caps, draw = pixels(SEED["pix"], PAIRS), CORPUS[:PAIRS], 77 + SEED["draw"]
+    c = Case(out, "stage1", "Blip2Qformer.forward, %d pairs, one process, REAL gloo process group of world size 1 (dist.get_rank() is called "
+             "unconditionally, so the 1.0.2 code cannot run without one). eval() mode, so every dropout is off; freeze_vit=True." % PAIRS)
+    c.set(config=common_cfg(m), seeds={"weights": SEED["stage1"], "pixels": SEED["pix"], "multinomial": draw}, mode="eval",
+          texts=caps)
+    tk = m.tokenizer(caps, padding="max_length", truncation=True, max_length=MAX_TXT, return_tensors="pt")
     c.add("pixels", x, "images NCHW"); c.add("input_ids", tk.input_ids, "tokenised captions"); c.add("attention_mask", tk.attention_mask, "1 on tokens")
     single_process_group()
-    o, r, st = run_stage1(m, x, CAPTIONS, 77)
-    add_stage1_outputs(c, m, o, r, st, 6)
+    o, r, st = run_stage1(m, x, caps, draw)
+    add_stage1_outputs(c, m, o, r, st, PAIRS)
     ce_kw = [k for _, _, k, _ in r.ce]
     c.meta["cross_entropy_kwargs_in_order"] = [str(k) for k in ce_kw]
     g1 = grads_of(m)
@@ -696,7 +852,7 @@ def case_stage1(out):
     # ViT gradients with freeze_vit=False
     for p in m.visual_encoder.parameters():
         p.requires_grad_(True)
-    o2, r2, _ = run_stage1(m, x, CAPTIONS, 77)
+    o2, r2, _ = run_stage1(m, x, caps, draw)
     assert all(torch.equal(a[1], b[1]) for a, b in zip(r.multi, r2.multi)) and torch.equal(o.loss, o2.loss)
     g2 = grads_of(m)
     c.meta["freeze_vit_false_other_grads_max_abs_diff"] = max(float((g2[k] - g1[k]).abs().max()) for k in g1)
@@ -710,7 +866,7 @@ def case_stage1(out):
         "argument itself, so the ITC loss also back-propagates through the 'all' side. Losses are the same, gradients are not.")
     gr, gw = dist.get_rank, dist.get_world_size
     dist.get_rank, dist.get_world_size = (lambda *a: 0), (lambda *a: 1)
-    o3, r3, _ = run_stage1(m, x, CAPTIONS, 77)
+    o3, r3, _ = run_stage1(m, x, caps, draw)
     dist.get_rank, dist.get_world_size = gr, gw
     assert all(torch.equal(a[1], b[1]) for a, b in zip(r.multi, r3.multi))
     c.meta["loss_diff_no_group"] = float((o3.loss - o.loss).abs())
@@ -725,16 +881,16 @@ def case_stage1(out):
 def case_stage1_clip(out):
     """stage 1 with the CLIP ViT, losses only"""
     m = build(B2Q.Blip2Qformer, SEED["stage1_clip"], vit_model="clip_L", embed_dim=EMBED_DIM)
-    x = pixels(SEED["pix"] + 1, 3)
-    c = Case(out, "stage1_clip", "Blip2Qformer with vit_model='clip_L', 3 pairs, world size 1 gloo group, eval(). Losses and intermediates, no gradients.")
+    x, caps, draw = pixels(SEED["pix"] + 1, CLIP_PAIRS), CORPUS[:CLIP_PAIRS], 78 + SEED["draw"]
+    c = Case(out, "stage1_clip", "Blip2Qformer with vit_model='clip_L', %d pairs, world size 1 gloo group, eval(). Losses and intermediates, no gradients." % CLIP_PAIRS)
     cfg = common_cfg(m); cfg["vit"] = dict(CLIP_CFG, ln_vision_eps=m.ln_vision.eps)
-    c.set(config=cfg, seeds={"weights": SEED["stage1_clip"], "pixels": SEED["pix"] + 1, "multinomial": 78}, mode="eval", texts=CAPTIONS[:3])
-    tk = m.tokenizer(CAPTIONS[:3], padding="max_length", truncation=True, max_length=MAX_TXT, return_tensors="pt")
+    c.set(config=cfg, seeds={"weights": SEED["stage1_clip"], "pixels": SEED["pix"] + 1, "multinomial": draw}, mode="eval", texts=caps)
+    tk = m.tokenizer(caps, padding="max_length", truncation=True, max_length=MAX_TXT, return_tensors="pt")
     c.add("pixels", x, "images NCHW"); c.add("input_ids", tk.input_ids, "tokenised captions"); c.add("attention_mask", tk.attention_mask, "1 on tokens")
     single_process_group()
-    o, r, st = run_stage1(m, x, CAPTIONS[:3], 78)
+    o, r, st = run_stage1(m, x, caps, draw)
     dist.destroy_process_group()
-    add_stage1_outputs(c, m, o, r, st, 3)
+    add_stage1_outputs(c, m, o, r, st, CLIP_PAIRS)
     c.state_dict(m)
     c.done()
 
@@ -743,8 +899,9 @@ def ddp_worker(rank, world, store_path, result, out_unused):
     install_patches()
     dist.init_process_group("gloo", init_method="file://" + store_path, rank=rank, world_size=world)
     m = stage1_model()
-    x = pixels(SEED["pix"], 6)[rank * 3:(rank + 1) * 3]
-    o, r, st = run_stage1(m, x, CAPTIONS[rank * 3:(rank + 1) * 3], 500 + rank)
+    own = slice(rank * PAIRS // WORLD, (rank + 1) * PAIRS // WORLD)
+    x = pixels(SEED["pix"], PAIRS)[own]
+    o, r, st = run_stage1(m, x, CORPUS[own], 500 + SEED["draw"] + rank)
     torch.save({"loss": {k: getattr(o, k).detach() for k in ["loss", "loss_itc", "loss_itm", "loss_lm"]},
                 "multi": r.multi, "ce": [(a, b) for a, b, _, _ in r.ce], "itm": st["bert"][2].detach(),
                 "grads": grads_of(m)}, "%s.%d" % (result, rank))
@@ -752,33 +909,40 @@ def ddp_worker(rank, world, store_path, result, out_unused):
     dist.destroy_process_group()
 
 
-def case_stage1_world2(out):
-    c = Case(out, "stage1_world2", "Blip2Qformer.forward/backward in TWO gloo processes, 3 pairs each: rank 0 has pairs 0..2 and rank 1 pairs 3..5 of case "
+def case_stage1_world(out):
+    n = PAIRS // WORLD
+    assert n * WORLD == PAIRS
+    if WORLD == 2:
+        shares = "TWO gloo processes, %d pairs each: rank 0 has pairs 0..%d and rank 1 pairs %d..%d of case " % (n, n - 1, n, PAIRS - 1)
+    else:
+        shares = "%d gloo processes, %d pairs each, in the order of case " % (WORLD, n)
+    c = Case(out, "stage1_world%d" % WORLD, "Blip2Qformer.forward/backward in " + shares +
              "stage1 (same weights, pixels, captions). Not wrapped in DDP: gradients are per rank, before averaging; DDP would take their mean. "
              "GatherLayer's backward sums the image_embeds gradient over ranks.")
-    c.set(seeds={"weights": SEED["stage1"], "pixels": SEED["pix"], "multinomial": "500 + rank"}, mode="eval",
+    c.set(seeds={"weights": SEED["stage1"], "pixels": SEED["pix"], "multinomial": "%d + rank" % (500 + SEED["draw"])}, mode="eval",
           state_dict="../stage1/state_dict.safetensors")
     with tempfile.TemporaryDirectory() as td:
         ps = [subprocess.Popen([sys.executable, os.path.abspath(__file__), "--ddp-rank", str(r), "--ddp-store", td + "/store",
-                                "--ddp-result", td + "/r", "--tok", TOK]) for r in range(2)]
+                                "--ddp-result", td + "/r", "--tok", TOK, "--sizes", SIZES_NAME,
+                                *(["--float64"] if DOUBLE else [])]) for r in range(WORLD)]
         assert all(p.wait() == 0 for p in ps)
-        res = [torch.load("%s/r.%d" % (td, r), weights_only=False) for r in range(2)]
+        res = [torch.load("%s/r.%d" % (td, r), weights_only=False) for r in range(WORLD)]
     for rank, d in enumerate(res):
         p = "rank%d." % rank
         for k, v in d["loss"].items():
             c.add(p + k, v, k)
-        c.add(p + "sim_i2t", d["ce"][0][0], "[3, 6] global texts in rank order")
-        c.add(p + "sim_t2i", d["ce"][1][0], "[3, 6] global images in rank order")
-        c.add(p + "itc_targets", d["ce"][0][1], "rank*3 + arange(3)")
-        c.add(p + "weights_t2i", torch.stack([w for w, _ in d["multi"][:3]]), "multinomial weights, negative image per text [3, 6]")
-        c.add(p + "weights_i2t", torch.stack([w for w, _ in d["multi"][3:]]), "multinomial weights, negative text per image [3, 6]")
-        c.add(p + "neg_image_idx", torch.cat([i for _, i in d["multi"][:3]]), "GLOBAL index of the negative image")
-        c.add(p + "neg_text_idx", torch.cat([i for _, i in d["multi"][3:]]), "GLOBAL index of the negative text")
-        c.add(p + "itm_logits", d["ce"][2][0], "[9, 2]")
-    mean = {k: (res[0]["grads"][k] + res[1]["grads"][k]) / 2 for k in res[0]["grads"]}
-    c.tensors("grads_mean.safetensors", mean, "mean over the two ranks of each rank's gradient (what DDP's all-reduce gives)")
+        c.add(p + "sim_i2t", d["ce"][0][0], "[%d, %d] global texts in rank order" % (n, PAIRS))
+        c.add(p + "sim_t2i", d["ce"][1][0], "[%d, %d] global images in rank order" % (n, PAIRS))
+        c.add(p + "itc_targets", d["ce"][0][1], "rank*%d + arange(%d)" % (n, n))
+        c.add(p + "weights_t2i", torch.stack([w for w, _ in d["multi"][:n]]), "multinomial weights, negative image per text [%d, %d]" % (n, PAIRS))
+        c.add(p + "weights_i2t", torch.stack([w for w, _ in d["multi"][n:]]), "multinomial weights, negative text per image [%d, %d]" % (n, PAIRS))
+        c.add(p + "neg_image_idx", torch.cat([i for _, i in d["multi"][:n]]), "GLOBAL index of the negative image")
+        c.add(p + "neg_text_idx", torch.cat([i for _, i in d["multi"][n:]]), "GLOBAL index of the negative text")
+        c.add(p + "itm_logits", d["ce"][2][0], "[%d, 2]" % (3 * n))
+    mean = {k: sum(d["grads"][k] for d in res) / WORLD for k in res[0]["grads"]}
+    c.tensors("grads_mean.safetensors", mean, "mean over the %s ranks of each rank's gradient (what DDP's all-reduce gives)" % ("two" if WORLD == 2 else WORLD))
     pick = ["query_tokens", "temp", "vision_proj.weight", "text_proj.weight", "ln_vision.weight", "itm_head.weight"]
-    c.tensors("grads_ranks.safetensors", {"rank%d.%s" % (r, k): res[r]["grads"][k] for r in range(2) for k in pick},
+    c.tensors("grads_ranks.safetensors", {"rank%d.%s" % (r, k): res[r]["grads"][k] for r in range(WORLD) for k in pick},
               "each rank's own gradient, a few tensors")
     c.done()
 
@@ -793,19 +957,19 @@ def fake_loader(texts, images, bs):
 
 def case_itm_retrieval(out):
     m = stage1_model(B2ITM.Blip2ITM)
-    x = pixels(SEED["pix"], 5)
-    caps = CAPTIONS[:5]
+    x = pixels(SEED["pix"], ITM_IMAGES)
+    caps = CORPUS[:ITM_IMAGES]
     c = Case(out, "itm_retrieval", "Blip2ITM (state dict identical to Blip2Qformer of case stage1): forward itm/itc, extract_features, compute_itm, compute_sim_matrix.")
     c.set(config=common_cfg(m), seeds={"weights": SEED["stage1"], "pixels": SEED["pix"]}, mode="eval", state_dict="../stage1/state_dict.safetensors",
-          pixels="the first 5 images of stage1/arrays.npz pixels", texts=caps)
+          pixels="the first %d images of stage1/arrays.npz pixels" % ITM_IMAGES, texts=caps)
     notes = c.meta["behaviour"] = {}
     with torch.no_grad():
         itm, itc = [], []
-        for i in range(5):
+        for i in range(ITM_IMAGES):
             s = {"image": x[i:i + 1], "text_input": [caps[i]]}
             itm.append(m(s, match_head="itm")); itc.append(m(s, match_head="itc"))
-        c.add("itm_each", torch.cat(itm), "forward(match_head='itm') one pair at a time, logits [5, 2]; no padding, truncated to max_txt_len")
-        c.add("itc_each", torch.cat(itc), "forward(match_head='itc') one pair at a time [5, 1]: max over queries of cosine, NOT divided by temp")
+        c.add("itm_each", torch.cat(itm), "forward(match_head='itm') one pair at a time, logits [%d, 2]; no padding, truncated to max_txt_len" % ITM_IMAGES)
+        c.add("itc_each", torch.cat(itc), "forward(match_head='itc') one pair at a time [%d, 1]: max over queries of cosine, NOT divided by temp" % ITM_IMAGES)
         same = ["a cat sitting on a sofa", "two dogs playing in the park", "the man riding a horse to"]
         n = [len(m.tokenizer(t).input_ids) for t in same]
         assert len(set(n)) == 1, n
@@ -841,11 +1005,11 @@ def case_itm_retrieval(out):
         ie = F.normalize(m.vision_proj(m.forward_image(x)[0]), dim=-1)
         sims = torch.stack([(e @ te.t()).max(0)[0] for e in ie])
         c.meta["retrieval_texts"] = texts
-        c.add("retrieval.input_ids", tk.input_ids, "8 texts, max_length=35 (hard-coded, not max_txt_len)"); c.add("retrieval.attention_mask", tk.attention_mask, "mask")
-        c.add("retrieval.text_embeds", te, "[8, E]"); c.add("retrieval.image_embeds", ie, "[5, Q, E]"); c.add("retrieval.sims", sims, "max over queries of cosine [5, 8]")
-        i2t, t2i = _quiet(m.compute_sim_matrix, fake_loader(texts, x, 2), types.SimpleNamespace(k_test=4))
-        c.add("retrieval.score_i2t", i2t, "compute_sim_matrix, k_test=4: [5, 8] ITM class-1 logit + cosine for the top 4, -100 elsewhere")
-        c.add("retrieval.score_t2i", t2i, "[8, 5] the same text to image")
+        c.add("retrieval.input_ids", tk.input_ids, "%d texts, max_length=35 (hard-coded, not max_txt_len)" % len(texts)); c.add("retrieval.attention_mask", tk.attention_mask, "mask")
+        c.add("retrieval.text_embeds", te, "[%d, E]" % len(texts)); c.add("retrieval.image_embeds", ie, "[%d, Q, E]" % ITM_IMAGES); c.add("retrieval.sims", sims, "max over queries of cosine [%d, %d]" % (ITM_IMAGES, len(texts)))
+        i2t, t2i = _quiet(m.compute_sim_matrix, fake_loader(texts, x, 2), types.SimpleNamespace(k_test=K_TEST))
+        c.add("retrieval.score_i2t", i2t, "compute_sim_matrix, k_test=%d: [%d, %d] ITM class-1 logit + cosine for the top %d, -100 elsewhere" % (K_TEST, ITM_IMAGES, len(texts), K_TEST))
+        c.add("retrieval.score_t2i", t2i, "[%d, %d] the same text to image" % (len(texts), ITM_IMAGES))
     c.done()
 
 
@@ -853,14 +1017,12 @@ def case_stage1_generate(out):
     m = stage1_model()
     with torch.no_grad():       # make [SEP] likely enough that some rows end early
         m.Qformer.cls.predictions.decoder.bias[m.tokenizer.sep_token_id] += GEN_SEP_BIAS
-    x = pixels(SEED["pix"], 4)
+    x = pixels(SEED["pix"], GEN_IMAGES)
     c = Case(out, "stage1_generate", "Blip2Qformer.generate. Weights of case stage1 except Qformer.cls.predictions.decoder.bias[[SEP]] += %s." % GEN_SEP_BIAS)
-    c.set(config=common_cfg(m), seeds={"weights": SEED["stage1"], "pixels": SEED["pix"]}, mode="eval", pixels="the first 4 images of stage1 pixels",
+    c.set(config=common_cfg(m), seeds={"weights": SEED["stage1"], "pixels": SEED["pix"]}, mode="eval", pixels="the first %d images of stage1 pixels" % GEN_IMAGES,
           state_dict="../stage1/state_dict.safetensors with Qformer.cls.predictions.bias and ...decoder.bias (one shared parameter) replaced by array decoder_bias")
     c.add("decoder_bias", m.Qformer.cls.predictions.decoder.bias, "Qformer.cls.predictions.decoder.bias used here")
-    for name, kw in [("greedy", dict(num_beams=1)), ("beam3", dict(num_beams=3)),
-                     ("beam3_short", dict(num_beams=3, max_length=12, min_length=3)),
-                     ("greedy_short", dict(num_beams=1, max_length=12, min_length=3))]:
+    for name, kw in QFORMER_GENERATE:
         with RecordGenerate(m.Qformer) as r:
             texts = m.generate({"image": x}, **kw)
         add_generated(c, name, r, texts, "generate(%s)" % ", ".join("%s=%s" % kv for kv in kw.items()))
@@ -898,16 +1060,16 @@ def opt_cfg(m):
 
 def case_opt_stage2(out):
     m = boost_newline(build(B2O.Blip2OPT, SEED["opt"], opt_model="tiny", prompt=""), OPT_NEWLINE_BOOST)
-    x = pixels(SEED["pix"], 4)
+    x = pixels(SEED["pix"], OPT_IMAGES)
     c = Case(out, "opt_stage2", "Blip2OPT.forward (three settings) with gradients, and generate(). eval(): dropout off everywhere. float32 (LAVIS loads OPT in float16).")
     c.set(config=dict(common_cfg(m), opt=opt_cfg(m)), seeds={"weights": SEED["opt"], "pixels": SEED["pix"]}, mode="eval",
-          pixels="the first 4 images of stage1 pixels")
+          pixels="the first %d images of stage1 pixels" % OPT_IMAGES)
     c.add("pixels", x, "images NCHW")
     c.meta["trainable"] = [n for n, p in m.named_parameters() if p.requires_grad]
     c.meta["frozen_prefixes"] = sorted({n.split(".")[0] for n, p in m.named_parameters() if not p.requires_grad})
-    caps = [t.lower().rstrip(".") for t in CAPTIONS[:4]]
+    caps = [t.lower().rstrip(".") for t in CAPTIONS[:OPT_IMAGES]]
     sets = {"no_prompt": ("", caps), "prompt": ("a photo of", ["a photo of " + t for t in caps]),
-            "truncated": ("", [CAPTIONS[4], "zebra", CAPTIONS[1], "no"])}
+            "truncated": ("", [CAPTIONS[4], "zebra", CAPTIONS[1], "no", "a photo"][:OPT_IMAGES])}
     for name, (prompt, texts) in sets.items():
         m.prompt = prompt
         m.prompt_length = m.opt_tokenizer(prompt, return_tensors="pt").attention_mask.sum(1)   # as __init__ does
@@ -936,19 +1098,20 @@ def case_opt_stage2(out):
             c.tensors("grads_%s.safetensors" % name, g, "d loss / d parameter, setting " + name)
     m.prompt = ""
     notes = c.meta["behaviour"] = {}
-    for pn, prompt in [("p0", ""), ("p1", "a photo of"), ("p2", "question: what color is the sofa? answer:")]:
-        for bn, kw in [("greedy", dict(num_beams=1, max_length=12)), ("beam5", dict(num_beams=5, max_length=12)),
-                       ("beam5_min8_lp", dict(num_beams=5, max_length=10, min_length=8, length_penalty=-1.0)),
-                       ("greedy_rep", dict(num_beams=1, max_length=12, repetition_penalty=1.5))]:
+    for pn, prompt in OPT_PROMPTS:
+        for bn, kw in OPT_GENERATE:
             if bn.endswith("_lp") and pn == "p2":
                 continue
             with RecordGenerate(m.opt_model) as r:
                 texts = m.generate({"image": x, "prompt": prompt}, **kw)
             add_generated(c, "gen.%s.%s" % (pn, bn), r, texts, "prompt %r, %s" % (prompt, kw))
         c.meta.setdefault("prompts", {})[pn] = {"prompt": prompt, "ids": m.opt_tokenizer(prompt).input_ids}
+    pn, kw = OPT_CAPTIONS
+    prompt = dict(OPT_PROMPTS)[pn]
     with RecordGenerate(m.opt_model) as r:
-        texts = m.generate({"image": x[:2], "prompt": "a photo of"}, num_beams=4, num_captions=3, max_length=8)
-    add_generated(c, "gen.p1.beam4_caps3", r, texts, "prompt 'a photo of', num_beams=4, num_captions=3, 2 images")
+        texts = m.generate({"image": x[:2], "prompt": prompt}, **kw)
+    add_generated(c, "gen.%s.beam%d_caps%d" % (pn, kw["num_beams"], kw["num_captions"]), r, texts,
+                  "prompt %r, num_beams=%d, num_captions=%d, 2 images" % (prompt, kw["num_beams"], kw["num_captions"]))
     try:
         with RecordGenerate(m.opt_model) as r:
             m.generate({"image": x[:2], "prompt": ["a photo of", "two"]}, num_beams=1)
@@ -967,17 +1130,17 @@ def case_opt_stage2(out):
 
 def case_t5_stage2(out):
     m = build(B2T.Blip2T5, SEED["t5"], t5_model="tiny", prompt="")
-    x = pixels(SEED["pix"], 3)
+    x = pixels(SEED["pix"], T5_IMAGES)
     c = Case(out, "t5_stage2", "Blip2T5.forward with gradients, generate(), predict_answers(). eval(): dropout off. float32 (LAVIS casts T5 to bfloat16).")
     tc = m.t5_model.config
     tok = m.t5_tokenizer
     c.set(config=dict(common_cfg(m), t5=dict({k: getattr(tc, k) for k in list(T5_CFG) + ["vocab_size", "dense_act_fn", "is_gated_act"]},
           tokenizer={"spm": "../tokenizers/t5_spiece.model", "len": len(tok), "pad": tok.pad_token_id, "eos": tok.eos_token_id, "unk": tok.unk_token_id})),
-          seeds={"weights": SEED["t5"], "pixels": SEED["pix"]}, mode="eval", pixels="the first 3 images of stage1 pixels")
+          seeds={"weights": SEED["t5"], "pixels": SEED["pix"]}, mode="eval", pixels="the first %d images of stage1 pixels" % T5_IMAGES)
     c.add("pixels", x, "images NCHW")
     c.meta["trainable"] = [n for n, p in m.named_parameters() if p.requires_grad]
-    ti = ["a photo of", "question: what color is the sofa? answer:", ""]
-    to = ["a cat sitting on a red sofa", "red", "two dogs in the park near the lake at night by the trees under the sky"]
+    ti = ["a photo of", "question: what color is the sofa? answer:", "", "two"][:T5_IMAGES]
+    to = ["a cat sitting on a red sofa", "red", "two dogs in the park near the lake at night by the trees under the sky", "a horse"][:T5_IMAGES]
     c.meta["texts_forward"] = {"text_input": ti, "text_output": to}
     m.zero_grad()
     st = []
@@ -1001,24 +1164,23 @@ def case_t5_stage2(out):
     c.add("loss", loss, "mean over non-ignored targets, no smoothing")
     c.tensors("grads.safetensors", grads_of(m), "d loss / d parameter")
     c.meta["trainable_without_grad"] = [n for n, q in m.named_parameters() if q.requires_grad and q.grad is None]
-    prompts = ["a photo of", "question: what color is the sofa? answer:", "question: how many dogs are in the park? short answer:"]
+    prompts = ["a photo of", "question: what color is the sofa? answer:", "question: how many dogs are in the park? short answer:", "what is"][:T5_IMAGES]
     c.meta["texts_generate"] = prompts
     gt = tok(prompts, padding="longest", return_tensors="pt")
     c.add("gen.input_ids", gt.input_ids, "prompts of different lengths, right padded (no truncation)"); c.add("gen.attention_mask", gt.attention_mask, "mask")
-    for bn, kw in [("greedy", dict(num_beams=1, max_length=12)), ("beam5", dict(num_beams=5, max_length=12)),
-                   ("beam3_lp_neg", dict(num_beams=3, max_length=12, length_penalty=-1.0)),
-                   ("beam3_rep", dict(num_beams=3, max_length=10, repetition_penalty=1.5, min_length=6))]:
+    for bn, kw in T5_GENERATE:
         with RecordGenerate(m.t5_model) as r:
             texts = m.generate({"image": x, "prompt": prompts}, **kw)
         add_generated(c, "gen." + bn, r, texts, "generate(prompt list, %s)" % kw)
-    PQ = ["what color is the sofa", "how many dogs are in the park", "where is the cat"]
+    PQ = ["what color is the sofa", "how many dogs are in the park", "where is the cat", "what"][:T5_IMAGES]
     with RecordGenerate(m.t5_model) as r:
         texts = m.predict_answers({"image": x, "text_input": list(PQ)},
-                                  prompt="question: {} short answer:")
+                                  prompt="question: {} short answer:", **T5_ANSWER)
     pt = tok(["question: %s short answer:" % t for t in PQ], padding="longest", return_tensors="pt")
     c.meta["texts_predict_answers"] = PQ
     c.add("predict_answers.input_ids", pt.input_ids, "formatted questions, right padded, no truncation"); c.add("predict_answers.attention_mask", pt.attention_mask, "mask")
-    add_generated(c, "predict_answers", r, texts, "predict_answers defaults: num_beams=5, max_len=10, min_len=1, length_penalty=-1, prompt 'question: {} short answer:'")
+    add_generated(c, "predict_answers", r, texts, ("predict_answers defaults: num_beams=5, max_len=10, min_len=1, length_penalty=-1" if not T5_ANSWER else
+                  "predict_answers %s, else defaults" % T5_ANSWER) + ", prompt 'question: {} short answer:'")
     c.state_dict(m)
     c.done()
 
@@ -1130,17 +1292,17 @@ def case_optim(out):
     opt, _ = groups(m)
     s = OPTIMS.LinearWarmupCosineLRScheduler(optimizer=opt, max_epoch=3, min_lr=1e-5, init_lr=1e-3, warmup_steps=2, warmup_start_lr=1e-6)
     single_process_group()
-    x = pixels(SEED["pix"], 6)
+    x = pixels(SEED["pix"], PAIRS)
     rows = {k: [] for k in ["loss", "loss_itc", "loss_itm", "loss_lm", "lr", "neg_image_idx", "neg_text_idx"]}
     for step in range(6):
         s.step(cur_epoch=step // 3, cur_step=step % 3)
-        o, r, _ = run_stage1(m, x, CAPTIONS, 900 + step)
+        o, r, _ = run_stage1(m, x, CORPUS[:PAIRS], 900 + SEED["draw"] + step)
         opt.step(); opt.zero_grad()
         for k in ["loss", "loss_itc", "loss_itm", "loss_lm"]:
             rows[k].append(float(getattr(o, k)))
         rows["lr"].append(opt.param_groups[0]["lr"])
-        rows["neg_image_idx"].append(torch.cat([d for _, d in r.multi[:6]]).tolist())
-        rows["neg_text_idx"].append(torch.cat([d for _, d in r.multi[6:]]).tolist())
+        rows["neg_image_idx"].append(torch.cat([d for _, d in r.multi[:PAIRS]]).tolist())
+        rows["neg_text_idx"].append(torch.cat([d for _, d in r.multi[PAIRS:]]).tolist())
     dist.destroy_process_group()
     for k, v in rows.items():
         c.add("train." + k, np.array(v), "6 steps on the stage1 batch, 3 iterations per epoch, max_epoch=3, init_lr=1e-3, warmup 2 from 1e-6, min_lr 1e-5, weight decay 0.05, eval() mode: " + k)
@@ -1149,7 +1311,7 @@ def case_optim(out):
     c.done()
 
 
-CASES = [case_eva_vit, case_clip_vit, case_qformer_modes, case_stage1, case_stage1_clip, case_stage1_world2, case_itm_retrieval,
+CASES = [case_eva_vit, case_clip_vit, case_qformer_modes, case_stage1, case_stage1_clip, case_stage1_world, case_itm_retrieval,
          case_stage1_generate, case_opt_stage2, case_t5_stage2, case_processors, case_optim]
 
 
@@ -1157,12 +1319,18 @@ def main():
     global TOK
     ap = argparse.ArgumentParser()
     ap.add_argument("--out", default=os.path.join(HERE, "goldens"))
+    ap.add_argument("--sizes", choices=SIZES, default="tiny")
     ap.add_argument("--case", nargs="*", default=None)
+    ap.add_argument("--float64", action="store_true", help="the same weights and inputs, computed in float64")
     ap.add_argument("--ddp-rank", type=int); ap.add_argument("--ddp-store"); ap.add_argument("--ddp-result"); ap.add_argument("--tok")
     a = ap.parse_args()
+    use_sizes(a.sizes)
+    if a.float64:
+        globals()["DOUBLE"] = True
+        Float64().__enter__()
     if a.ddp_rank is not None:
         TOK = a.tok
-        return ddp_worker(a.ddp_rank, 2, a.ddp_store, a.ddp_result, None)
+        return ddp_worker(a.ddp_rank, WORLD, a.ddp_store, a.ddp_result, None)
     TOK = os.path.join(a.out, "tokenizers")
     os.makedirs(TOK, exist_ok=True)
     make_bert_vocab(os.path.join(TOK, "bert_vocab.txt"))
@@ -1172,7 +1340,8 @@ def main():
     with open(os.path.join(a.out, "patches.json"), "w") as f:
         json.dump(PATCHES, f, indent=1); f.write("\n")
     for fn in CASES:
-        if a.case is None or fn.__name__[5:] in a.case:
+        name = "stage1_world%d" % WORLD if fn is case_stage1_world else fn.__name__[5:]
+        if a.case is None or name in a.case:
             fn(a.out)
 
 
