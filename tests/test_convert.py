@@ -106,14 +106,15 @@ def test_provenance_stands_beside_the_result(tmp_path):
     assert {a.dtype.name for a in read_all(exchange.read([done.folder]).tensors).values()} == {'bfloat16'}
 
 
-def test_parts_come_from_several_files(tmp_path):
+@pytest.mark.parametrize('prefix', ['opt_model.', 'opt_model.model.'])
+def test_parts_come_from_several_files(prefix, tmp_path):
     """A published LAVIS file holds what was trained only; tower and language model lie in files of their own."""
     whole = load_file(recorded('opt_stage2'))
     tower = {key.removeprefix('visual_encoder.'): x for key, x in whole.items() if key.startswith('visual_encoder.')}
     surplus = {key.replace('blocks.0.', 'blocks.2.'): x for key, x in tower.items() if key.startswith('blocks.0.')}
     surplus |= {'norm.weight': np.ones(48, np.float32), 'head.bias': np.ones(5, np.float32)}
     save_file(tower | surplus, tmp_path / 'eva.safetensors')
-    model = {key.removeprefix('opt_model.'): x for key, x in whole.items() if key.startswith('opt_model.')}
+    model = {key.removeprefix(prefix): x for key, x in whole.items() if key.startswith(prefix)}  # with or without head
     (tmp_path / 'opt').mkdir()
     save_file(model, tmp_path / 'opt' / 'model.safetensors')
     described = {'model_type': 'opt', 'hidden_size': 40, 'num_hidden_layers': 2, 'num_attention_heads': 4}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import config, sizes
 from ..errors import UserError
-from . import bert, dinov2, huggingface, huggingface_config, lavis, lavis_config
+from . import bert, dinov2, huggingface, huggingface_config, lavis, lavis_config, opt
 from .files import open_checkpoint
 from .table import Fresh, Row, Table
 from .tensors import State
@@ -60,6 +60,7 @@ def _huggingface(path: Path, tensors: State, like: config.Blip2) -> Source | Non
     elif kind in ('blip-2', 'instructblip'):
         table = huggingface.blip2(model)
     else:
+        tensors = opt.plain(tensors) if kind == 'opt' else tensors
         table = huggingface.language_model_alone(model.lm)
     return Source(path, f'Hugging Face {kind}', model, table, tensors)
 
