@@ -98,6 +98,7 @@ def start_t5(
 
     def begin(model: Blip2) -> tuple[t5.Memory, Cache]:
         memory = model.lm.encode(*_given_prefix(model, prefix, prompt, prompt_mask))
+        memory = memory.replace(hidden_states=())  # beams would carry them along
         return memory, t5.empty_cache(model.config.lm, len(prompt), limit, model.dtype)
 
     def go_on(model: Blip2, cache: tuple[t5.Memory, Cache], last: Int['R']) -> tuple[Array, tuple[t5.Memory, Cache]]:
