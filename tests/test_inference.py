@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small
 
-from qformer_jax import config
+from qformer_jax import cli, config
 from qformer_jax.data.tokenizers import lm_row, prompt_ids
 from qformer_jax.errors import UserError
 from qformer_jax.inference import decode
@@ -141,6 +141,13 @@ def test_several_captions_of_a_picture_stand_together(line, pictures_drawn):
     assert len(three) == 9
     assert three[::3] == model.caption(pictures_drawn[:3], Settings(6, num_beams=3))
     assert len(set(three[:3])) > 1
+
+
+def test_the_command_searches_with_beams(line, pictures_drawn, tmp_path, capsys):
+    file, words = tmp_path / 'red.png', ['--num-beams', '3', '--max-new-tokens', '6']
+    pictures_drawn[0].save(file)
+    cli.run(['caption', str(line / 'stage2'), str(file), *words])
+    assert capsys.readouterr().out == f'{file}: {Blip2.load(line / "stage2").caption([file], Settings(6, 0, 3))[0]}\n'
 
 
 def test_a_stage1_run_captions_through_its_qformer(aligned, pictures_drawn):
