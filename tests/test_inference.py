@@ -12,7 +12,7 @@ from qformer_jax import cli, config
 from qformer_jax.data.tokenizers import lm_row, prompt_ids
 from qformer_jax.errors import UserError
 from qformer_jax.inference import decode
-from qformer_jax.inference.blip2 import Blip2
+from qformer_jax.inference.blip2 import Blip2, Seen
 from qformer_jax.inference.search import Settings
 from qformer_jax.models import masks
 from qformer_jax.training import loop, losses, start
@@ -111,6 +111,18 @@ def test_writing_stops_at_the_end_token(instructed, pictures_drawn):
         assert stopped[row].tolist() == [*endless[row, :count], *[end] * (6 - count)]
     texts = [instructed.lm_tokenizer.decode(row[:count]).strip() for row, count in zip(endless, ends, strict=True)]
     assert instructed.generate(seen, QUESTIONS, Settings(max_new_tokens=6)) == texts
+
+
+@pytest.mark.parametrize(
+    'kind, words',
+    [({'text_side': 'retrieval'}, "its text side is 'retrieval'"), ({'max_positions': 5}, '5 text positions')],
+)
+def test_a_qformer_that_cannot_write_so_much_is_refused(aligned, kind, words):
+    c = dataclasses.replace(aligned.run.model, qformer=dataclasses.replace(aligned.run.model.qformer, **kind))
+    run = dataclasses.replace(aligned.run, model=c)
+    features = np.zeros((1, 4, c.qformer.feature_width), np.float32)
+    with pytest.raises(UserError, match=words):
+        dataclasses.replace(aligned, run=run).caption(Seen(features, np.ones((1, 4), bool)), Settings(6))
 
 
 def test_a_prompt_that_does_not_fit_is_refused(instructed, pictures_drawn):

@@ -114,9 +114,11 @@ def start_qformer(
 ) -> tuple[Step, Start]:
     """Run the queries, whose keys and values the text then reads, and give the text its first token, [DEC].
 
-    Raises UserError when `limit` new tokens exceed the positions of the text.
+    Raises UserError when this Q-Former has no word head, or `limit` new tokens exceed the positions of the text.
     """
     c = model.config.qformer
+    if c.text_side != 'full':
+        raise UserError(f"this Q-Former cannot write (its text side is '{c.text_side}'): take a stage-1 model with ITG")
     if limit > c.max_positions:
         raise UserError(f'{limit} new tokens do not fit the Q-Former: {c.max_positions} text positions')
 
