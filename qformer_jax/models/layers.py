@@ -118,11 +118,35 @@ class Attention(nn.Module):
         return self.output(read.reshape(x.shape))
 
 
+def attend(
+    query: Float['B S H K'],
+    seen: KeyValue,
+    mask: Bool['B 1 s M'],
+    bias: Float['B H S M'] | None = None,
+    *,
+    scale: float,
+) -> Float['B S H K']:
+    """Return what each query reads from `seen`, whose heads are the queries' or fewer, each then read by several.
+
+    Softmax in float32 or wider; `jax.nn.dot_product_attention` would narrow float64.
+    """
+    batch, length, heads, width = query.shape
+    groups = seen.key.shape[2]
+    grouped = query.reshape(batch, length, groups, heads // groups, width)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = scale * jnp.einsum('bsgrk,bmgk->bgrsm', grouped, seen.key, preferred_element_type=wide)
+    if bias is not None:
+        scores += bias.reshape(batch, groups, heads // groups, length, -1)
+    weights = jax.nn.softmax(jnp.where(mask[:, :, None], scores, jnp.finfo(wide).min)).astype(query.dtype)
+    return jnp.einsum('bgrsm,bmgk->bsgrk', weights, seen.value).reshape(query.shape)
+
+
 NONLINEARITIES = {
     'gelu': gelu,
     'gelu_tanh': partial(jax.nn.gelu, approximate=True),
     'quick_gelu': quick_gelu,
     'relu': jax.nn.relu,
+    'silu': jax.nn.silu,
 }
 
 

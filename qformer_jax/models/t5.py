@@ -16,7 +16,7 @@ from ..typing import Array, Bool, Float, Int
 from . import cache as caches
 from . import masks
 from .cache import Cache, LmOutput, place, write
-from .layers import GatedMlp, KeyValue, dense, rms_norm, untied_head
+from .layers import GatedMlp, KeyValue, attend, dense, rms_norm, untied_head
 
 START_ID = 0  # what the decoder reads before the first token: T5's padding id
 
@@ -82,7 +82,7 @@ class Attention(nn.Module):
     ) -> Float['B S L']:
         """Return what each position of `x` reads from `seen`; softmax in float32 or wider."""
         query = self._heads(self.query(x))
-        read = jax.nn.dot_product_attention(query, seen.key, seen.value, bias, mask, scale=1.0)
+        read = attend(query, seen, mask, bias, scale=1.0)
         return self.output(read.reshape(*x.shape[:-1], -1))
 
 
