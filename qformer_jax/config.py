@@ -103,6 +103,36 @@ class Opt:
 
 
 @dataclass(frozen=True)
+class Llama:
+    """A Llama decoder (Touvron et al. 2023); the defaults are Vicuna-7B v1.1 as InstructBLIP uses it."""
+
+    family: Literal['llama'] = 'llama'
+    """Kind of language model."""
+    vocab_size: int = 32001
+    """Rows of the token table (N), Vicuna's with one for padding; 0: the tokenizer's."""
+    width: int = 4096
+    """Hidden width (L)."""
+    depth: int = 32
+    """Number of layers."""
+    heads: int = 32
+    """Attention heads."""
+    kv_heads: int = 32
+    """Heads of keys and values, each read by the same number of attention heads."""
+    head_width: int = 128
+    """Width of one head (K)."""
+    mlp_width: int = 11008
+    """Hidden width of the gated MLP."""
+    max_positions: int = 2048
+    """Longest sequence, queries included."""
+    rope_base: float = 10000.0
+    """Base of the wavelengths of rotary positions."""
+    norm_eps: float = 1e-6
+    """Epsilon of every RMSNorm."""
+    tied: bool = False
+    """Whether the token table is the output table too."""
+
+
+@dataclass(frozen=True)
 class T5:
     """A T5 encoder-decoder (Raffel et al. 2020) in the form of Flan-T5; the defaults are Flan-T5-XL."""
 
@@ -138,7 +168,7 @@ class Blip2:
     """Vision tower; None where a run reads feature arrays."""
     qformer: Qformer | None = field(default_factory=Qformer)
     """Connector between the frozen towers."""
-    lm: Opt | T5 | None = field(default_factory=Opt)
+    lm: Opt | Llama | T5 | None = field(default_factory=Opt)
     """Language model; None in stage 1."""
     word_head: int = 0
     """Outputs of the bag-of-words head; the `vision` stage sets it to the tokenizer's size, 0 elsewhere: none."""
@@ -281,7 +311,7 @@ def from_json(text: str) -> Run:
     model = tree['model']
     parts = {'vit': Vit, 'qformer': Qformer}
     if model['lm']:
-        parts['lm'] = {'opt': Opt, 't5': T5}[model['lm'].get('family', 'opt')]
+        parts['lm'] = {'opt': Opt, 'llama': Llama, 't5': T5}[model['lm'].get('family', 'opt')]
     model |= {name: part(**model[name]) for name, part in parts.items() if model[name]}
     tree['data']['crop_scale'] = tuple(tree['data']['crop_scale'])
     tree['optimizer']['rate_rules'] = tuple(map(tuple, tree['optimizer']['rate_rules']))

@@ -1,6 +1,6 @@
 """Network sizes by name: the published ones, and tiny ones that train on two cores in minutes."""
 
-from .config import T5, Opt, Qformer, Vit
+from .config import T5, Llama, Opt, Qformer, Vit
 
 VIT_G = Vit()
 """EVA ViT-g/14, 224 px, as BLIP-2 uses it: 985,894,528 parameters."""
@@ -42,6 +42,27 @@ QFORMER_L = Qformer(feature_width=1024)
 OPT_2_7B = Opt()
 
 OPT_6_7B = Opt(width=4096, depth=32, heads=32, mlp_width=16384)
+
+VICUNA_7B = Llama()
+"""Vicuna-7B v1.1 with a row for padding, as in InstructBLIP: 6,738,423,808 parameters."""
+
+VICUNA_13B = Llama(width=5120, depth=40, heads=40, kv_heads=40, mlp_width=13824)
+"""13,015,874,560 parameters."""
+
+SMOLLM2_135M = Llama(
+    vocab_size=49152,
+    width=576,
+    depth=30,
+    heads=9,
+    kv_heads=3,
+    head_width=64,
+    mlp_width=1536,
+    max_positions=8192,
+    rope_base=100_000.0,
+    norm_eps=1e-5,
+    tied=True,
+)
+"""134,515,008 parameters."""
 
 FLAN_T5_XL = T5()
 """2,849,757,184 parameters."""

@@ -18,10 +18,20 @@ from qformer_jax.convert.table import Fresh, check_complete, row_of, to_ours, to
 from qformer_jax.convert.tensors import Tensor
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten
-from qformer_jax.sizes import FLAN_T5_XL, FLAN_T5_XXL, OPT_2_7B, OPT_6_7B, VIT_G, VIT_G_364, VIT_L
+from qformer_jax.sizes import (
+    FLAN_T5_XL,
+    FLAN_T5_XXL,
+    OPT_2_7B,
+    OPT_6_7B,
+    VICUNA_7B,
+    VICUNA_13B,
+    VIT_G,
+    VIT_G_364,
+    VIT_L,
+)
 
 MANIFESTS = GOLDENS / 'manifests'
-Lm = config.Opt | config.T5
+Lm = config.Opt | config.Llama | config.T5
 
 
 def blip2_of(vit: config.Vit, side: str, lm: Lm | None = None) -> config.Blip2:
@@ -47,6 +57,8 @@ PUBLISHED = {
     'hf_blip2-flan-t5-xxl': (huggingface, blip2_of(VIT_G, 'none', FLAN_T5_XXL)),
     'hf_instructblip-flan-t5-xl': (huggingface, blip2_of(VIT_G, 'reads', FLAN_T5_XL)),
     'hf_instructblip-flan-t5-xxl': (huggingface, blip2_of(VIT_G, 'reads', FLAN_T5_XXL)),
+    'hf_instructblip-vicuna-7b': (huggingface, blip2_of(VIT_G, 'reads', VICUNA_7B)),
+    'hf_instructblip-vicuna-13b': (huggingface, blip2_of(VIT_G, 'reads', VICUNA_13B)),
 }
 WITHOUT_LM = [name for name in PUBLISHED if name.startswith('lavis')]  # LAVIS reads it from a file of its own
 

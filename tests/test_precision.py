@@ -1,5 +1,7 @@
 """Float64 in, float64 all the way: verification measures rounding by running the same code in both."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,8 @@ MODEL = config.Blip2(
     ),
     config.Opt(vocab_size=20, width=8, depth=1, heads=2, mlp_width=12, max_positions=16),
 )
+LLAMA = config.Llama(vocab_size=20, width=8, depth=1, heads=2, kv_heads=1, head_width=4, mlp_width=12, max_positions=16)
+T5 = config.T5(vocab_size=20, width=8, depth=1, heads=2, head_width=4, mlp_width=12, buckets=4, max_distance=8)
 BATCH = {
     'image': np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3)).astype(np.uint8),
     'text': np.array([[2, 5, 6, 3], [2, 7, 3, 0], [2, 8, 9, 3]], np.int32),
@@ -44,18 +48,23 @@ def stage2(model, batch):
     return losses.generation(model, batch, config.Objective(), 1, False)[0]
 
 
-@pytest.mark.parametrize('loss', [stage1, stage2])
-def test_nothing_rounds_to_float32_on_the_way(loss):
+@pytest.mark.parametrize(
+    'loss, lm',
+    [(stage1, MODEL.lm), (stage2, MODEL.lm), (stage2, LLAMA), (stage2, T5)],
+    ids=['stage1', 'opt', 'llama', 't5'],
+)
+def test_nothing_rounds_to_float32_on_the_way(loss, lm):
     """A nudge of 1e-11, which float32 cannot hold, moves the float64 loss as its gradient says."""
+    c = dataclasses.replace(MODEL, lm=lm)
     with jax.enable_x64(True):
-        params = blip2.init(blip2.Blip2(MODEL), jax.random.key(1))
+        params = blip2.init(blip2.Blip2(c), jax.random.key(1))
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
         batch = jax.tree.map(jnp.asarray, BATCH)
 
         @jax.jit
         @jax.value_and_grad
         def value_and_slope(params):
-            return blip2.Blip2(MODEL, jnp.float64).apply({'params': params}, batch, method=loss)
+            return blip2.Blip2(c, jnp.float64).apply({'params': params}, batch, method=loss)
 
         here, slope = value_and_slope(params)
         assert here.dtype == jnp.float64

@@ -51,11 +51,24 @@ def test_flan_t5_has_the_published_number_of_parameters(lm, size, trained):
     assert found['qformer'] + found['lm_projection'] == trained
 
 
+@pytest.mark.parametrize(
+    'lm, size',
+    [
+        (sizes.VICUNA_7B, 6_738_423_808),
+        (sizes.VICUNA_13B, 13_015_874_560),
+        (sizes.SMOLLM2_135M, 134_515_008),
+    ],
+)
+def test_llama_has_the_published_number_of_parameters(lm, size):
+    assert counts(config.Blip2(vit=None, qformer=None, lm=lm))['lm'] == size
+
+
 def test_parameter_paths_are_public():
     vit = dataclasses.replace(reference.EVA, attention_bias='all', pre_norm=True, layer_scale=True, final_norm=True)
     models = [
         config.Blip2(vit, reference.QFORMER, reference.OPT, word_head=10),
         config.Blip2(vit=None, qformer=None, lm=reference.T5),
+        config.Blip2(vit=None, qformer=None, lm=reference.LLAMA),
     ]
     shapes = [leaf for c in models for leaf in flatten(blip2.shapes(c)).items()]
     text = ''.join(f'{path} {list(leaf.shape)}\n' for path, leaf in shapes)

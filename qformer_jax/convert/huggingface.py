@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import config
 from .bert import LM_HEAD, attention, feed_forward, fresh
+from .llama import llama
 from .opt import OPT
 from .t5 import T5
 from .table import (
@@ -101,12 +102,12 @@ def qformer(c: config.Qformer) -> Table:
     )
 
 
-def language_model_alone(c: config.Opt | config.T5) -> Table:
+def language_model_alone(c: config.Opt | config.Llama | config.T5) -> Table:
     """Return the rows of a language model in a file of its own."""
-    return {'opt': OPT, 't5': T5}[c.family]
+    return llama(c) if c.family == 'llama' else {'opt': OPT, 't5': T5}[c.family]
 
 
-def language_model(c: config.Opt | config.T5) -> Table:
+def language_model(c: config.Opt | config.Llama | config.T5) -> Table:
     """Return the rows of a language model inside BLIP-2, and of the projection to it."""
     return (*linear('language_projection', 'lm_projection'), *prefixed(language_model_alone(c), 'language_model.'))
 

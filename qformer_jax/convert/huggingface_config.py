@@ -56,6 +56,16 @@ _T5: Fields = (
     ('max_distance', 'relative_attention_max_distance', 128),
     ('norm_eps', 'layer_norm_epsilon', 1e-6),
 )
+_LLAMA: Fields = (
+    ('vocab_size', 'vocab_size', 32000),
+    ('width', 'hidden_size', 4096),
+    ('depth', 'num_hidden_layers', 32),
+    ('heads', 'num_attention_heads', 32),
+    ('mlp_width', 'intermediate_size', 11008),
+    ('max_positions', 'max_position_embeddings', 2048),
+    ('norm_eps', 'rms_norm_eps', 1e-6),
+    ('tied', 'tie_word_embeddings', False),
+)
 _DINOV2: Fields = (
     ('image_size', 'image_size', 224),
     ('patch_size', 'patch_size', 14),
@@ -113,7 +123,7 @@ def _blip2(theirs: Json, kind: str) -> config.Blip2:
     return config.Blip2(vit, c, None if retrieves else language_model_of(theirs.get('text_config', {})))
 
 
-def language_model_of(theirs: Json) -> config.Opt | config.T5:
+def language_model_of(theirs: Json) -> config.Opt | config.Llama | config.T5:
     """Return our configuration of a language model's; raises UserError for a variant that has no place here."""
     kind = theirs.get('model_type', 'opt')
     if kind == 'opt':
@@ -130,7 +140,25 @@ def language_model_of(theirs: Json) -> config.Opt | config.T5:
         c = config.T5(**_fields(_T5, theirs), activation=_T5_ACTIVATIONS[activation])
         _require({'num_decoder_layers': c.depth} | theirs, 'num_decoder_layers', c.depth)
         return c
+    if kind == 'llama':
+        return _llama_of(theirs)
     raise UserError(f"no table for a language model of type '{kind}'; known: opt, t5, llama")
+
+
+def _llama_of(theirs: Json) -> config.Llama:
+    _require(theirs, 'hidden_act', 'silu')
+    _require(theirs, 'attention_bias', False)
+    _require(theirs, 'mlp_bias', False)
+    _require(theirs, 'rope_scaling', None)
+    rope = theirs.get('rope_parameters') or {}  # where transformers 5 keeps what was rope_theta
+    _require(rope, 'rope_type', 'default')
+    fields = _fields(_LLAMA, theirs)
+    return config.Llama(
+        **fields,
+        kv_heads=theirs.get('num_key_value_heads') or fields['heads'],
+        head_width=theirs.get('head_dim') or fields['width'] // fields['heads'],
+        rope_base=rope.get('rope_theta', theirs.get('rope_theta', 10000.0)),
+    )
 
 
 def _bert_of(theirs: Json) -> config.Qformer:
@@ -179,11 +207,19 @@ def of_model(c: config.Blip2) -> Json:
     return found
 
 
-def of_language_model(c: config.Opt | config.T5) -> Json:
+def of_language_model(c: config.Opt | config.Llama | config.T5) -> Json:
     """Return the `config.json` of a language model alone, or the `text_config` of a whole one."""
     if c.family == 'opt':
         name = 'OPTForCausalLM'
         found = _their_fields(_OPT, c) | {'word_embed_proj_dim': c.width, 'do_layer_norm_before': True}
+    elif c.family == 'llama':
+        name = 'LlamaForCausalLM'
+        found = _their_fields(_LLAMA, c) | {
+            'num_key_value_heads': c.kv_heads,
+            'head_dim': c.head_width,
+            'hidden_act': 'silu',
+            'rope_theta': c.rope_base,
+        }
     else:
         name = 'T5ForConditionalGeneration'
         names = {ours: theirs for theirs, ours in _T5_ACTIVATIONS.items()}

@@ -4,6 +4,7 @@ import numpy as np
 
 from .. import config
 from .bert import attention, feed_forward
+from .llama import llama
 from .opt import OPT
 from .t5 import T5
 from .table import (
@@ -110,10 +111,11 @@ PROJECTIONS: Table = tuple(row for kind in ('opt', 't5', 'llm') for row in linea
 """The projection to whichever language model, in a file without one."""
 
 
-def language_model(c: config.Opt | config.T5) -> Table:
+def language_model(c: config.Opt | config.Llama | config.T5) -> Table:
     """Return the rows of a language model inside LAVIS's class, and of the projection to it."""
-    rows = {'opt': OPT, 't5': T5}[c.family]
-    return (*linear(f'{c.family}_proj', 'lm_projection'), *prefixed(rows, f'{c.family}_model.'))
+    rows = llama(c) if c.family == 'llama' else {'opt': OPT, 't5': T5}[c.family]
+    name = {'opt': 'opt', 't5': 't5', 'llama': 'llm'}[c.family]
+    return (*linear(f'{name}_proj', 'lm_projection'), *prefixed(rows, f'{name}_model.'))
 
 
 def blip2(c: config.Blip2) -> Table:

@@ -10,7 +10,8 @@ from .. import config, sizes
 from ..errors import UserError
 from .tensors import State
 
-Part = config.Vit | config.Qformer | config.Opt | config.T5
+Lm = config.Opt | config.Llama | config.T5
+Part = config.Vit | config.Qformer | Lm
 
 _OPT_HEADS = {768: 12, 1024: 16, 2048: 32, 2560: 32, 4096: 32, 5120: 40, 7168: 56, 9216: 72}
 """Width -> attention heads (Zhang et al. 2022, table 1)."""
@@ -97,8 +98,8 @@ def _positions(bert: State, published: config.Qformer) -> int:
     return published.max_positions
 
 
-def _language_model_of(state: State, like: config.Opt | config.T5 | None) -> config.Opt | config.T5 | None:
-    opt, t5 = inside(state, 'opt_model.'), inside(state, 't5_model.')
+def _language_model_of(state: State, like: Lm | None) -> Lm | None:
+    opt, t5, llama = (inside(state, f'{name}_model.') for name in ('opt', 't5', 'llm'))
     if opt:
         table = opt['model.decoder.embed_tokens.weight'].shape
         return config.Opt(
@@ -122,7 +123,26 @@ def _language_model_of(state: State, like: config.Opt | config.T5 | None) -> con
             buckets=bias[0],
             max_distance=like.max_distance if isinstance(like, config.T5) else config.T5().max_distance,
         )
+    if llama:
+        return _llama_of(llama, like)
     return None
+
+
+def _llama_of(state: State, like: Lm | None) -> config.Llama:
+    """Return a Llama as LAVIS reads it, Vicuna: as many heads of keys as of queries, and Vicuna's constants."""
+    rows, width = state['model.embed_tokens.weight'].shape
+    heads = _heads('lm', width, {x.width: x.heads for x in (sizes.VICUNA_7B, sizes.VICUNA_13B)}, like)
+    head_width = state['model.layers.0.self_attn.q_proj.weight'].shape[0] // heads
+    return replace(
+        like if isinstance(like, config.Llama) else sizes.VICUNA_7B,
+        vocab_size=rows,
+        width=width,
+        depth=_count(state, 'model.layers.'),
+        heads=heads,
+        kv_heads=state['model.layers.0.self_attn.k_proj.weight'].shape[0] // head_width,
+        head_width=head_width,
+        mlp_width=state['model.layers.0.mlp.gate_proj.weight'].shape[0],
+    )
 
 
 def _count(state: State, prefix: str) -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import UserError
-from ..models import opt, t5
+from ..models import llama, opt, t5
 from ..models.blip2 import Blip2
 from ..models.cache import Cache, write
 from ..typing import Array, Bool, Float, Int, Params
@@ -75,9 +75,11 @@ def start_decoder(
         out = model.lm(x, exists, cache)
         return model.lm.word_logits(out.hidden[:, -1:])[:, 0], out.cache
 
+    empty_cache = {'opt': opt, 'llama': llama}[c.family].empty_cache
+
     def begin(model: Blip2) -> tuple[Array, Cache]:
         x, exists = _given_prefix(model, prefix, prompt, prompt_mask)
-        return read(model, x, exists, opt.empty_cache(c, len(x), slots, model.dtype))
+        return read(model, x, exists, empty_cache(c, len(x), slots, model.dtype))
 
     def go_on(model: Blip2, cache: Cache, last: Int['R']) -> tuple[Array, Cache]:
         return read(model, model.lm.embed(last[:, None]), jnp.ones((len(last), 1), bool), cache)

@@ -13,6 +13,7 @@ from .. import config
 from ..typing import Bool, Float, Int, Params, UInt8
 from . import masks
 from .layers import at_least_float32, dense
+from .llama import Llama
 from .opt import Opt
 from .qformer import Qformer, QformerOutput
 from .t5 import T5, shift_right
@@ -34,7 +35,7 @@ class Blip2(nn.Module):
         if c.qformer:
             self.qformer = Qformer(c.qformer, self.dtype)
         if c.lm:
-            self.lm = {'opt': Opt, 't5': T5}[c.lm.family](c.lm, self.dtype)
+            self.lm = {'opt': Opt, 'llama': Llama, 't5': T5}[c.lm.family](c.lm, self.dtype)
         if c.qformer and c.lm:
             self.lm_projection = dense(c.lm.width, self.dtype)
 

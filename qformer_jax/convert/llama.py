@@ -1,0 +1,83 @@
+"""The tables of Llama: as Hugging Face's `LlamaForCausalLM` names it, and as llama.cpp does in a GGUF file.
+
+Both turn pairs of a head by the position, but not the same pairs: Hugging Face (and we) (j, j + K / 2), llama.cpp
+(2 j, 2 j + 1). So llama.cpp stores the rows of queries and keys in another order, which reading has to undo:
+
+    K = 6   Hugging Face's rows 0 1 2 3 4 5   in a GGUF: 0 3 1 4 2 5
+"""
+
+import numpy as np
+
+from .. import config
+from .table import Derived, Ignored, Row, Table, Transform, linear, norm
+
+
+def _block(layer: str, names: dict[str, str]) -> Table:
+    """Return the rows of a layer's linear maps and norms, all without bias; `names`: path of ours -> theirs."""
+    return tuple(
+        row
+        for path, name in names.items()
+        for row in (norm if path.endswith('norm') else linear)(layer + name, f'lm/layer_{{i}}/{path}', bias=False)
+    )
+
+
+def llama(c: config.Llama) -> Table:
+    """Return the rows of a model as Hugging Face names it."""
+    words = ('lm/word_embedding',)
+    names = {
+        'attention_norm': 'input_layernorm',
+        'attention/query': 'self_attn.q_proj',
+        'attention/key': 'self_attn.k_proj',
+        'attention/value': 'self_attn.v_proj',
+        'attention/output': 'self_attn.o_proj',
+        'mlp_norm': 'post_attention_layernorm',
+        'mlp/gate': 'mlp.gate_proj',
+        'mlp/up': 'mlp.up_proj',
+        'mlp/down': 'mlp.down_proj',
+    }
+    return (
+        Row('model.embed_tokens.weight', words),
+        *_block('model.layers.{i}.', names),
+        Ignored('model.layers.{i}.self_attn.rotary_emb.inv_freq', 'a buffer of old files; it follows from rope_base'),
+        *norm('model.norm', 'lm/norm', bias=False),
+        *(
+            (Derived('lm_head.weight', words, lambda table: table),)
+            if c.tied
+            else linear('lm_head', 'lm/lm_head', bias=False)
+        ),
+    )
+
+
+def reordered(heads: int) -> Transform:
+    """Return the transform of a weight [heads * K, in] in llama.cpp's order <-> a kernel [in, heads * K] in ours."""
+
+    def forward(weight: np.ndarray) -> tuple[np.ndarray]:
+        rows, width = weight.shape
+        return (weight.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width).T,)
+
+    def backward(kernel: np.ndarray) -> np.ndarray:
+        width, rows = kernel.shape
+        return kernel.T.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
+
+    return Transform(forward, backward)
+
+
+def gguf(c: config.Llama) -> Table:
+    """Return the rows of a model as llama.cpp names it."""
+    names = {
+        'attention_norm': 'attn_norm',
+        'attention/value': 'attn_v',
+        'attention/output': 'attn_output',
+        'mlp_norm': 'ffn_norm',
+        'mlp/gate': 'ffn_gate',
+        'mlp/up': 'ffn_up',
+        'mlp/down': 'ffn_down',
+    }
+    return (
+        Row('token_embd.weight', ('lm/word_embedding',)),
+        *_block('blk.{i}.', names),
+        Row('blk.{i}.attn_q.weight', ('lm/layer_{i}/attention/query/kernel',), reordered(c.heads)),
+        Row('blk.{i}.attn_k.weight', ('lm/layer_{i}/attention/key/kernel',), reordered(c.kv_heads)),
+        *norm('output_norm', 'lm/norm', bias=False),
+        *(() if c.tied else linear('output', 'lm/lm_head', bias=False)),
+    )
