@@ -24,6 +24,9 @@ transformers = pytest.importorskip('transformers', reason='the oracle is Hugging
 
 Q, IMAGE_TOKEN = QFORMER.num_queries, 55
 OPT = config.Opt(vocab_size=56, width=24, depth=2, heads=3, mlp_width=40, max_positions=40)
+LLAMA = config.Llama(
+    vocab_size=56, width=24, depth=2, heads=3, kv_heads=3, head_width=8, mlp_width=40, max_positions=40
+)
 T5 = config.T5(vocab_size=56, width=24, depth=2, heads=3, head_width=10, mlp_width=40, buckets=8, max_distance=20)
 NUMBERS = np.random.default_rng(0)
 PIXELS = NUMBERS.normal(size=(2, 3, 56, 56)).astype(np.float32)
@@ -61,6 +64,20 @@ def t5_config():
     )
     c.dense_act_fn = 'gelu'
     return c
+
+
+def llama_config():
+    return transformers.LlamaConfig(
+        vocab_size=LLAMA.vocab_size,
+        hidden_size=LLAMA.width,
+        num_hidden_layers=LLAMA.depth,
+        num_attention_heads=LLAMA.heads,
+        num_key_value_heads=LLAMA.kv_heads,
+        intermediate_size=LLAMA.mlp_width,
+        max_position_embeddings=LLAMA.max_positions,
+        rms_norm_eps=LLAMA.norm_eps,
+        tie_word_embeddings=LLAMA.tied,
+    )
 
 
 def their_config(family: str, text_config):
@@ -124,6 +141,7 @@ CASES = {
     'opt': ('Blip2ForConditionalGeneration', model_of('none', OPT), opt_config),
     't5': ('Blip2ForConditionalGeneration', model_of('none', T5), t5_config),
     'instruct_t5': ('InstructBlipForConditionalGeneration', model_of('reads', T5), t5_config),
+    'instruct_llama': ('InstructBlipForConditionalGeneration', model_of('reads', LLAMA), llama_config),
     'itm': ('Blip2ForImageTextRetrieval', model_of('retrieval', None), lambda: None),
 }
 
@@ -246,9 +264,10 @@ def test_stage1_begins_from_their_retrieval_model():
         to_theirs(table, ours | in_memory({'qformer/temperature': np.ones(())}))
 
 
-def test_early_files_with_counting_buffers_are_read():
-    c, theirs, params = case('itm')
-    state = state_of(theirs) | {'embeddings.position_ids': np.arange(40)[None]}
+@pytest.mark.parametrize('name, embeddings', [('itm', 'embeddings.'), ('instruct_llama', 'qformer.embeddings.')])
+def test_old_files_with_counting_buffers_are_read(name, embeddings):
+    c, theirs, params = case(name)
+    state = state_of(theirs) | {embeddings + 'position_ids': np.arange(40)[None]}
     again = convert(huggingface.blip2(c), state, blip2.shapes(c))
     assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
 
