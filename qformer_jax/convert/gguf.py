@@ -1,0 +1,130 @@
+"""Llama models out of a GGUF file (llama.cpp's format): weights, configuration, tokenizer.
+
+The weights keep llama.cpp's names and row order, which the table `llama.gguf` undoes. A quantized tensor is read as the
+float32 values that its blocks stand for.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from .. import config
+from ..errors import UserError
+from .tensors import State, Tensor
+
+try:
+    from gguf import GGUFReader, TokenType
+    from gguf.gguf_reader import ReaderTensor
+    from gguf.quants import dequantize, quant_shape_to_byte_shape
+except ImportError:
+    raise UserError("GGUF files need a package more: pip install 'qformer_jax[gguf]'") from None
+
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+_PRE_TOKENIZERS = {
+    'gpt-2': _BYTES,
+    'smollm': pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _BYTES]),
+}
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a GGUF file by llama.cpp's names, float32; raises UserError when it is none, or cut off."""
+    return {x.name: _tensor(x, path) for x in _open(path).tensors}
+
+
+def config_of(path: Path, tensors: State) -> config.Llama:
+    """Return the configuration of the model with these tensors, which a GGUF file (the first of several) states.
+
+    Raises UserError for another architecture than Llama, and for variants that have no place here.
+    """
+    file = _open(path)
+    of = partial(_field, path, file)
+    _require(path, file, 'general.architecture', 'llama')
+    width, heads = of('llama.embedding_length'), of('llama.attention.head_count')
+    head_width = of('llama.attention.key_length', width // heads)
+    _require(path, file, 'llama.rope.dimension_count', head_width)
+    _require(path, file, 'llama.rope.scaling.type', 'none')
+    if 'token_embd.weight' not in tensors:
+        raise UserError(f"{path} holds no 'token_embd.weight': is it a whole model?")
+    return config.Llama(
+        vocab_size=tensors['token_embd.weight'].shape[0],
+        width=width,
+        depth=of('llama.block_count'),
+        heads=heads,
+        kv_heads=of('llama.attention.head_count_kv', heads),
+        head_width=head_width,
+        mlp_width=of('llama.feed_forward_length'),
+        max_positions=of('llama.context_length'),
+        rope_base=_decimal(of('llama.rope.freq_base', 10000.0)),
+        norm_eps=_decimal(of('llama.attention.layer_norm_rms_epsilon')),
+        tied='output.weight' not in tensors,
+    )
+
+
+def tokenizer_of(path: Path) -> Tokenizer:
+    """Return the tokenizer of a GGUF file, which adds nothing at either end of a text.
+
+    Raises UserError when it is no byte BPE of GPT-2's kind, or splits texts in a way unknown here.
+    """
+    file = _open(path)
+    of = partial(_field, path, file)
+    _require(path, file, 'tokenizer.ggml.model', 'gpt2')
+    split = of('tokenizer.ggml.pre', 'gpt-2')
+    if split not in _PRE_TOKENIZERS:
+        raise UserError(f"{path} splits texts as '{split}', but known are {', '.join(_PRE_TOKENIZERS)} only")
+    words = of('tokenizer.ggml.tokens')
+    merges = [tuple(pair.split(' ')) for pair in of('tokenizer.ggml.merges')]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
+    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[split]
+    tokenizer.decoder = decoders.ByteLevel()
+    kinds = of('tokenizer.ggml.token_type', [TokenType.NORMAL] * len(words))
+    specials = [word for word, kind in zip(words, kinds, strict=True) if kind == TokenType.CONTROL]
+    tokenizer.add_special_tokens([AddedToken(word, normalized=False) for word in specials])
+    return tokenizer
+
+
+def _open(path: Path) -> GGUFReader:
+    if not path.is_file():
+        raise UserError(f'{path} does not exist: name a GGUF file')
+    try:
+        file = GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError):  # it believes every length that it reads
+        raise UserError(f'{path} is no GGUF file, or only a part of one: fetch it again') from None
+    if file.byte_order == 'S':
+        raise UserError(f"{path} is in the other byte order: convert it with the gguf package's gguf-convert-endian")
+    return file
+
+
+def _field(path: Path, file: GGUFReader, name: str, default: Any = None) -> Any:
+    if name in file.fields:
+        return file.fields[name].contents()
+    if default is None:
+        raise UserError(f"{path} does not state '{name}': it is of another kind, or was written by a broken tool")
+    return default
+
+
+def _require(path: Path, file: GGUFReader, name: str, value: Any) -> None:
+    """Raise UserError when a field has another value than the one that we have a place for."""
+    found = _field(path, file, name, value)
+    if found != value:
+        raise UserError(f'{path} has {name} {found!r}, but only {value!r} has a place here')
+
+
+def _decimal(value: float) -> float:
+    """Return the number that was meant by a float32, as 1e-5 by 9.9999997e-06."""
+    return float(str(np.float32(value)))
+
+
+def _tensor(x: ReaderTensor, path: Path) -> Tensor:
+    shape = tuple(reversed(x.shape.tolist()))
+
+    def read() -> np.ndarray:
+        raw = np.fromfile(path, np.uint8, x.n_bytes, offset=x.data_offset)  # a mapped file counts as memory in use
+        try:
+            return dequantize(raw.reshape(quant_shape_to_byte_shape(shape, x.tensor_type)), x.tensor_type)
+        except NotImplementedError:
+            raise UserError(f"{path}: '{x.name}' is {x.tensor_type.name}, which the gguf package cannot read") from None
+
+    return Tensor(shape, np.dtype(np.float32), read)
