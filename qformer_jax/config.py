@@ -75,7 +75,9 @@ class Qformer:
     dropout: float = 0.1
     """Dropout on embeddings, attention weights and branch outputs, in training only."""
     norm_eps: float = 1e-12
-    """Epsilon of BERT's LayerNorms; the norm on the features uses 1e-5, as in BLIP-2."""
+    """Epsilon of BERT's LayerNorms."""
+    feature_norm_eps: float = 1e-5
+    """Epsilon of the LayerNorm on the features."""
     text_side: Literal['full', 'retrieval', 'reads', 'none'] = 'full'
     """Which text parameters exist: `full`: all that stage 1 trains; `retrieval`: without language-model head and
     temperature (Hugging Face's ITM model); `reads`: the text branch without heads (InstructBLIP); `none` (BLIP-2 after

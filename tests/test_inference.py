@@ -15,7 +15,8 @@ from qformer_jax.inference import decode
 from qformer_jax.inference.blip2 import Blip2, Seen
 from qformer_jax.inference.search import Settings
 from qformer_jax.models import masks
-from qformer_jax.training import loop, losses, start
+from qformer_jax.training import loop, start
+from qformer_jax.training.alignment import align
 
 KINDS = [(colour, shape) for shape in small.SHAPES for colour in small.COLOURS]
 QUESTIONS = ['what color is it?', 'is it red?', 'what', 'is it red? is it blue? is it green?'] * 2
@@ -231,19 +232,18 @@ def test_itm_scores_are_the_logits_of_matched(aligned, pictures_drawn):
             np.testing.assert_allclose(scores[row, column], logits[0, 1], atol=1e-5)
 
 
-def test_match_is_what_training_computed(aligned, pictures_drawn, monkeypatch):
+def test_match_is_what_training_computed(aligned, pictures_drawn):
     """The logits that the loss of stage 1 judges, of its first third of rows: the pairs that belong together."""
     seen, text = aligned.encode(pictures_drawn), aligned.text_arrays([f'a {c} {s}' for c, s in KINDS])
-    judged = []
-    real = losses.matching.itm
-    monkeypatch.setattr(losses.matching, 'itm', lambda *rows: judged.append(rows[0]) or real(*rows))
     batch = {'features': seen.features, 'feature_mask': seen.mask, 'text': text[0], 'text_mask': text[1]}
     batch = {name: jnp.asarray(rows) for name, rows in batch.items()} | {'image_id': jnp.arange(8)}
-    aligned.model.apply(
-        {'params': aligned.params},
-        method=lambda model: losses.stage1(model, batch, jax.random.key(0), aligned.run.objective),
-    )
-    np.testing.assert_allclose(aligned.match(seen, text), judged[0][:8], atol=1e-5)
+
+    def run(model):
+        objective = aligned.run.objective
+        return align(model, batch['features'], batch['feature_mask'], batch, jax.random.key(0), objective).itm.logits
+
+    judged = aligned.model.apply({'params': aligned.params}, method=run)
+    np.testing.assert_allclose(aligned.match(seen, text), judged[:8], atol=1e-5)
 
 
 def test_feature_files_and_arrays_are_read_alike(heard, tmp_path):

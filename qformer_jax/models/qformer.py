@@ -20,8 +20,6 @@ from .. import config
 from ..typing import Array, Bool, Float, Int
 from .layers import Attention, KeyValue, Mlp, at_least_float32, dense, gelu, layer_norm, tied_logits
 
-FEATURE_NORM_EPS = 1e-5  # LAVIS's `ln_vision`
-
 
 @struct.dataclass
 class ImageMemory:
@@ -125,7 +123,7 @@ class Qformer(nn.Module):
 
     def setup(self):
         c = self.config
-        self.feature_norm = layer_norm(FEATURE_NORM_EPS, self.dtype)
+        self.feature_norm = layer_norm(c.feature_norm_eps, self.dtype)  # LAVIS's `ln_vision`
         self.query_token = self.param('query_token', nn.initializers.normal(0.02), (c.num_queries, c.width))
         self.embedding_norm = layer_norm(c.norm_eps, self.dtype)
         self.drop = nn.Dropout(c.dropout)
@@ -194,7 +192,11 @@ class Qformer(nn.Module):
 
     def embed_text(self, text: Float['B T D']) -> Float['B E']:
         """Return the unit vector of a text, from its [CLS] position (float32)."""
-        return _unit(self.text_projection(text[:, 0]))
+        return self.embed_tokens(text[:, :1])[:, 0]
+
+    def embed_tokens(self, text: Float['B T D']) -> Float['B T E']:
+        """Return a unit vector of every text position in the shared space (float32)."""
+        return _unit(self.text_projection(text))
 
     def match(self, queries: Float['B Q D']) -> Float['B 2']:
         """Return the ITM logits (not matched, matched), averaged over the queries (float32)."""

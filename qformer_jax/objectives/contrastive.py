@@ -13,12 +13,15 @@ from ..typing import Array, Bool, Float, Int
 
 @struct.dataclass
 class Itc:
-    """The loss (nats), the share of pictures whose best text is a positive, and both logit matrices."""
+    """The loss (nats; the mean of both directions), both logit matrices, and their losses row by row."""
 
     loss: Float['']
     accuracy: Float['']
+    """Share of pictures whose best text is a positive."""
     image_to_text: Float['B B']
     text_to_image: Float['B B']
+    image_losses: Float['B']
+    text_losses: Float['B']
 
 
 def similarity(image: Float['B Q E'], text: Float['C E']) -> Float['B C']:
@@ -34,11 +37,11 @@ def positives(text: Int['B T'], image_id: Int['B'], rule: str) -> Bool['B B']:
     return same_caption | (image_id[:, None] == image_id[None, :])
 
 
-def _cross_entropy(logits: Float['B B'], positive: Bool['B B'], smoothing: float) -> Float['']:
+def _cross_entropy(logits: Float['B B'], positive: Bool['B B'], smoothing: float) -> Float['B']:
     positive = positive.astype(logits.dtype)
     target = positive / positive.sum(axis=1, keepdims=True)
     target = (1 - smoothing) * target + smoothing / logits.shape[1]
-    return optax.softmax_cross_entropy(logits, target).mean()
+    return optax.softmax_cross_entropy(logits, target)
 
 
 def itc(
@@ -58,8 +61,9 @@ def itc(
     fixed = jax.lax.stop_gradient if gather_grad == 'local' else (lambda x: x)
     image_to_text = similarity(image, fixed(text)) / temperature
     text_to_image = similarity(fixed(image), text).T / temperature
-    loss = _cross_entropy(image_to_text, positive, label_smoothing)
-    loss = (loss + _cross_entropy(text_to_image, positive.T, label_smoothing)) / 2
+    image_losses = _cross_entropy(image_to_text, positive, label_smoothing)
+    text_losses = _cross_entropy(text_to_image, positive.T, label_smoothing)
+    loss = (image_losses.mean() + text_losses.mean()) / 2
     best = image_to_text.argmax(axis=1)[:, None]
     accuracy = jnp.take_along_axis(positive, best, axis=1).mean(dtype=jnp.float32)
-    return Itc(loss, accuracy, image_to_text, text_to_image)
+    return Itc(loss, accuracy, image_to_text, text_to_image, image_losses, text_losses)
