@@ -9,10 +9,10 @@ from safetensors.numpy import load_file
 
 from qformer_jax import config
 from qformer_jax.convert import lavis
-from qformer_jax.convert.table import convert, to_ours, to_theirs
-from qformer_jax.convert.tensors import Tensor, in_memory
+from qformer_jax.convert.table import convert, to_theirs
+from qformer_jax.convert.tensors import Tensor
 from qformer_jax.models import blip2
-from qformer_jax.rules import flatten, unflatten
+from qformer_jax.rules import flatten
 from qformer_jax.typing import Params
 
 GOLDENS = Path(__file__).parent / 'goldens'
@@ -77,15 +77,6 @@ def outlines(c: config.Blip2) -> dict[str, Tensor]:
 
     shapes = flatten(blip2.shapes(c))
     return to_theirs(lavis.blip2(c), {path: Tensor(x.shape, x.dtype, unread) for path, x in shapes.items()})
-
-
-def qformer_params(case: str) -> Params:
-    """Return the recorded weights of a Q-Former whose heads of stage 1, unused there, were not recorded (zeros)."""
-    wanted = flatten({'qformer': blip2.shapes(config.Blip2(vit=None, qformer=QFORMER, lm=None))['qformer']})
-    found = to_ours(lavis.qformer(QFORMER), in_memory(tensors(case, 'state_dict')))
-    return unflatten(
-        {path: found[path].read() if path in found else np.zeros(leaf.shape) for path, leaf in wanted.items()}
-    )['qformer']
 
 
 def nhwc(pixels: np.ndarray) -> np.ndarray:

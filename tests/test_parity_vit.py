@@ -10,20 +10,14 @@ from reference import assert_close, nhwc
 from safetensors.numpy import load_file
 
 from qformer_jax import config
-from qformer_jax.convert import dinov2, lavis
+from qformer_jax.convert import dinov2
 from qformer_jax.convert.table import convert
 from qformer_jax.models import blip2
 from qformer_jax.models.vit import Vit, resize_positions
-from qformer_jax.typing import Params
 
 
 def only_vit(c: config.Vit) -> config.Blip2:
     return config.Blip2(vit=c, qformer=None, lm=None)
-
-
-def tower(case: str, c: config.Vit) -> Params:
-    """Return the recorded weights of a tower in a file of its own."""
-    return convert(lavis.vit(c), reference.tensors(case, 'state_dict'), blip2.shapes(only_vit(c)))['vit']
 
 
 def test_the_two_resize_rules_differ():

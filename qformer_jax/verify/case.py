@@ -39,11 +39,12 @@ class Case:
         return self.arrays[name]
 
     def setting(self, *names: str) -> object:
-        """Return `meta['config'][name][name]...` of the case that holds the weights; raises UserError when absent."""
-        found, way = self.home.meta, ('config', *names)
+        """Return `meta['config'][name][name]...`, ours or that of `home`; raises UserError where there is none."""
+        source = self if 'config' in self.meta else self.home
+        found, way = source.meta, ('config', *names)
         for name in way:
             if not isinstance(found, dict) or name not in found:
-                raise UserError(f"{self.home.folder}: meta.json has no '{'.'.join(way)}'")
+                raise UserError(f"{source.folder}: meta.json has no '{'.'.join(way)}'")
             found = found[name]
         return found
 
@@ -120,11 +121,18 @@ def params_of(case: Case, table: Table, shapes: Params, unused: tuple[str, ...] 
     return unflatten({path: ours[path].read().astype(np.float32) for path in wanted})
 
 
-def gradients_of(case: Case, file: str, table: Table) -> dict[str, np.ndarray]:
-    """Return the gradients of a file in our layout, named `file: path`; nothing if the case has no such file."""
+def gradients_of(case: Case, file: str, table: Table, ranks: int = 0) -> dict[str, np.ndarray]:
+    """Return the gradients of a file in our layout, named `file: path`; nothing if the case has no such file.
+
+    Where a file holds those of several processes, their names start with `rank0.`, `rank1.`, ...
+    """
     if not (case.folder / file).is_file():
         return {}
-    return {named(file, path): x.read() for path, x in to_ours(table, in_memory(case.tensors(file))).items()}
+    tensors, out = case.tensors(file), {}
+    for rank in [f'rank{r}.' for r in range(ranks)] or ['']:
+        own = {key.removeprefix(rank): tensor for key, tensor in tensors.items() if key.startswith(rank)}
+        out |= {named(file, rank + path): x.read() for path, x in to_ours(table, in_memory(own)).items()}
+    return out
 
 
 def named(file: str, path: str) -> str:

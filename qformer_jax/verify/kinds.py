@@ -6,12 +6,18 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..typing import Params
-from . import report, vit
+from . import qformer_modes, report, retrieval, stage1, vit, world
 from .case import Case, read
 from .report import Row
 from .work import Work
 
-KINDS: tuple[tuple[str, Callable[[Case], Work]], ...] = (('block_outputs', vit.work),)
+KINDS: tuple[tuple[str, Callable[[Case], Work]], ...] = (
+    ('block_outputs', vit.work),
+    ('query_only.hidden_states', qformer_modes.work),
+    ('itm_hidden', stage1.work),
+    ('rank0.sim_i2t', world.work),
+    ('retrieval.sims', retrieval.work),
+)
 """An array that only this kind of case has, and who works on it."""
 
 

@@ -21,23 +21,28 @@ def plan(
     function: Function,
     gradients: dict[str, np.ndarray] | None = None,
     left_out: dict[str, str] | None = None,
+    derived: dict[str, np.ndarray] | None = None,
 ) -> Work:
-    """Return the work of a case; an array or a gradient file that nothing accounts for becomes a row that fails."""
+    """Return the work of a case; an array or a gradient file that nothing accounts for becomes a row that fails.
+
+    `derived` is what follows from recorded arrays and is compared besides them.
+    """
     gradients, left_out = gradients or {}, dict(left_out or {})
-    left_out |= dict.fromkeys((name for name in inputs if name in case.arrays), 'input')
     left_out |= dict.fromkeys((name for name in gradients if name.endswith('/key/bias')), KEY_BIAS)
 
     def whole(params, inputs, dtype):
         return function(params, inputs, dtype) | keys.computed(params, dtype)
 
-    given = jax.tree.map(jnp.asarray, (params, inputs))
-    computed = jax.eval_shape(lambda p, x: whole(p, x, jnp.dtype('float32')), *given)
+    arguments = jax.tree.map(jnp.asarray, (params, inputs))
+    computed = jax.eval_shape(lambda p, x: whole(p, x, jnp.dtype('float32')), *arguments)
+    given = (name for name in inputs if name in case.arrays and name not in computed)
+    left_out |= dict.fromkeys(given, 'input')
     expected = {name: x for name, x in case.arrays.items() if name in computed and name not in left_out}
     return Work(
         params,
         inputs,
         whole,
-        expected | keys.recorded(case.state),
+        expected | keys.recorded(case.state) | (derived or {}),
         {name: x for name, x in gradients.items() if name not in left_out},
         tuple(_unknown(case, expected, gradients, left_out)),
         left_out,

@@ -1,5 +1,7 @@
 """The sizes of a case, from its meta.json and its tensors, as our configuration."""
 
+import dataclasses
+
 from .. import config
 from ..errors import UserError
 from .case import Case
@@ -43,6 +45,32 @@ def clip(case: Case, *where: str) -> config.Vit:
         patch_bias=False,
         pre_norm=True,
         position_resize='align_corners',
+    )
+
+
+def qformer(case: Case, text_side: str) -> config.Qformer:
+    """Return the sizes of LAVIS's Q-Former; with a text side, its vocabulary counts `[DEC]`, the last one."""
+    _only(case, ('qformer', 'hidden_act'), 'gelu')
+    _only(case, ('qformer', 'position_embedding_type'), 'absolute')
+    c = config.Qformer(
+        feature_width=case.setting('qformer', 'encoder_width'),
+        num_queries=case.setting('num_query_token'),
+        width=case.setting('qformer', 'hidden_size'),
+        depth=case.setting('qformer', 'num_hidden_layers'),
+        heads=case.setting('qformer', 'num_attention_heads'),
+        mlp_width=case.setting('qformer', 'intermediate_size'),
+        cross_attention_freq=case.setting('qformer', 'cross_attention_freq'),
+        norm_eps=case.setting('qformer', 'layer_norm_eps'),
+        feature_norm_eps=case.setting('vit', 'ln_vision_eps'),
+        text_side=text_side,
+    )
+    if text_side == 'none':
+        return c
+    return dataclasses.replace(
+        c,
+        vocab_size=case.setting('qformer', 'vocab_size') - 1,
+        max_positions=case.setting('qformer', 'max_position_embeddings'),
+        embed_width=case.setting('embed_dim'),
     )
 
 

@@ -1,6 +1,6 @@
 """What there is to do for a case: our computation, and the recorded arrays that it must give."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,15 +36,13 @@ class Work:
     """What was recorded and is not compared: name -> why."""
 
     @cached_property
-    def _compiled(self) -> Function:
-        wanted = self.expected | self.gradients
+    def _compiled(self) -> Callable:
+        def run(params: Params, inputs: Arrays, dtype: DTypeLike, names: frozenset[str]) -> Arrays:
+            return {name: x for name, x in self.function(params, inputs, dtype).items() if name in names}
 
-        def run(params: Params, inputs: Arrays, dtype: DTypeLike) -> Arrays:
-            return {name: x for name, x in self.function(params, inputs, dtype).items() if name in wanted}
+        return jax.jit(run, static_argnums=(2, 3))
 
-        return jax.jit(run, static_argnums=2)
-
-    def compute(self, params: Params, dtype: str) -> dict[str, np.ndarray]:
+    def compute(self, params: Params, dtype: str, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Return our arrays by name; products are exact in `dtype`, also on devices that would round their inputs."""
         wide = dtype == 'float64'
 
@@ -52,19 +50,21 @@ class Work:
             return jnp.asarray(x, jnp.float64 if wide and jnp.issubdtype(x.dtype, jnp.floating) else None)
 
         with jax.enable_x64(wide), jax.default_matmul_precision('highest'):
-            out = self._compiled(*jax.tree.map(given, (params, self.inputs)), jnp.dtype(dtype))
+            out = self._compiled(*jax.tree.map(given, (params, self.inputs)), jnp.dtype(dtype), frozenset(names))
             return {name: np.asarray(x) for name, x in out.items()}
 
     @cached_property
     def tolerances(self) -> dict[str, float]:
         """What each array may differ by in float32, measured with the recorded weights."""
-        narrow, wide = self.compute(self.params, 'float32'), self.compute(self.params, 'float64')
+        narrow = self.compute(self.params, 'float32', self.expected | self.gradients)  # compiled once for all uses
+        wide = self.compute(self.params, 'float64', self.expected)
         measured = {name: tolerance.float32(x, narrow[name], wide[name]) for name, x in self.expected.items()}
         return measured | {name: tolerance.gradient(x) for name, x in self.gradients.items()}
 
     def rows(self, params: Params, dtype: str) -> list[Row]:
         """Return one row a recorded array, in the order of the file."""
-        theirs, ours = self.expected | self.gradients, self.compute(params, dtype)
+        theirs = self.expected | self.gradients
+        ours = self.compute(params, dtype, theirs)
         if dtype == 'bfloat16':
             allowed = {name: tolerance.bfloat16(x) for name, x in theirs.items()}
         else:

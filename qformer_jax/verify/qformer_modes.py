@@ -1,0 +1,90 @@
+"""The Q-Former in its four uses, over features that are given: queries, text, both, text after queries.
+
+Recorded features stand behind `ln_vision`, so the picture's keys and values are projected from them as they are.
+"""
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from .. import config
+from ..convert import lavis
+from ..models import blip2, masks
+from ..models.qformer import ImageMemory, Qformer, QformerOutput
+from ..objectives import captioning
+from ..typing import Params
+from . import sizes
+from .case import Case, params_of
+from .plan import plan
+from .stage1 import IGNORED
+from .work import Arrays, Work
+
+INPUTS = ('image_embeds', 'input_ids', 'attention_mask', 'image_mask_2')
+UNUSED = ('qformer/(feature_norm|vision_projection|text_projection|itm_head)/.*', 'qformer/temperature')
+SMOOTHING = config.Objective().label_smoothing
+
+
+def work(case: Case) -> Work:
+    """Return what there is to do; raises UserError when sizes and weights do not fit."""
+    c = sizes.qformer(case, 'full')
+    shapes = blip2.shapes(config.Blip2(None, c, None))
+    params = params_of(case, lavis.qformer(c), {'qformer': shapes['qformer']}, UNUSED)
+
+    def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+        def run(q: Qformer) -> Arrays:
+            queries = _queries(q, x, _everything(x))
+            masked = _queries(q, x, x['image_mask_2'].astype(bool))
+            alone = {
+                'query_only.hidden_states': jnp.stack(queries.hidden_states),
+                'query_only.past_keys': jnp.stack([layer.key.swapaxes(1, 2) for layer in queries.cache]),
+                'query_only.past_values': jnp.stack([layer.value.swapaxes(1, 2) for layer in queries.cache]),
+                'query_only.masked_image.last_hidden_state': masked.queries,
+            }
+            return alone | _text(q, x) | _captioning(q, x, queries)
+
+        return Qformer(c, dtype).apply({'params': params['qformer']}, method=run)
+
+    return plan(case, params, {name: case.array(name) for name in INPUTS}, function)
+
+
+def _memory(q: Qformer, x: Arrays, mask: jnp.ndarray) -> ImageMemory:
+    features = x['image_embeds'].astype(q.dtype)
+    return ImageMemory(tuple(layer.project_image(features) for layer in q.layer), mask[:, None, None, :])
+
+
+def _everything(x: Arrays) -> jnp.ndarray:
+    return jnp.ones(x['image_embeds'].shape[:2], bool)
+
+
+def _queries(q: Qformer, x: Arrays, mask: jnp.ndarray) -> QformerOutput:
+    n = q.config.num_queries
+    unimodal = masks.unimodal(n, x['attention_mask'].astype(bool))
+    return q(unimodal[:, :, :n, :n], image=_memory(q, x, mask))
+
+
+def _text(q: Qformer, x: Arrays) -> Arrays:
+    n, text, exists = q.config.num_queries, x['input_ids'], x['attention_mask'].astype(bool)
+    alone = q(masks.unimodal(n, exists)[:, :, n:, n:], text=text)
+    both = q(masks.bidirectional(n, exists), image=_memory(q, x, _everything(x)), text=text)
+    return {
+        'text_only.hidden_states': jnp.stack(alone.hidden_states),
+        'itm.hidden_states': jnp.stack(both.hidden_states),
+    }
+
+
+def _captioning(q: Qformer, x: Arrays, queries: QformerOutput) -> Arrays:
+    n, exists = q.config.num_queries, x['attention_mask'].astype(bool)
+    text = x['input_ids'].at[:, 0].set(q.config.vocab_size)
+    mask = masks.multimodal_causal(n, exists)
+    after = q(mask[:, :, n:], text=text, prefix=queries.cache)
+    at_once = q(mask, image=_memory(q, x, _everything(x)), text=text)
+    logits, counts = q.word_logits(after.text), exists[:, 1:]
+    losses = captioning.token_losses(logits[:, :-1], text[:, 1:], SMOOTHING)
+    return {
+        'itg.decoder_input_ids': text,
+        'itg.labels': jnp.where(exists, text, IGNORED),
+        'itg.hidden_states': jnp.stack(after.hidden_states),
+        'itg.logits': logits,
+        'itg.loss': captioning.token_mean(losses, counts),
+        'itg.loss_per_row': (losses * counts).sum(axis=1),
+        'itg.uncached_logits': q.word_logits(at_once.text),
+    }
