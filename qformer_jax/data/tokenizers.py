@@ -106,8 +106,13 @@ class LmTokenizer:
         path = Path(path)
         if not path.is_dir():
             return cls(_parse(path, Tokenizer.from_file))
-        merges = str(_existing(path / 'merges.txt'))
-        tokenizer = _gpt2(_parse(path / 'vocab.json', lambda p: models.BPE.from_file(p, merges)))
+        return cls.from_files(path / 'vocab.json', path / 'merges.txt')
+
+    @classmethod
+    def from_files(cls, vocab: Path, merges: Path) -> 'LmTokenizer':
+        """Read GPT-2's two files; raises UserError when they are not."""
+        merges = str(_existing(merges))
+        tokenizer = _gpt2(_parse(vocab, lambda p: models.BPE.from_file(p, merges)))
         tokenizer.add_special_tokens([s for s in _OPT_SPECIALS if tokenizer.token_to_id(s) is not None])
         return cls(tokenizer)
 

@@ -40,10 +40,14 @@ def train_image(
     `crop_scale` bounds the crop's share of the picture's area; (1, 1) keeps the whole picture (BLIP-2, section 3.4).
     """
     image = decode(data)
-    if crop_scale != (1, 1):
-        image = image.crop(random_box(*image.size, crop_scale, rng))
-    pixels = np.asarray(_resize(image, size))
-    return pixels[:, ::-1] if flip and rng.random() < 0.5 else pixels
+    box = random_box(*image.size, crop_scale, rng) if crop_scale != (1, 1) else None
+    return cut(image, box, size, flip and rng.random() < 0.5)
+
+
+def cut(image: Image.Image, box: tuple[int, int, int, int] | None, size: int, mirror: bool) -> UInt8['size size 3']:
+    """Return the part of a picture in `box` (left, top, right, bottom; None: all), squashed, mirrored if asked."""
+    pixels = np.asarray(_resize(image.crop(box) if box else image, size))
+    return pixels[:, ::-1] if mirror else pixels
 
 
 def random_box(

@@ -1,5 +1,7 @@
 """AdamW with a learning-rate multiple per parameter, and the two schedules by name (BLIP-2, section 3.4)."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,6 +14,12 @@ DECAY_RULES = (
     (r'(.*[/_])?(bias|scale|temperature)', False),  # what LAVIS leaves out: vectors, gains, biases, the temperature
     ('.*', True),  # matrices and tables; query, class and position tokens too
 )
+
+
+def decay_rules(paths: Iterable[str]) -> tuple[tuple[str, bool], ...]:
+    """Return the table of who decays; LAVIS goes by rank, and CLIP's class token is a vector there (EVA's is not)."""
+    clip = ((r'vit/class_token', False),) if 'vit/pre_norm/scale' in paths else ()
+    return (*clip, *DECAY_RULES)
 
 
 def schedule(o: config.Optimizer, steps: int) -> optax.Schedule:
@@ -40,7 +48,7 @@ def lavis_schedule(o: config.Optimizer, steps: int) -> optax.Schedule:
 def make(o: config.Optimizer, steps: int, trainable: Params) -> optax.GradientTransformationExtraArgs:
     """Return the optimizer; a step whose gradients are not finite leaves parameters and moments as they were."""
     paths = flatten(trainable)
-    decays = unflatten(match(DECAY_RULES, paths))
+    decays = unflatten(match(decay_rules(paths), paths))
     multiples = unflatten(match(o.rate_rules, paths))
     adamw = optax.chain(
         optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),

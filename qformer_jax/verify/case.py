@@ -50,10 +50,10 @@ class Case:
 
     @cached_property
     def home(self) -> 'Case':
-        """The case whose weights these are: this one, or a neighbour that `meta['state_dict']` names."""
+        """The case whose weights these are: this one, or a neighbour whose state dict meta.json mentions."""
         if (self.folder / 'state_dict.safetensors').is_file():
             return self
-        pointed = re.search(r'(\S+)/state_dict\.safetensors', str(self.meta.get('state_dict', '')))
+        pointed = re.search(r'(\.\./[^\s"]+)/state_dict\.safetensors', json.dumps(self.meta))
         if not pointed:
             raise UserError(f'{self.folder}: no state_dict.safetensors, and meta.json does not say where it is')
         folder = self.folder / pointed[1]

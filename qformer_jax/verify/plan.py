@@ -22,10 +22,11 @@ def plan(
     gradients: dict[str, np.ndarray] | None = None,
     left_out: dict[str, str] | None = None,
     derived: dict[str, np.ndarray] | None = None,
+    unstable: Iterable[str] = (),
 ) -> Work:
     """Return the work of a case; an array or a gradient file that nothing accounts for becomes a row that fails.
 
-    `derived` is what follows from recorded arrays and is compared besides them.
+    `derived` is what follows from recorded arrays and is compared besides them; `unstable` is what rounding can turn.
     """
     gradients, left_out = gradients or {}, dict(left_out or {})
     left_out |= dict.fromkeys((name for name in gradients if name.endswith('/key/bias')), KEY_BIAS)
@@ -42,10 +43,11 @@ def plan(
         params,
         inputs,
         whole,
-        expected | keys.recorded(case.state) | (derived or {}),
+        expected | (keys.recorded(case.state) if params else {}) | (derived or {}),
         {name: x for name, x in gradients.items() if name not in left_out},
         tuple(_unknown(case, expected, gradients, left_out)),
         left_out,
+        frozenset(unstable),
     )
 
 

@@ -46,7 +46,8 @@ def work(case: Case) -> Work:
         return use.pairs() | use.features() | use.itm() | use.retrieval(k) | ids
 
     left_out = {f'{head}_{suffix}': NO_VOCABULARY for head in ('itm', 'itc') for suffix in PAIRS if tokenizer is None}
-    return plan(case, params_of(case, lavis.blip2(c), blip2.shapes(c)), inputs, function, left_out=left_out)
+    params = params_of(case, lavis.blip2(c), blip2.shapes(c))
+    return plan(case, params, inputs, function, left_out=left_out, unstable=SCORES)
 
 
 def _without_outside(scores: Array) -> Array:

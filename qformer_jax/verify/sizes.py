@@ -3,8 +3,11 @@
 import dataclasses
 
 from .. import config
-from ..errors import UserError
+from ..errors import UserError, nearest
+from ..models.t5 import START_ID
 from .case import Case
+
+_T5_GELUS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh'}
 
 
 def vit(case: Case, *where: str) -> config.Vit:
@@ -60,6 +63,7 @@ def qformer(case: Case, text_side: str) -> config.Qformer:
         heads=case.setting('qformer', 'num_attention_heads'),
         mlp_width=case.setting('qformer', 'intermediate_size'),
         cross_attention_freq=case.setting('qformer', 'cross_attention_freq'),
+        max_positions=case.setting('qformer', 'max_position_embeddings'),
         norm_eps=case.setting('qformer', 'layer_norm_eps'),
         feature_norm_eps=case.setting('vit', 'ln_vision_eps'),
         text_side=text_side,
@@ -69,8 +73,45 @@ def qformer(case: Case, text_side: str) -> config.Qformer:
     return dataclasses.replace(
         c,
         vocab_size=case.setting('qformer', 'vocab_size') - 1,
-        max_positions=case.setting('qformer', 'max_position_embeddings'),
         embed_width=case.setting('embed_dim'),
+    )
+
+
+def opt(case: Case) -> config.Opt:
+    """Return the sizes of an OPT decoder."""
+    _only(case, ('opt', 'activation_function'), 'relu')
+    _only(case, ('opt', 'do_layer_norm_before'), True)
+    _only(case, ('opt', 'word_embed_proj_dim'), case.setting('opt', 'hidden_size'))
+    return config.Opt(
+        vocab_size=case.setting('opt', 'vocab_size'),
+        width=case.setting('opt', 'hidden_size'),
+        depth=case.setting('opt', 'num_hidden_layers'),
+        heads=case.setting('opt', 'num_attention_heads'),
+        mlp_width=case.setting('opt', 'ffn_dim'),
+        max_positions=case.setting('opt', 'max_position_embeddings'),
+    )
+
+
+def t5(case: Case) -> config.T5:
+    """Return the sizes of a T5, whose decoder is as deep as its encoder."""
+    _only(case, ('t5', 'num_decoder_layers'), case.setting('t5', 'num_layers'))
+    _only(case, ('t5', 'is_gated_act'), True)
+    _only(case, ('t5', 'tie_word_embeddings'), False)
+    _only(case, ('t5', 'decoder_start_token_id'), START_ID)
+    activation = case.setting('t5', 'dense_act_fn')
+    if activation not in _T5_GELUS:
+        raise UserError(f"{case.folder}: 'config.t5.dense_act_fn' is {activation!r}{nearest(activation, _T5_GELUS)}")
+    return config.T5(
+        vocab_size=case.setting('t5', 'vocab_size'),
+        width=case.setting('t5', 'd_model'),
+        depth=case.setting('t5', 'num_layers'),
+        heads=case.setting('t5', 'num_heads'),
+        head_width=case.setting('t5', 'd_kv'),
+        mlp_width=case.setting('t5', 'd_ff'),
+        activation=_T5_GELUS[activation],
+        buckets=case.setting('t5', 'relative_attention_num_buckets'),
+        max_distance=case.setting('t5', 'relative_attention_max_distance'),
+        norm_eps=case.setting('t5', 'layer_norm_epsilon'),
     )
 
 

@@ -1,0 +1,167 @@
+"""Training (case `optim`): which tensors decay, learning rates by step, and some AdamW steps on stage 1's batch."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import DTypeLike
+
+from .. import config, sizes
+from ..convert import lavis
+from ..convert.table import Row, Table, row_of, to_ours
+from ..convert.tensors import in_memory
+from ..errors import UserError
+from ..models import blip2
+from ..objectives.matching import Negatives
+from ..rules import flatten, match, merge, split
+from ..training import losses, optimizer
+from ..typing import Array, Params
+from . import stage1
+from .case import Case, params_of
+from .plan import KEY_BIAS, plan
+from .work import Arrays, Work
+
+GROUPS, RATES, AFTER = 'groups.json', 'lr.json', 'parameters after the steps'
+TABLES = tuple(
+    lavis.blip2(config.Blip2(vit, config.Qformer(), lm))
+    for vit, lm in ((sizes.VIT_G, config.Opt()), (sizes.VIT_L, config.T5()))
+)
+DRAWS = ('train.neg_image_idx', 'train.neg_text_idx')
+LOSSES = {'train.loss': 'loss', 'train.loss_itc': 'itc', 'train.loss_itm': 'itm', 'train.loss_lm': 'itg'}
+FROZEN = (('vit/.*', None), ('.*', 1.0))
+_NUMBER = r'([\d.]+(?:e-?\d+)?)'
+_SETTINGS = {
+    'steps_per_epoch': rf'{_NUMBER} iterations per epoch',
+    'epochs': rf'max_epoch={_NUMBER}',
+    'peak_rate': rf'init_lr={_NUMBER}',
+    'warmup_steps': rf'warmup {_NUMBER} from',
+    'warmup_start': rf'warmup \S+ from {_NUMBER}',
+    'final_rate': rf'min_lr {_NUMBER}',
+    'weight_decay': rf'weight decay {_NUMBER}',
+}
+"""Settings of the recorded steps -> where the description of `train.loss` says them."""
+
+
+def work(case: Case) -> Work:
+    """Return what there is to do; raises UserError when sizes, weights or settings do not fit."""
+    c = stage1.model_of(case)
+    table, (o, steps) = lavis.blip2(c), _settings(case)
+    decays, rates, after = _decays(case), _rates(case), _after(case, table)
+
+    def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+        found = {
+            name: jax.vmap(optimizer.schedule(*given))(jnp.arange(len(want))) for name, (given, want) in rates.items()
+        }
+        found |= {name: jnp.asarray(ours) for name, (ours, _) in decays.items()}
+        found['train.lr'] = jax.vmap(optimizer.schedule(o, steps))(jnp.arange(x[DRAWS[0]].shape[0]))
+        adamw = optimizer.make(o, steps, split(params, FROZEN)[0])
+        trained, reported = _train(blip2.Blip2(c, dtype), params, x, adamw)
+        return found | reported | {f'{AFTER}: {path}': tensor for path, tensor in flatten(trained).items()}
+
+    inputs = {name: case.home.array(name) for name in ('pixels', 'input_ids', 'attention_mask')}
+    inputs |= {name: case.array(name) for name in DRAWS}
+    derived = {name: want for name, (_, want) in (decays | rates).items()} | after
+    left_out = dict.fromkeys((name for name in derived if name.endswith('/key/bias')), KEY_BIAS)
+    left_out['groups.json: not_in_optimizer'] = 'what is frozen is for a run to say'
+    derived = {name: want for name, want in derived.items() if name not in left_out}
+    params = params_of(case, table, blip2.shapes(c))
+    return plan(case, params, inputs, function, left_out=left_out, derived=derived)
+
+
+def _train(model: blip2.Blip2, params: Params, x: Arrays, adamw: optax.GradientTransformation) -> tuple[Params, Arrays]:
+    """Return the trained parameters and the losses before each step, with the recorded draws."""
+    trainable, frozen = split(params, FROZEN)
+    features = model.apply({'params': params}, method=lambda m: m.vit(x['pixels']).features)
+    exists = jnp.ones(features.shape[:1], bool)
+    batch = stage1.batch_of(x) | {'features': features, 'feature_mask': jnp.ones(features.shape[:2], bool)}
+    objective = config.Objective(positives='diagonal')
+
+    def loss(trainable: Params, image: Array, text: Array) -> tuple[Array, Arrays]:
+        def run(model: blip2.Blip2) -> tuple[Array, Arrays]:
+            negatives = Negatives(image, text, exists, exists)
+            return losses.stage1(model, batch, jax.random.key(0), objective, negatives=negatives)
+
+        return model.apply({'params': merge(trainable, frozen)}, method=run)
+
+    def step(carry: tuple, drawn: tuple[Array, Array]) -> tuple[tuple, Arrays]:
+        trainable, state = carry
+        gradients, metrics = jax.grad(loss, has_aux=True)(trainable, *drawn)
+        updates, state = adamw.update(gradients, state, trainable)
+        return (optax.apply_updates(trainable, updates), state), metrics
+
+    start = trainable, adamw.init(trainable)
+    (trained, _), metrics = jax.lax.scan(step, start, tuple(x[name] for name in DRAWS))
+    return trained, {theirs: metrics[ours] for theirs, ours in LOSSES.items()}
+
+
+def _json(case: Case, file: str) -> dict:
+    try:
+        return json.loads((case.folder / file).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f'{case.folder / file}: missing or damaged ({error})') from error
+
+
+def _settings(case: Case) -> tuple[config.Optimizer, int]:
+    """Return the optimizer of the recorded steps and the length of the whole run."""
+    described = case.meta.get('arrays', {}).get('train.loss', {}).get('what', '')
+    found = {}
+    for name, pattern in _SETTINGS.items():
+        value = re.search(pattern, described)
+        if not value:
+            raise UserError(f"{case.folder}: the description of 'train.loss' in meta.json lacks '{pattern}'")
+        found[name] = float(value[1])
+    counts = {name: int(found[name]) for name in ('steps_per_epoch', 'warmup_steps')}
+    epochs, adam = int(found.pop('epochs')), next(iter(_json(case, GROUPS).values()))
+    betas = dict(zip(('beta1', 'beta2'), adam['betas'], strict=True))
+    return config.Optimizer(schedule='lavis', **(found | counts | betas)), epochs * counts['steps_per_epoch']
+
+
+def _rates(case: Case) -> dict[str, tuple[tuple[config.Optimizer, int], np.ndarray]]:
+    """Return for each recorded schedule its settings, and the rates."""
+    out = {}
+    for name, said in _json(case, RATES).items():
+        given, length = said['args'], said['iters_per_epoch']
+        o = config.Optimizer(
+            schedule='lavis',
+            peak_rate=given['init_lr'],
+            final_rate=given['min_lr'],
+            warmup_steps=given.get('warmup_steps', 0),
+            warmup_start=given.get('warmup_start_lr', given['init_lr']),
+            steps_per_epoch=length,
+        )
+        out[f'{RATES}: {name}'] = (o, given['max_epoch'] * length), np.array(said['lr'])
+    return out
+
+
+def _decays(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return for each recorded model which tensors decay: ours (-1 where we cannot say), and theirs."""
+    out = {}
+    for model, said in _json(case, GROUPS).items():
+        theirs = {name: int(group['weight_decay'] > 0) for group in said['groups'] for name in group['names']}
+        paths = {name: _paths(name) for name in theirs}
+        every = [path for found in paths.values() for path in found]
+        decays = match(optimizer.decay_rules(every), every)
+        ours = [next(iter({int(decays[path]) for path in found}), -1) for found in paths.values()]
+        out[f'{GROUPS}: {model}'] = np.array(ours, np.int32), np.array(list(theirs.values()), np.int32)
+    return out
+
+
+def _paths(key: str) -> list[str]:
+    """Return our parameters in a tensor of LAVIS, whichever tower or language model it is of."""
+    for table in TABLES:
+        found = row_of(table, key)
+        if found and isinstance(found[0], Row):
+            return [path.format(**found[1]) for path in found[0].paths]
+    raise UserError(f"{GROUPS}: no table has a row for '{key}'")
+
+
+def _after(case: Case, table: Table) -> dict[str, np.ndarray]:
+    """Return the parameters after the recorded steps; raises UserError when there is not one file of them."""
+    files = sorted(case.folder.glob('params_after_*_steps.safetensors'))
+    if len(files) != 1:
+        raise UserError(f'{case.folder}: one file params_after_N_steps.safetensors is needed, not {len(files)}')
+    tensors = to_ours(table, in_memory(case.tensors(files[0].name)))
+    return {f'{AFTER}: {path}': tensor.read() for path, tensor in tensors.items()}
