@@ -2,7 +2,7 @@
 """Reference ("golden") data for BLIP-2 made by running Salesforce's own PyTorch code
 (PyPI package salesforce-lavis 1.0.2, files unmodified) at tiny sizes with random weights.
 
-    python make_lavis_goldens.py [--out DIR] [--sizes tiny|odd|deep|wide] [--case NAME ...] [--float64]
+    python make_lavis_goldens.py [--out DIR] [--sizes tiny|odd|deep|wide|low_variance] [--case NAME ...] [--float64]
 
 What is patched at run time, and why, is listed in PATCHES below and in README.md.
 No LAVIS code is copied into this file.
@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -271,7 +272,8 @@ SIZES = {
         T5_GENERATE=[("greedy", dict(num_beams=1, max_length=12)), ("beam5", dict(num_beams=5, max_length=12)),
                      ("beam3_lp_neg", dict(num_beams=3, max_length=12, length_penalty=-1.0)),
                      ("beam3_rep", dict(num_beams=3, max_length=10, repetition_penalty=1.5, min_length=6))],
-        T5_ANSWER=dict()),
+        T5_ANSWER=dict(),
+        CASE_NAME="%s", ONLY=None, GENERATE=True, GRADIENTS=True, SCALES=()),
     # odd widths, 3 and 5 heads, 6 Q-Former layers with cross-attention in two of them, 5 queries, a 3x3 grid
     "odd": dict(
         IMG=42,
@@ -353,6 +355,31 @@ SIZES = {
                      ("beam5_lp", dict(num_beams=5, max_length=9, length_penalty=-2.0)),
                      ("beam2_rep", dict(num_beams=2, max_length=12, repetition_penalty=2.0, min_length=8))],
         T5_ANSWER=dict(num_beams=2, max_len=12, min_len=3, length_penalty=1.0)),
+    # smaller than tiny, its tokenizers; weights scaled so that what enters every norm has a variance of a few of its epsilons
+    "low_variance": dict(
+        IMG=28,
+        EVA_CFG=dict(img_size=28, embed_dim=24, num_heads=2, mlp_ratio=2.0),
+        CLIP_CFG=dict(input_resolution=28, width=24, heads=2),
+        BERT_CFG=dict(hidden_size=20, num_hidden_layers=3, num_attention_heads=2, intermediate_size=28),
+        NUM_QUERY=4, EMBED_DIM=8,
+        OPT_CFG=dict(hidden_size=20, num_attention_heads=2, ffn_dim=32, word_embed_proj_dim=20),
+        T5_CFG=dict(d_model=20, d_kv=6, d_ff=28, num_heads=2),
+        OPT_IMAGES=3, T5_IMAGES=2, OPT_NEWLINE_BOOST=0.0,
+        SEED=dict(eva=4101, clip=4102, stage1=4212, opt=4320, t5=4414, pix=61),
+        CASE_NAME="low_variance_%s", ONLY=("eva_vit", "clip_vit", "qformer_modes", "opt_stage2", "t5_stage2"),
+        GENERATE=False, GRADIENTS=False,
+        SCALES=(            # first match; powers of two keep the values exact. LayerNorm and T5's norm: eps 1e-6 and 1e-5; BERT: 1e-12
+            (r"(visual_encoder\.)?(patch_embed\..*|cls_token|pos_embed|blocks\.\d+\.(attn\.proj|mlp\.fc2)\..*)", 2.0 ** -8),
+            (r"(visual_encoder\.)?(conv1\.weight|class_embedding|positional_embedding|ln_pre\..*)", 2.0 ** -8),
+            (r"(visual_encoder\.)?transformer\.resblocks\.\d+\.(attn\.out_proj|mlp\.c_proj)\..*", 2.0 ** -8),
+            (r"query_tokens|Qformer\.bert\..*(embeddings|LayerNorm)\..*", 2.0 ** -18),
+            (r"Qformer\.bert\..*(attention\.output\.dense|attention\.self\.value)\.bias", 2.0 ** -18),
+            (r"Qformer\.bert\..*(crossattention\.output|\d\.output(_query)?)\.dense\..*", 2.0 ** -18),
+            (r"Qformer\.cls\.predictions\.transform\.dense\.bias", 2.0 ** -18),
+            (r"(opt|t5)_proj\.weight", 2.0 ** 10),
+            (r"(opt|t5)_proj\.bias", 2.0 ** -8),
+            (r"opt_model\..*(embed_tokens|embed_positions|out_proj|fc2)\..*", 2.0 ** -8),
+            (r"t5_model\.(shared|.*(Attention\.o|DenseReluDense\.wo))\..*", 2.0 ** -8))),
 }
 
 
@@ -454,7 +481,7 @@ def randomise(model, seed):
                     v = 1.5 * v                           # else a tied random LM only repeats its input token
                 elif name.endswith("Attention.q.weight"):   # T5 has no 1/sqrt(d)
                     v = v / math.sqrt(T5_CFG["d_kv"])
-            p.copy_(q12(v))
+            p.copy_(q12(v) * next((scale for pattern, scale in SCALES if re.fullmatch(pattern, name)), 1.0))
     return model.double() if DOUBLE else model
 
 
@@ -486,6 +513,7 @@ def to_np(x):
 
 class Case:
     def __init__(self, out, name, note):
+        name = CASE_NAME % name
         self.dir = os.path.join(out, name)
         os.makedirs(self.dir, exist_ok=True)
         self.arrays, self.files = {}, {}
@@ -676,15 +704,15 @@ def case_eva_vit(out):
     sd = {"pos_embed": m.pos_embed.detach().clone()}
     _quiet(EVA.interpolate_pos_embed, small, sd)
     c.add("pos_interp_%dx%d" % (grid - 1, grid - 1), sd["pos_embed"], "same, %dx%d to %dx%d" % (grid, grid, grid - 1, grid - 1))
-    # gradients of a fixed scalar
-    g = torch.Generator().manual_seed(5)
-    w = wide(torch.round(rnd(g, y.shape) * 64) / 64)
-    c.add("loss_weight", w, "W in scalar loss sum(W * features)")
-    m.zero_grad()
-    xg = x.clone().requires_grad_(True)
-    loss = (m(xg) * w).sum(); loss.backward()
-    c.add("loss", loss, "sum(W * features)")
-    c.tensors("grads.safetensors", {n: p.grad for n, p in m.named_parameters()}, "d loss / d parameter")
+    if GRADIENTS:       # of a fixed scalar
+        g = torch.Generator().manual_seed(5)
+        w = wide(torch.round(rnd(g, y.shape) * 64) / 64)
+        c.add("loss_weight", w, "W in scalar loss sum(W * features)")
+        m.zero_grad()
+        xg = x.clone().requires_grad_(True)
+        loss = (m(xg) * w).sum(); loss.backward()
+        c.add("loss", loss, "sum(W * features)")
+        c.tensors("grads.safetensors", {n: p.grad for n, p in m.named_parameters()}, "d loss / d parameter")
     c.state_dict(m)
     c.done()
 
@@ -732,7 +760,8 @@ def case_qformer_modes(out):
     q = m.Qformer
     c = Case(out, "qformer_modes", "Blip2Qformer's Q-Former (Qformer.py BertLMHeadModel) in its four uses; image features are given, not from a ViT.")
     c.set(config=common_cfg(m), seeds={"weights": SEED["stage1"], "image_embeds": 21 + SEED["draw"]}, mode="eval",
-          state_dict="state_dict.safetensors holds only Qformer.* and query_tokens (same values as stage1/state_dict.safetensors)")
+          state_dict="state_dict.safetensors holds only Qformer.* and query_tokens" + (
+              " (same values as stage1/state_dict.safetensors)" if ONLY is None else ""))
     g = torch.Generator().manual_seed(21 + SEED["draw"])
     B = 4
     tokens = 1 + (IMG // PATCH) ** 2
@@ -1080,7 +1109,6 @@ def case_opt_stage2(out):
             loss = m({"image": x, "text_input": texts})["loss"]
         h.remove()
         k, o = r.calls[0]
-        loss.backward()
         p = name + "."
         c.meta.setdefault("texts", {})[name] = {"prompt": prompt, "prompt_length": int(m.prompt_length), "text_input": texts,
                                                 "max_txt_len": m.max_txt_len}
@@ -1092,11 +1120,21 @@ def case_opt_stage2(out):
         c.add(p + "labels", k["labels"], "[B, Q+T]; -100 on queries, padding and the first prompt_length text tokens; shifted inside OPT")
         c.add(p + "logits", o.logits, "OPT logits [B, Q+T, vocab]")
         c.add(p + "loss", loss, "mean over non-ignored shifted targets, no label smoothing")
+        if not GRADIENTS:
+            continue
+        loss.backward()
         g = grads_of(m)
         c.meta.setdefault("trainable_without_grad", {})[name] = [n for n, q in m.named_parameters() if q.requires_grad and q.grad is None]
         if name != "truncated":
             c.tensors("grads_%s.safetensors" % name, g, "d loss / d parameter, setting " + name)
     m.prompt = ""
+    if GENERATE:
+        opt_generations(m, x, c)
+    c.state_dict(m)
+    c.done()
+
+
+def opt_generations(m, x, c):
     notes = c.meta["behaviour"] = {}
     for pn, prompt in OPT_PROMPTS:
         for bn, kw in OPT_GENERATE:
@@ -1124,8 +1162,6 @@ def case_opt_stage2(out):
         notes["list_of_three_prompts"] = "accepted"
     except Exception as e:
         notes["list_of_three_prompts"] = "raises %s: %s" % (type(e).__name__, str(e)[:200])
-    c.state_dict(m)
-    c.done()
 
 
 def case_t5_stage2(out):
@@ -1149,7 +1185,6 @@ def case_t5_stage2(out):
         loss = m({"image": x, "text_input": ti, "text_output": to})["loss"]
     h.remove()
     k, o = r.calls[0]
-    loss.backward()
     it = tok(ti, padding="longest", truncation=True, max_length=MAX_TXT, return_tensors="pt")
     ot = tok(to, padding="longest", truncation=True, max_length=MAX_TXT, return_tensors="pt")
     c.add("input_ids", it.input_ids, "text_input, eos appended, right padded, truncated to max_txt_len")
@@ -1162,8 +1197,18 @@ def case_t5_stage2(out):
     c.add("encoder_last_hidden_state", o.encoder_last_hidden_state, "[B, Q+T, d_model]")
     c.add("logits", o.logits, "[B, To, vocab]")
     c.add("loss", loss, "mean over non-ignored targets, no smoothing")
-    c.tensors("grads.safetensors", grads_of(m), "d loss / d parameter")
-    c.meta["trainable_without_grad"] = [n for n, q in m.named_parameters() if q.requires_grad and q.grad is None]
+    if GRADIENTS:
+        loss.backward()
+        c.tensors("grads.safetensors", grads_of(m), "d loss / d parameter")
+        c.meta["trainable_without_grad"] = [n for n, q in m.named_parameters() if q.requires_grad and q.grad is None]
+    if GENERATE:
+        t5_generations(m, x, c)
+    c.state_dict(m)
+    c.done()
+
+
+def t5_generations(m, x, c):
+    tok = m.t5_tokenizer
     prompts = ["a photo of", "question: what color is the sofa? answer:", "question: how many dogs are in the park? short answer:", "what is"][:T5_IMAGES]
     c.meta["texts_generate"] = prompts
     gt = tok(prompts, padding="longest", return_tensors="pt")
@@ -1181,8 +1226,6 @@ def case_t5_stage2(out):
     c.add("predict_answers.input_ids", pt.input_ids, "formatted questions, right padded, no truncation"); c.add("predict_answers.attention_mask", pt.attention_mask, "mask")
     add_generated(c, "predict_answers", r, texts, ("predict_answers defaults: num_beams=5, max_len=10, min_len=1, length_penalty=-1" if not T5_ANSWER else
                   "predict_answers %s, else defaults" % T5_ANSWER) + ", prompt 'question: {} short answer:'")
-    c.state_dict(m)
-    c.done()
 
 
 def case_processors(out):
@@ -1341,7 +1384,7 @@ def main():
         json.dump(PATCHES, f, indent=1); f.write("\n")
     for fn in CASES:
         name = "stage1_world%d" % WORLD if fn is case_stage1_world else fn.__name__[5:]
-        if a.case is None or name in a.case:
+        if name in (a.case or ONLY or [name]):
             fn(a.out)
 
 
