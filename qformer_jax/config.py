@@ -145,7 +145,9 @@ class T5:
     width: int = 2048
     """Hidden width (L)."""
     depth: int = 24
-    """Layers of the encoder, and as many of the decoder."""
+    """Layers of the encoder."""
+    decoder_depth: int = 0
+    """Layers of the decoder; 0: as many as the encoder's."""
     heads: int = 32
     """Attention heads."""
     head_width: int = 64

@@ -13,7 +13,7 @@ from qformer_jax.errors import UserError
 from qformer_jax.rules import flatten, unflatten
 
 GOLDENS = Path(__file__).parent / 'goldens' / 'lavis'
-CASES = ['eva_vit', 'clip_vit', 'qformer_modes', 'stage1', 'stage1_clip', 'stage1_world2']
+CASES = sorted(folder.name for folder in GOLDENS.iterdir() if (folder / 'meta.json').exists())
 
 
 @pytest.fixture(scope='module')
@@ -114,7 +114,7 @@ def test_a_truncated_file_is_named(file, copy):
         cli.run(['verify', str(copy)])
 
 
-@pytest.mark.parametrize('file', ['arrays.npz', 'state_dict.safetensors', 'meta.json'])
+@pytest.mark.parametrize('file', ['arrays.npz', 'state_dict.safetensors', 'meta.json', 'grads.safetensors'])
 def test_a_missing_file_is_named(file, copy):
     (copy / file).unlink()
     with pytest.raises(UserError, match=file):
@@ -126,10 +126,22 @@ def test_a_missing_size_input_or_kind_is_a_user_error(copy):
     with pytest.raises(UserError, match=r"no 'config\.num_heads'"):
         cli.run(['verify', str(copy)])
     change_arrays(copy, lambda arrays: arrays.pop('block_outputs'))
+    with pytest.raises(UserError, match="no 'block_outputs'"):
+        cli.run(['verify', str(copy)])
+    change_meta(copy, lambda meta: meta['arrays'].pop('block_outputs'))
     with pytest.raises(UserError, match='no known kind of case'):
         cli.run(['verify', str(copy)])
     with pytest.raises(UserError, match='no case given'):
         cli.run(['verify'])
+
+
+def test_an_array_of_another_shape_is_a_user_error(copy):
+    change_arrays(copy, lambda arrays: arrays.update(pixels=arrays['pixels'][:, :2]))
+    with pytest.raises(UserError, match=r"'pixels' is \[2, 2, 56, 56\], but meta.json says \[2, 3, 56, 56\]"):
+        cli.run(['verify', str(copy)])
+    change_meta(copy, lambda meta: meta['arrays']['pixels'].pop('shape'))
+    with pytest.raises(UserError, match='do not fit the sizes'):
+        cli.run(['verify', str(copy)])
 
 
 def test_a_case_of_another_depth_is_a_user_error(copy):

@@ -138,8 +138,8 @@ def language_model_of(theirs: Json) -> config.Opt | config.Llama | config.T5:
         if activation not in _T5_ACTIVATIONS:
             raise UserError(f"dense_act_fn is '{activation}', but T5 here has {' or '.join(_T5_ACTIVATIONS)}")
         c = config.T5(**_fields(_T5, theirs), activation=_T5_ACTIVATIONS[activation])
-        _require({'num_decoder_layers': c.depth} | theirs, 'num_decoder_layers', c.depth)
-        return c
+        decoder_depth = theirs.get('num_decoder_layers', c.depth)
+        return dataclasses.replace(c, decoder_depth=decoder_depth if decoder_depth != c.depth else 0)
     if kind == 'llama':
         return _llama_of(theirs)
     raise UserError(f"no table for a language model of type '{kind}'; known: opt, t5, llama")
@@ -224,7 +224,7 @@ def of_language_model(c: config.Opt | config.Llama | config.T5) -> Json:
         name = 'T5ForConditionalGeneration'
         names = {ours: theirs for theirs, ours in _T5_ACTIVATIONS.items()}
         found = _their_fields(_T5, c) | {
-            'num_decoder_layers': c.depth,
+            'num_decoder_layers': c.decoder_depth or c.depth,
             'feed_forward_proj': 'gated-gelu',
             'dense_act_fn': names[c.activation],
             'tie_word_embeddings': False,

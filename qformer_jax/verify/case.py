@@ -41,10 +41,14 @@ class Case:
     def setting(self, *names: str) -> object:
         """Return `meta['config'][name][name]...`, ours or that of `home`; raises UserError where there is none."""
         source = self if 'config' in self.meta else self.home
-        found, way = source.meta, ('config', *names)
-        for name in way:
+        return source.entry('config', *names)
+
+    def entry(self, *names: str) -> object:
+        """Return `meta[name][name]...`; raises UserError where there is none."""
+        found = self.meta
+        for name in names:
             if not isinstance(found, dict) or name not in found:
-                raise UserError(f"{source.folder}: meta.json has no '{'.'.join(way)}'")
+                raise UserError(f"{self.folder}: meta.json has no '{'.'.join(names)}'")
             found = found[name]
         return found
 
@@ -88,7 +92,20 @@ def read(folder: Path | str) -> Case:
         raise UserError(f'{folder}/meta.json: not JSON ({error})') from error
     if not isinstance(meta, dict):
         raise UserError(f'{folder}/meta.json: not a JSON object')
-    return Case(folder, meta, _arrays(folder / 'arrays.npz'))
+    case = Case(folder, meta, _arrays(folder / 'arrays.npz'))
+    _check_inventory(case)
+    return case
+
+
+def _check_inventory(case: Case) -> None:
+    """Raise UserError when an array or a file that meta.json lists is not there, or has another shape."""
+    for name, said in case.meta.get('arrays', {}).items():
+        found = list(_theirs(name, case.array(name)).shape)
+        if found != said.get('shape', found):
+            raise UserError(f"{case.folder}: '{name}' is {found}, but meta.json says {said['shape']}")
+    for name in case.meta.get('files', {}):
+        if not (case.folder / name).is_file():
+            raise UserError(f'{case.folder / name}: no such file, but meta.json lists it')
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -104,7 +121,15 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 def _ours(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype == np.int64:
         array = array.astype(np.int32)
-    return array.transpose(0, 2, 3, 1) if name.rpartition('.')[2] == 'pixels' else array
+    return array.transpose(0, 2, 3, 1) if _is_picture(name) else array
+
+
+def _theirs(name: str, array: np.ndarray) -> np.ndarray:
+    return array.transpose(0, 3, 1, 2) if _is_picture(name) else array
+
+
+def _is_picture(name: str) -> bool:
+    return name.rpartition('.')[2] == 'pixels'
 
 
 def params_of(case: Case, table: Table, shapes: Params, unused: tuple[str, ...] = ()) -> Params:

@@ -106,7 +106,7 @@ def _json(case: Case, file: str) -> dict:
 
 def _settings(case: Case) -> tuple[config.Optimizer, int]:
     """Return the optimizer of the recorded steps and the length of the whole run."""
-    described = case.meta.get('arrays', {}).get('train.loss', {}).get('what', '')
+    described = str(case.entry('arrays', 'train.loss', 'what'))
     found = {}
     for name, pattern in _SETTINGS.items():
         value = re.search(pattern, described)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..errors import UserError
 from ..typing import Params
 from . import keys
 from .case import Case
@@ -35,7 +36,11 @@ def plan(
         return function(params, inputs, dtype) | keys.computed(params, dtype)
 
     arguments = jax.tree.map(jnp.asarray, (params, inputs))
-    computed = jax.eval_shape(lambda p, x: whole(p, x, jnp.dtype('float32')), *arguments)
+    try:
+        computed = jax.eval_shape(lambda p, x: whole(p, x, jnp.dtype('float32')), *arguments)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'{case.folder}: its arrays do not fit the sizes in its meta.json: {reason}') from error
     given = (name for name in inputs if name in case.arrays and name not in computed)
     left_out |= dict.fromkeys(given, 'input')
     expected = {name: x for name, x in case.arrays.items() if name in computed and name not in left_out}

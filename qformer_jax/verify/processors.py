@@ -63,7 +63,7 @@ def _sizes(case: Case, pattern: str) -> list[int]:
 
 def _mode(case: Case, name: str) -> str:
     """Return Pillow's mode of a recorded picture, as its description says it."""
-    described = case.meta.get('arrays', {}).get(f'{name}.raw', {}).get('what', '')
+    described = str(case.entry('arrays', f'{name}.raw', 'what'))
     found = re.search(r'PIL (\S+) image', described)
     if not found:
         raise UserError(f"{case.folder}: meta.json does not say the mode of '{name}.raw' ('PIL RGB image ...')")
@@ -77,7 +77,7 @@ def _picture(case: Case, name: str) -> Image.Image:
 
 def _trained(case: Case, size: int) -> np.ndarray:
     """Return the recorded crops and flips of the training transform, drawn again from the picture that it names."""
-    described = case.meta['arrays'][f'train{size}.crop']['what']
+    described = str(case.entry('arrays', f'train{size}.crop', 'what'))
     named = re.search(r' on (\w+)', described)
     pictures = [name for name in case.arrays if named and name.startswith(named[1]) and name.endswith('.raw')]
     if len(pictures) != 1:
@@ -92,7 +92,10 @@ def _texts(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return for each way of cleaning the numbers of the texts, ours with -1 where the result differs, and theirs."""
     if not (case.folder / TEXTS).is_file():
         raise UserError(f'{case.folder / TEXTS}: no such file')
-    rows = json.loads((case.folder / TEXTS).read_text())
+    try:
+        rows = json.loads((case.folder / TEXTS).read_text())
+    except ValueError as error:
+        raise UserError(f'{case.folder / TEXTS}: not JSON ({error})') from error
     return {f'{TEXTS}: {way}': _cleaned(rows, way) for way in rows[0] if way != 'in'}
 
 

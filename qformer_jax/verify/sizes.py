@@ -93,8 +93,7 @@ def opt(case: Case) -> config.Opt:
 
 
 def t5(case: Case) -> config.T5:
-    """Return the sizes of a T5, whose decoder is as deep as its encoder."""
-    _only(case, ('t5', 'num_decoder_layers'), case.setting('t5', 'num_layers'))
+    """Return the sizes of a T5 with an output table of its own."""
     _only(case, ('t5', 'is_gated_act'), True)
     _only(case, ('t5', 'tie_word_embeddings'), False)
     _only(case, ('t5', 'decoder_start_token_id'), START_ID)
@@ -105,6 +104,7 @@ def t5(case: Case) -> config.T5:
         vocab_size=case.setting('t5', 'vocab_size'),
         width=case.setting('t5', 'd_model'),
         depth=case.setting('t5', 'num_layers'),
+        decoder_depth=case.setting('t5', 'num_decoder_layers'),
         heads=case.setting('t5', 'num_heads'),
         head_width=case.setting('t5', 'd_kv'),
         mlp_width=case.setting('t5', 'd_ff'),

@@ -35,8 +35,7 @@ def work(case: Case) -> Work:
     def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
         model, out = blip2.Blip2(c, dtype), dict(ids)
         for name in settings:
-            found = _forward(model, params, x, name, case.meta['texts'][name])
-            batch, found = found.pop('batch'), found
+            found, batch = _forward(model, params, x, name, case.entry('texts', name))
             file = _file(name) if any(key.startswith(_file(name)) for key in gradients) else None
             found |= stage2.loss_and_gradients(model, params, x['pixels'], batch, file)
             out |= {key if key.startswith('grads') else f'{name}.{key}': value for key, value in found.items()}
@@ -57,7 +56,7 @@ def _file(setting: str) -> str:
     return f'grads_{setting}.safetensors'
 
 
-def _forward(model: blip2.Blip2, params: Params, x: Arrays, setting: str, text: dict) -> Arrays:
+def _forward(model: blip2.Blip2, params: Params, x: Arrays, setting: str, text: dict) -> tuple[Arrays, Arrays]:
     """Return the arrays of a setting, and the batch of its loss.
 
     Labels: without a prompt LAVIS also asks the last query to predict `</s>`; with one, the prompt does not count.
@@ -74,13 +73,13 @@ def _forward(model: blip2.Blip2, params: Params, x: Arrays, setting: str, text: 
 
     prefix, embedded, logits = model.apply({'params': params}, method=run)
     labels = jnp.where(target, ids, IGNORED)
-    return {
-        'batch': {'lm_text': ids, 'lm_mask': own, 'lm_target': target},
+    found = {
         'inputs_opt': prefix,
         'inputs_embeds': embedded,
         'labels': jnp.pad(labels, ((0, 0), (prefix.shape[1], 0)), constant_values=IGNORED),
         'logits': stage2.where(seen, logits),
     }
+    return found, {'lm_text': ids, 'lm_mask': own, 'lm_target': target}
 
 
 def _recomputed(case: Case, settings: list[str], num_queries: int) -> Arrays:
@@ -90,7 +89,7 @@ def _recomputed(case: Case, settings: list[str], num_queries: int) -> Arrays:
         return {}
     tokenizer, out = LmTokenizer.from_files(vocab, merges), {}
     for name in settings:
-        said, recorded = case.meta['texts'][name], case.array(f'{name}{IDS}')
+        said, recorded = case.entry('texts', name), case.array(f'{name}{IDS}')
         rows = [lm_row(tokenizer, '', text)[0] for text in said['text_input']]
         length = min(max(map(len, rows)), said['max_txt_len'])
         ids, mask = map(np.stack, zip(*(pad(row, length, tokenizer.pad_id) for row in rows), strict=True))

@@ -9,6 +9,8 @@ at least one float32 epsilon of the scale, for a sum that happens to round well 
 an epsilon (2**-8) of itself, and a network of a few layers adds some tens of such errors up.
 """
 
+import re
+
 import numpy as np
 
 from .report import difference, scale
@@ -18,6 +20,7 @@ NOISE_FACTOR = 10
 EPSILON = float(np.finfo(np.float32).eps)
 BFLOAT16_EPSILON = 2.0**-7
 BFLOAT16_FACTOR = 16
+BFLOAT16_GRADIENT_FACTOR = 16
 
 
 def is_ids(array: np.ndarray) -> bool:
@@ -39,6 +42,17 @@ def gradient(theirs: np.ndarray) -> float:
     return LIMIT * scale(theirs)
 
 
-def bfloat16(theirs: np.ndarray) -> float:
-    """Return the tolerance of any array in bfloat16."""
-    return 0.0 if is_ids(theirs) else BFLOAT16_FACTOR * BFLOAT16_EPSILON * scale(theirs)
+def bfloat16(theirs: np.ndarray, is_gradient: bool) -> float:
+    """Return the tolerance of an array in bfloat16."""
+    factor = BFLOAT16_GRADIENT_FACTOR if is_gradient else BFLOAT16_FACTOR
+    return 0.0 if is_ids(theirs) else factor * BFLOAT16_EPSILON * scale(theirs)
+
+
+_DECIDES = re.compile(
+    r'(.*[. ])?(loss(_\w+)?|\w*logits|\w*scores?|sims?(_\w+)?|weights_\w+|it[mc]_(each|batch)|\w+_proj|\w+_feats?)'
+)
+
+
+def decides(name: str) -> bool:
+    """Whether an array must be float32 in any precision: losses, logits, scores, similarities, and what they are of."""
+    return _DECIDES.fullmatch(name) is not None
