@@ -14,6 +14,7 @@ from ..typing import Array, Params
 from . import tolerance
 from .report import Row, compare
 
+PRECISION = 'highest'
 Arrays = dict[str, Array]
 Function = Callable[[Params, Arrays, DTypeLike], Arrays]
 """Our code: (params, inputs, compute dtype) -> arrays by their recorded names."""
@@ -52,7 +53,7 @@ class Work:
         def given(x: Array) -> Array:
             return jnp.asarray(x, jnp.float64 if wide and jnp.issubdtype(x.dtype, jnp.floating) else None)
 
-        with jax.enable_x64(wide), jax.default_matmul_precision('highest'):
+        with jax.enable_x64(wide), jax.default_matmul_precision(PRECISION):
             out = self._compiled(*jax.tree.map(given, (params, self.inputs)), jnp.dtype(dtype), frozenset(names))
             return {name: np.asarray(x) for name, x in out.items()}
 
