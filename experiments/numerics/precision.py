@@ -118,14 +118,15 @@ def greedy(part: str) -> list[Greedy]:
         language_model = sizes.opt(case) if family == 'opt' else sizes.t5(case)
         c = blip2.config.Blip2(sizes.vit(case, 'vit'), sizes.qformer(case, 'none'), language_model)
         narrow, wide = (blip2.Blip2(c, jnp.dtype(x)) for x in ('bfloat16', 'float32'))
-        features = see(wide, work.params, case.arrays['pixels'])
+        params = jax.tree.map(jnp.asarray, work.params)
+        features = see(wide, params, case.arrays['pixels'])
         exact = case.arrays['no_prompt.inputs_opt' if family == 'opt' else 'inputs_t5']
         seen = np.ones(features.shape[:2], bool)
-        prefix = exact if part == 'lm' else passes.soft_prefix(narrow, work.params, features, seen)
+        prefix = exact if part == 'lm' else passes.soft_prefix(narrow, params, features, seen)
         names = (name.removesuffix('.sequences') for name in recorded if name.endswith('.sequences'))
         for setting in names:
             if setting.startswith(f'{family}.{part}'):
-                found.append(compare_greedy(setting, recorded, case, (narrow, wide), work.params, prefix, exact))
+                found.append(compare_greedy(setting, recorded, case, (narrow, wide), params, prefix, exact))
     return found
 
 
