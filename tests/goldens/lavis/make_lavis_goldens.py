@@ -2,7 +2,7 @@
 """Reference ("golden") data for BLIP-2 made by running Salesforce's own PyTorch code
 (PyPI package salesforce-lavis 1.0.2, files unmodified) at tiny sizes with random weights.
 
-    python make_lavis_goldens.py [--out DIR] [--sizes tiny|odd|deep|wide|low_variance] [--case NAME ...] [--float64]
+    python make_lavis_goldens.py [--out DIR] [--sizes tiny|odd|deep|wide|low_variance|small] [--case NAME ...] [--float64]
 
 What is patched at run time, and why, is listed in PATCHES below and in README.md.
 No LAVIS code is copied into this file.
@@ -380,6 +380,14 @@ SIZES = {
             (r"(opt|t5)_proj\.bias", 2.0 ** -8),
             (r"opt_model\..*(embed_tokens|embed_positions|out_proj|fc2)\..*", 2.0 ** -8),
             (r"t5_model\.(shared|.*(Attention\.o|DenseReluDense\.wo))\..*", 2.0 ** -8))),
+    # stage 1 in one block and one layer, without gradients: what a wrong loss is compared with in seconds
+    "small": dict(
+        IMG=28,
+        EVA_CFG=dict(img_size=28, embed_dim=24, depth=1, num_heads=2, mlp_ratio=2.0),
+        BERT_CFG=dict(hidden_size=20, num_hidden_layers=1, num_attention_heads=2, intermediate_size=28),
+        NUM_QUERY=4, EMBED_DIM=8, PAIRS=4,
+        SEED=dict(stage1=5212, pix=71, draw=5000),
+        CASE_NAME="small_%s", ONLY=("stage1",), GRADIENTS=False),
 }
 
 
@@ -873,6 +881,16 @@ def case_stage1(out):
     add_stage1_outputs(c, m, o, r, st, PAIRS)
     ce_kw = [k for _, _, k, _ in r.ce]
     c.meta["cross_entropy_kwargs_in_order"] = [str(k) for k in ce_kw]
+    if GRADIENTS:
+        g1 = stage1_gradients(c, m, x, caps, draw, o, r)
+    dist.destroy_process_group()
+    if GRADIENTS:
+        stage1_gathered_gradients(c, m, x, caps, draw, o, r, g1)
+    c.state_dict(m)
+    c.done()
+
+
+def stage1_gradients(c, m, x, caps, draw, o, r):
     g1 = grads_of(m)
     c.meta["trainable"] = [n for n, p in m.named_parameters() if p.requires_grad]
     c.meta["trainable_without_grad"] = [n for n, p in m.named_parameters() if p.requires_grad and p.grad is None]
@@ -889,7 +907,10 @@ def case_stage1(out):
               "same loss, freeze_vit=False: gradients of visual_encoder.*")
     for p in m.visual_encoder.parameters():
         p.requires_grad_(False)
-    dist.destroy_process_group()
+    return g1
+
+
+def stage1_gathered_gradients(c, m, x, caps, draw, o, r, g1):
     # the not-initialised path: gathered features keep their graph
     c.meta["grads_gather_with_grad"] = ("no process group; only dist.get_rank/get_world_size are patched to 0/1. concat_all_gather then returns its "
         "argument itself, so the ITC loss also back-propagates through the 'all' side. Losses are the same, gradients are not.")
@@ -903,8 +924,6 @@ def case_stage1(out):
     diff = {k: v for k, v in g3.items() if (v - g1[k]).abs().max() > 1e-6}
     c.meta["grads_gather_with_grad_changed_tensors"] = len(diff)
     c.tensors("grads_gather_with_grad.safetensors", g3, "gradients when gathered features are NOT detached (see meta)")
-    c.state_dict(m)
-    c.done()
 
 
 def case_stage1_clip(out):
