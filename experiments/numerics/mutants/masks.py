@@ -1,0 +1,52 @@
+"""Mutants of the attention masks: each taken for another, mirrored, and blind to padding."""
+
+from collections.abc import Iterator
+from itertools import permutations
+
+import jax.numpy as jnp
+
+from qformer_jax.models import masks
+
+from .mutant import Mutant, replaced
+
+QFORMER = ('unimodal', 'bidirectional', 'multimodal_causal')
+CASES = ('small_stage1', 'qformer_modes')
+DECODERS = ('low_variance_opt_stage2', 'low_variance_t5_stage2', 'opt_stage2', 't5_stage2')
+# what the right mask of a decoder is replaced by: (right mask) -> mask
+DECODER = {
+    'sees what follows': lambda right: (
+        lambda exists, start, length: jnp.broadcast_to(
+            exists[:, None, None, :], (len(exists), 1, length, exists.shape[1])
+        )
+    ),
+    'does not see itself': lambda right: lambda exists, start, length: right(exists, start - 1, length),
+    'sees one ahead': lambda right: lambda exists, start, length: right(exists, start + 1, length),
+    'sees padding': lambda right: lambda exists, start, length: right(jnp.ones_like(exists), start, length),
+}
+POSITIONS = {
+    'padding counts': lambda right: lambda exists: right(jnp.ones_like(exists)),
+    'begin at 1': lambda right: lambda exists: right(exists) + 1,
+    "begin two rows early, in OPT's unused rows": lambda right: lambda exists: right(exists) - 2,
+}
+
+
+def mutants() -> Iterator[Mutant]:
+    """Return them all."""
+    for name, other in permutations(QFORMER, 2):
+        wrong = getattr(masks, other)
+        yield Mutant('mask', f'{name} is {other}', CASES, replaced(masks, name, lambda _, wrong=wrong: wrong))
+    for name in QFORMER:
+        yield Mutant('mask', f'{name} mirrored', CASES, replaced(masks, name, _mirrored))
+        yield Mutant('mask', f'{name} sees padding', CASES, replaced(masks, name, _with_padding))
+    for name, wrong in DECODER.items():
+        yield Mutant('mask', f'decoder {name}', DECODERS, replaced(masks, 'decoder', wrong))
+    for name, wrong in POSITIONS.items():
+        yield Mutant('mask', f'positions: {name}', DECODERS, replaced(masks, 'positions', wrong))
+
+
+def _mirrored(right):
+    return lambda num_queries, text_mask: right(num_queries, text_mask).swapaxes(-1, -2)
+
+
+def _with_padding(right):
+    return lambda num_queries, text_mask: right(num_queries, jnp.ones_like(text_mask))

@@ -1,0 +1,125 @@
+"""One wrong at a time: what a mutant is, how it is put into the product, and whether a recorded case notices it."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+
+from qformer_jax import verify
+from qformer_jax.errors import UserError
+from qformer_jax.typing import Params
+
+CASES = Path(__file__).parents[3] / 'tests' / 'goldens' / 'lavis'
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A wrong, and the cases that may notice it, cheapest first."""
+
+    kind: str
+    name: str
+    cases: tuple[str, ...]
+    put_in: Callable[[verify.Case], AbstractContextManager[Params | None]]
+    """Makes the wrong hold for a while; what it gives are wrong parameters, None where the code is wrong."""
+    compiled: bool = False
+    """Whether only parameters are wrong, so that a compiled function serves."""
+
+    def __str__(self) -> str:
+        return f'{self.kind}: {self.name}'
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant."""
+
+    mutant: Mutant
+    case: str
+    """The case that noticed it; empty: none did."""
+    noticed: tuple[str, ...]
+    """The rows that failed, or what the converter said."""
+    seconds: float
+
+    @property
+    def killed(self) -> bool:
+        """Whether a case noticed."""
+        return bool(self.case)
+
+
+@cache
+def read(name: str) -> verify.Case:
+    """Return a recorded case, its tolerances measured; raises UserError when our code does not pass it as it is."""
+    case = verify.read(CASES / name)
+    failed = [row.name for row in verify.check(case) if not row.passed]
+    if failed:
+        raise UserError(f'{name} fails without any mutant: {", ".join(failed)}')
+    return case
+
+
+def run(mutant: Mutant) -> Outcome:
+    """Return whether one of its cases notices the mutant."""
+    seconds = 0.0
+    for name in mutant.cases:
+        case, start = read(name), time.perf_counter()
+        noticed = _noticed(mutant, case)
+        seconds += time.perf_counter() - start
+        if noticed:
+            return Outcome(mutant, name, noticed, seconds)
+    return Outcome(mutant, '', (), seconds)
+
+
+def _noticed(mutant: Mutant, case: verify.Case) -> tuple[str, ...]:
+    """Return the rows that fail; what jit compiled before would not see a change of code, so nothing is compiled."""
+    try:
+        with mutant.put_in(case) as params, nullcontext() if mutant.compiled else jax.disable_jit():
+            return tuple(row.name for row in verify.check(case, params) if not row.passed)
+    except UserError as error:
+        return (f'refused: {error}',)
+
+
+def replaced(owner: object, name: str, make: Callable[[Any], Any]) -> Callable[[verify.Case], AbstractContextManager]:
+    """Return the change of a module's function or constant to `make(the right one)`."""
+
+    @contextmanager
+    def put_in(_: verify.Case) -> Iterator[None]:
+        with mock.patch.object(owner, name, make(getattr(owner, name))):
+            yield
+
+    return put_in
+
+
+def method(
+    kind: type[nn.Module], name: str, change: Callable[..., Any]
+) -> Callable[[verify.Case], AbstractContextManager]:
+    """Return the change of a network's method to `change(the right one, *arguments)`."""
+
+    def intercept(following, args, kwargs, context):
+        if isinstance(context.module, kind) and context.method_name == name:
+            return change(following, *args, **kwargs)
+        return following(*args, **kwargs)
+
+    return lambda _: nn.intercept_methods(intercept)
+
+
+def option(path: str, name: str, change: Callable[[Any], Any]) -> Callable[[verify.Case], AbstractContextManager]:
+    """Return the change of an option (epsilon, activation) of the parts of a network at `path`, a regex."""
+
+    def intercept(following, args, kwargs, context):
+        part = context.module
+        if context.method_name != '__call__' or not re.fullmatch(path, '/'.join(part.path)):
+            return following(*args, **kwargs)
+        right = getattr(part, name)
+        object.__setattr__(part, name, change(right))  # parts are frozen
+        try:
+            return following(*args, **kwargs)
+        finally:
+            object.__setattr__(part, name, right)
+
+    return lambda _: nn.intercept_methods(intercept)

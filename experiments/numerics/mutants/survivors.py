@@ -1,0 +1,14 @@
+"""Mutants that no recorded case can notice, each with the reason."""
+
+from .mutant import Mutant
+
+REASONS = {
+    'mask: unimodal is bidirectional': 'ITC runs queries alone and text alone; on these two blocks the masks agree',
+    'mask: positions: padding counts': 'recorded rows are padded on the right, behind everything that is compared',
+}
+"""`kind: name` -> why."""
+
+
+def reason(mutant: Mutant) -> str:
+    """Return why a mutant may survive; nothing if it may not."""
+    return REASONS.get(str(mutant), '')
