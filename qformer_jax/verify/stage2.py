@@ -23,7 +23,8 @@ def where(exists: Array, x: Array) -> Array:
 
 def without_padding(case: Case, exists: dict[str, np.ndarray]) -> tuple[Case, dict[str, str]]:
     """Return the case with zeros where arrays hold padding, and what that leaves out."""
-    cleared = {name: np.asarray(where(mask, case.array(name))) for name, mask in exists.items()}
+    arrays = {name: case.array(name) for name in exists}
+    cleared = {name: np.where(exists[name][..., None], x, np.zeros_like(x)) for name, x in arrays.items()}
     left_out = {f'padding rows of {name}': PADDING for name, mask in exists.items() if not mask.all()}
     return Case(case.folder, case.meta, case.arrays | cleared), left_out
 
