@@ -146,8 +146,8 @@ class T5:
     """Hidden width (L)."""
     depth: int = 24
     """Layers of the encoder."""
-    decoder_depth: int = 0
-    """Layers of the decoder; 0: as many as the encoder's."""
+    decoder_depth: int = 24
+    """Layers of the decoder."""
     heads: int = 32
     """Attention heads."""
     head_width: int = 64

@@ -44,7 +44,9 @@ QFORMER = config.Qformer(
 )
 QUERIES = dataclasses.replace(QFORMER, text_side='none')  # as stage 2 of LAVIS keeps it
 OPT = config.Opt(vocab_size=356, width=40, depth=2, heads=4, mlp_width=96, max_positions=96)
-T5 = config.T5(vocab_size=101, width=40, depth=2, heads=4, head_width=12, mlp_width=96, buckets=8, max_distance=20)
+T5 = config.T5(
+    vocab_size=101, width=40, depth=2, decoder_depth=2, heads=4, head_width=12, mlp_width=96, buckets=8, max_distance=20
+)
 
 LLAMA = config.Llama(
     vocab_size=90, width=40, depth=2, heads=4, kv_heads=2, head_width=12, mlp_width=96, max_positions=96

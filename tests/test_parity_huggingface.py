@@ -27,7 +27,9 @@ OPT = config.Opt(vocab_size=56, width=24, depth=2, heads=3, mlp_width=40, max_po
 LLAMA = config.Llama(
     vocab_size=56, width=24, depth=2, heads=3, kv_heads=3, head_width=8, mlp_width=40, max_positions=40
 )
-T5 = config.T5(vocab_size=56, width=24, depth=2, heads=3, head_width=10, mlp_width=40, buckets=8, max_distance=20)
+T5 = config.T5(
+    vocab_size=56, width=24, depth=2, decoder_depth=2, heads=3, head_width=10, mlp_width=40, buckets=8, max_distance=20
+)
 NUMBERS = np.random.default_rng(0)
 PIXELS = NUMBERS.normal(size=(2, 3, 56, 56)).astype(np.float32)
 WORDS = NUMBERS.integers(3, QFORMER.vocab_size, size=(2, 5)).astype(np.int32)

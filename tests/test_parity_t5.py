@@ -18,7 +18,9 @@ from qformer_jax.models.t5 import START_ID, T5, distance_buckets, empty_cache, r
 from qformer_jax.objectives import captioning
 from qformer_jax.rules import flatten
 
-TINY = config.T5(vocab_size=50, width=24, depth=2, heads=3, head_width=10, mlp_width=40, buckets=8, max_distance=20)
+TINY = config.T5(
+    vocab_size=50, width=24, depth=2, decoder_depth=2, heads=3, head_width=10, mlp_width=40, buckets=8, max_distance=20
+)
 DRAW = np.random.default_rng(0)
 READS = DRAW.integers(3, 50, size=(3, 15)).astype(np.int32)
 LEFT = np.arange(15)[None] >= np.array([[0], [2], [11]])  # the encoder's rows: 15, 13 and 4 tokens, padding on the left

@@ -28,7 +28,9 @@ MODEL = config.Blip2(
     config.Opt(vocab_size=20, width=8, depth=1, heads=2, mlp_width=12, max_positions=16),
 )
 LLAMA = config.Llama(vocab_size=20, width=8, depth=1, heads=2, kv_heads=1, head_width=4, mlp_width=12, max_positions=16)
-T5 = config.T5(vocab_size=20, width=8, depth=1, heads=2, head_width=4, mlp_width=12, buckets=4, max_distance=8)
+T5 = config.T5(
+    vocab_size=20, width=8, depth=1, decoder_depth=1, heads=2, head_width=4, mlp_width=12, buckets=4, max_distance=8
+)
 BATCH = {
     'image': np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3)).astype(np.uint8),
     'text': np.array([[2, 5, 6, 3], [2, 7, 3, 0], [2, 8, 9, 3]], np.int32),

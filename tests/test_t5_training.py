@@ -15,7 +15,9 @@ from qformer_jax.errors import UserError
 from qformer_jax.models import blip2
 from qformer_jax.training import logs, loop, start
 
-T5 = config.T5(vocab_size=0, width=16, depth=1, heads=2, head_width=8, mlp_width=32, buckets=8, max_distance=20)
+T5 = config.T5(
+    vocab_size=0, width=16, depth=1, decoder_depth=1, heads=2, head_width=8, mlp_width=32, buckets=8, max_distance=20
+)
 
 
 def test_stage2_trains_on_the_same_rows_and_keeps_its_configuration(pictures, tmp_path):

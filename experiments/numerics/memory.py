@@ -8,6 +8,7 @@ resident set that the system saw, and it must stay under 1.3 times the largest s
 """
 
 import json
+import math
 import resource
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ import numpy as np
 import tyro
 
 from qformer_jax import config, sizes
-from qformer_jax.convert import huggingface, huggingface_config
+from qformer_jax.convert import huggingface, huggingface_config, stream
 from qformer_jax.convert.table import to_theirs
 from qformer_jax.convert.tensors import State, Tensor
 from qformer_jax.models import blip2
@@ -47,7 +48,7 @@ def main(options: Options) -> None:
     options.folder.mkdir(parents=True)
     state = sparse_state()
     largest = write_sparse(options.folder / 'theirs', state)
-    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(blip2.shapes(MODEL)))
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(blip2.shapes(MODEL)))
     print(f'{count:,} parameters, largest shard {largest / 1e9:.2f} GB')
     figures = {'parameters': count, 'largest shard, bytes': largest}
     for name, source, dest, to in (('in', 'theirs', 'runs/ours', 'ours'), ('out', 'runs/ours', 'again', 'huggingface')):
@@ -76,24 +77,16 @@ def _unread() -> np.ndarray:
 def write_sparse(folder: Path, state: State) -> int:
     """Write shards of zeros that take no room, their index and config.json; returns the size of the largest."""
     folder.mkdir()
-    shards, size = [{}], 0
-    for name, tensor in state.items():
-        more = 2 * int(np.prod(tensor.shape))
-        if size + more > SHARD and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name] = {'dtype': 'F16', 'shape': tensor.shape, 'data_offsets': (size, size + more)}
-        size += more
-    names = [f'model-{i + 1:05}-of-{len(shards):05}.safetensors' for i in range(len(shards))]
-    for name, shard in zip(names, shards, strict=True):
-        header = json.dumps(shard).encode()
+    shards = stream.shards(state, None, SHARD)
+    for name, shard in shards.items():
+        start = stream.header(shard)
         with (folder / name).open('wb') as file:
-            file.write(len(header).to_bytes(8, 'little') + header)
-            file.truncate(8 + len(header) + max(place['data_offsets'][1] for place in shard.values()))
-    where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+            file.write(start)
+            file.truncate(len(start) + sum(x.size * x.dtype.itemsize for x in shard.values()))
+    where = {key: name for name, shard in shards.items() for key in shard}
     (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': where}))
     (folder / 'config.json').write_text(json.dumps(huggingface_config.of_model(MODEL)))
-    return max((folder / name).stat().st_size for name in names)
+    return max((folder / name).stat().st_size for name in shards)
 
 
 def convert(source: Path, dest: Path, to: str) -> None:

@@ -9,7 +9,6 @@ in bfloat16 (tests/goldens/bf16), wherever PyTorch's own two best scores are fur
 Rows go to experiments/numerics/precision.jsonl, one set for each kind of device.
 """
 
-import importlib
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -21,23 +20,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from qformer_jax import verify
+from qformer_jax import config, verify
 from qformer_jax.inference import decode, passes
 from qformer_jax.inference.search import Settings, search, step_scores
 from qformer_jax.models import blip2
-from qformer_jax.verify import report, sizes
-from qformer_jax.verify.tolerance import is_ids
+from qformer_jax.typing import Array, Params
+from qformer_jax.verify import report, sizes, stage2
+from qformer_jax.verify.tolerance import decides, is_ids
 from qformer_jax.verify.work import Work
 
-how = importlib.import_module('qformer_jax.verify.work')  # its name is also that of a function
 GOLDENS = Path(__file__).parents[2] / 'tests' / 'goldens'
 CASES = (
     'eva_vit', 'clip_vit', 'qformer_modes', 'stage1', 'stage1_clip', 'stage1_world2', 'itm_retrieval',
     'stage1_generate', 'opt_stage2', 't5_stage2',
 )  # fmt: skip
 RESULTS = Path(__file__).with_name('precision.jsonl')
-FLOAT32_BY_POLICY = ('loss', 'logits', 'sim', 'score')
-"""Arrays whose names hold one of these are float32 in every precision."""
 
 
 def modes() -> dict[str, tuple[str, str]]:
@@ -66,12 +63,11 @@ def cost(name: str, mode: str, dtype: str, precision: str) -> Cost:
     case = verify.read(GOLDENS / 'lavis' / name)
     work = verify.work(case)
     theirs = work.expected | work.gradients
-    how.PRECISION = precision
-    ours = work.compute(work.params, dtype, theirs)
+    ours = work.compute(work.params, dtype, theirs, precision)
     for array, value in theirs.items():
         if np.isfinite(value).sum() != np.isfinite(np.asarray(ours[array], np.float32)).sum():
             raise SystemExit(f'{name} in {mode}: {array} holds numbers that are not finite')
-        if any(word in array for word in FLOAT32_BY_POLICY) and not is_ids(value) and ours[array].dtype != np.float32:
+        if decides(array) and not is_ids(value) and ours[array].dtype != np.float32:
             raise SystemExit(f'{name} in {mode}: {array} is {ours[array].dtype}, and should be float32')
     arrays = {array: relative(ours[array], x) for array, x in comparable(work).items()}
     gradients = [relative(ours[array], x) for array, x in work.gradients.items()]
@@ -81,8 +77,7 @@ def cost(name: str, mode: str, dtype: str, precision: str) -> Cost:
 
 def comparable(work: Work) -> dict[str, np.ndarray]:
     """Return the recorded floating arrays, but for what depends on a choice of words."""
-    skipped = ('sequences_scores', 'top2_gap')
-    kept = (name for name in work.expected if name not in work.unstable and not name.endswith(skipped))
+    kept = (name for name in work.expected if name not in work.unstable and not name.endswith('top2_gap'))
     return {name: work.expected[name] for name in kept if not is_ids(work.expected[name])}
 
 
@@ -117,13 +112,12 @@ def greedy(part: str) -> list[Greedy]:
         case = verify.read(GOLDENS / 'lavis' / name)
         work = verify.work(case)
         language_model = sizes.opt(case) if family == 'opt' else sizes.t5(case)
-        c = blip2.config.Blip2(sizes.vit(case, 'vit'), sizes.qformer(case, 'none'), language_model)
+        c = config.Blip2(sizes.vit(case, 'vit'), sizes.qformer(case, 'none'), language_model)
         narrow, wide = (blip2.Blip2(c, jnp.dtype(x)) for x in ('bfloat16', 'float32'))
         params = jax.tree.map(jnp.asarray, work.params)
-        features = see(wide, params, case.arrays['pixels'])
+        seen = passes.bound(stage2.see)(wide, params, case.arrays['pixels'])
         exact = case.arrays['no_prompt.inputs_opt' if family == 'opt' else 'inputs_t5']
-        seen = np.ones(features.shape[:2], bool)
-        prefix = exact if part == 'lm' else passes.soft_prefix(narrow, params, features, seen)
+        prefix = exact if part == 'lm' else passes.soft_prefix(narrow, params, *seen)
         names = (name.removesuffix('.sequences') for name in recorded if name.endswith('.sequences'))
         for setting in names:
             if setting.startswith(f'{family}.{part}'):
@@ -131,14 +125,16 @@ def greedy(part: str) -> list[Greedy]:
     return found
 
 
-@partial(jax.jit, static_argnums=0)
-def see(model, params, pixels):
-    """Return the features of normalised pixels."""
-    return model.apply({'params': params}, pixels, method=lambda model, pixels: model.vit(pixels).features)
-
-
-def compare_greedy(setting, recorded, case, models, params, prefix, exact) -> Greedy:
-    """Return how our ids compare with PyTorch's in one setting."""
+def compare_greedy(
+    setting: str,
+    recorded: dict[str, np.ndarray],
+    case: verify.Case,
+    models: tuple[blip2.Blip2, blip2.Blip2],
+    params: Params,
+    prefix: Array,
+    exact: Array,
+) -> Greedy:
+    """Return how our ids compare with PyTorch's in one setting; `models` compute in bfloat16 and in float32."""
     ids, gaps = recorded[f'{setting}.sequences'].astype(np.int32), recorded[f'{setting}.top2_gap']
     steps = gaps.shape[1]
     if setting.startswith('opt'):

@@ -14,9 +14,8 @@ from ..models.vit import resize_positions
 from ..rules import flatten
 from .recognise import NOTHING, Source, recognise
 from .table import Fresh, check_complete, check_derived, to_ours
-from .tensors import State, Tensor, in_memory
+from .tensors import FLOATS, State, Tensor, in_memory
 
-_FLOATS = ('float64', 'float32', 'float16', 'bfloat16')
 _POSITIONS = 'vit/position_embedding'
 
 
@@ -77,8 +76,8 @@ def _tensors_of(source: Source) -> dict[str, Tensor]:
     except UserError as error:
         raise UserError(f'{source.path} ({source.family}): {error}') from None
     for path, tensor in ours.items():
-        if tensor.dtype.name not in _FLOATS:
-            raise UserError(f"{source.path}: '{path}' is {tensor.dtype}: weights must be {', '.join(_FLOATS)}")
+        if tensor.dtype.name not in FLOATS:
+            raise UserError(f"{source.path}: '{path}' is {tensor.dtype}: weights must be {', '.join(FLOATS)}")
     return ours
 
 

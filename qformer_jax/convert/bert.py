@@ -15,6 +15,10 @@ WORDS = 30522
 """Rows of BERT's vocabulary; with `[DEC]` the Q-Former has one more."""
 
 
+WORD_PATHS = ('qformer/word_embedding', 'qformer/added_embedding')
+"""Where the rows of a Q-Former's token table go: BERT's, and that of `[DEC]`."""
+
+
 def attention(key: str, path: str, projections: str = 'self') -> Table:
     """Return the rows of a BERT attention with its norm; Hugging Face's Q-Former says `attention` for `self`."""
     return (

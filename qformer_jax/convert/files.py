@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
-from .tensors import Tensor
+from .tensors import FLOATS, Tensor
 
 KINDS = '.safetensors, .pth, .pt, .bin, .onnx, .gguf, or a folder of .safetensors or .bin'
 _DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'BOOL': 'bool'}
@@ -95,7 +95,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
 
 def _dtype(name: str, tensor: str, file: Path) -> np.dtype:
     if name not in _DTYPES:
-        raise UserError(f"{file}: '{tensor}' is {name}: weights must be float16, bfloat16, float32 or float64")
+        raise UserError(f"{file}: '{tensor}' is {name}: weights must be {', '.join(FLOATS)}")
     return np.dtype(_DTYPES[name])
 
 

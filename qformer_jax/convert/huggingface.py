@@ -10,7 +10,7 @@ Their `post_layernorm` has the epsilon of the tower's norms, 1e-6 (transformers 
 import numpy as np
 
 from .. import config
-from .bert import LM_HEAD, attention, feed_forward, fresh
+from .bert import LM_HEAD, WORD_PATHS, attention, feed_forward, fresh
 from .llama import llama
 from .opt import OPT
 from .t5 import T5
@@ -72,9 +72,8 @@ _QUERY_SIDE: Table = (
 
 
 def _text_side(embeddings: str) -> Table:
-    words = ('qformer/word_embedding', 'qformer/added_embedding')
     return (
-        Row(embeddings + 'word_embeddings.weight', words, SPLIT_LAST_ROW),
+        Row(embeddings + 'word_embeddings.weight', WORD_PATHS, SPLIT_LAST_ROW),
         Row(embeddings + 'position_embeddings.weight', ('qformer/position_embedding',)),
         Ignored(embeddings + 'position_ids', 'a buffer of old files: 0, 1, 2, ...'),
         *feed_forward(_LAYER, 'qformer/layer_{i}/text_mlp'),
@@ -103,7 +102,7 @@ def qformer(c: config.Qformer) -> Table:
 
 
 def language_model_alone(c: config.Opt | config.Llama | config.T5) -> Table:
-    """Return the rows of a language model in a file of its own."""
+    """Return the rows of a language model in a file of its own; LAVIS embeds the same class."""
     return llama(c) if c.family == 'llama' else {'opt': OPT, 't5': T5}[c.family]
 
 

@@ -137,9 +137,9 @@ def language_model_of(theirs: Json) -> config.Opt | config.Llama | config.T5:
         activation = theirs.get('dense_act_fn', 'gelu_new')
         if activation not in _T5_ACTIVATIONS:
             raise UserError(f"dense_act_fn is '{activation}', but T5 here has {' or '.join(_T5_ACTIVATIONS)}")
-        c = config.T5(**_fields(_T5, theirs), activation=_T5_ACTIVATIONS[activation])
-        decoder_depth = theirs.get('num_decoder_layers', c.depth)
-        return dataclasses.replace(c, decoder_depth=decoder_depth if decoder_depth != c.depth else 0)
+        fields = _fields(_T5, theirs)
+        decoder_depth = theirs.get('num_decoder_layers', fields['depth'])
+        return config.T5(**fields, decoder_depth=decoder_depth, activation=_T5_ACTIVATIONS[activation])
     if kind == 'llama':
         return _llama_of(theirs)
     raise UserError(f"no table for a language model of type '{kind}'; known: opt, t5, llama")
@@ -163,7 +163,7 @@ def _llama_of(theirs: Json) -> config.Llama:
 
 def _bert_of(theirs: Json) -> config.Qformer:
     _require(theirs, 'hidden_act', 'gelu')
-    return config.Qformer(**_fields(_BERT, theirs), vocab_size=theirs.get('vocab_size', 30522))
+    return config.Qformer(**_fields(_BERT, theirs), vocab_size=theirs.get('vocab_size', bert.WORDS))
 
 
 def _dinov2_of(theirs: Json) -> config.Vit:
@@ -224,7 +224,7 @@ def of_language_model(c: config.Opt | config.Llama | config.T5) -> Json:
         name = 'T5ForConditionalGeneration'
         names = {ours: theirs for theirs, ours in _T5_ACTIVATIONS.items()}
         found = _their_fields(_T5, c) | {
-            'num_decoder_layers': c.decoder_depth or c.depth,
+            'num_decoder_layers': c.decoder_depth,
             'feed_forward_proj': 'gated-gelu',
             'dense_act_fn': names[c.activation],
             'tie_word_embeddings': False,

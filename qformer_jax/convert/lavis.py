@@ -3,10 +3,8 @@
 import numpy as np
 
 from .. import config
-from .bert import attention, feed_forward
-from .llama import llama
-from .opt import OPT
-from .t5 import T5
+from .bert import WORD_PATHS, attention, feed_forward
+from .huggingface import language_model_alone
 from .table import (
     CONVOLUTION,
     SPLIT_LAST_ROW,
@@ -58,12 +56,11 @@ CLIP_VIT: Table = (
 _BERT = 'Qformer.bert.embeddings.'
 _BERT_LAYER = 'Qformer.bert.encoder.layer.{i}'
 _HEAD = 'Qformer.cls.predictions.'
-WORDS = ('qformer/word_embedding', 'qformer/added_embedding')
 QFORMER: Table = (
     *norm('ln_vision', 'qformer/feature_norm'),
     Row('query_tokens', ('qformer/query_token',), drop_axes(1)),
     Row('temp', ('qformer/temperature',)),
-    Row(_BERT + 'word_embeddings.weight', WORDS, SPLIT_LAST_ROW),
+    Row(_BERT + 'word_embeddings.weight', WORD_PATHS, SPLIT_LAST_ROW),
     Row(_BERT + 'position_embeddings.weight', ('qformer/position_embedding',)),
     *norm(_BERT + 'LayerNorm', 'qformer/embedding_norm'),
     *attention(_BERT_LAYER + '.attention', 'qformer/layer_{i}/self_attention'),
@@ -85,7 +82,7 @@ def qformer(c: config.Qformer) -> Table:
     positions = Derived(_BERT + 'position_ids', (), lambda: np.arange(c.max_positions)[None])
     if c.text_side != 'full':
         return (*QFORMER, positions)
-    return (*QFORMER, positions, Derived(_HEAD + 'decoder.weight', WORDS, lambda *rows: np.concatenate(rows)))
+    return (*QFORMER, positions, Derived(_HEAD + 'decoder.weight', WORD_PATHS, lambda *rows: np.concatenate(rows)))
 
 
 _KINDS = ('weight', 'bias')
@@ -113,9 +110,8 @@ PROJECTIONS: Table = tuple(row for kind in ('opt', 't5', 'llm') for row in linea
 
 def language_model(c: config.Opt | config.Llama | config.T5) -> Table:
     """Return the rows of a language model inside LAVIS's class, and of the projection to it."""
-    rows = llama(c) if c.family == 'llama' else {'opt': OPT, 't5': T5}[c.family]
     name = {'opt': 'opt', 't5': 't5', 'llama': 'llm'}[c.family]
-    return (*linear(f'{name}_proj', 'lm_projection'), *prefixed(rows, f'{name}_model.'))
+    return (*linear(f'{name}_proj', 'lm_projection'), *prefixed(language_model_alone(c), f'{name}_model.'))
 
 
 def blip2(c: config.Blip2) -> Table:

@@ -113,12 +113,11 @@ def _language_model_of(state: State, like: Lm | None) -> Lm | None:
     if t5:
         bias = t5['encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight'].shape
         query = t5['encoder.block.0.layer.0.SelfAttention.q.weight'].shape
-        depth, decoder_depth = (_count(t5, f'{stack}.block.') for stack in ('encoder', 'decoder'))
         return config.T5(
             vocab_size=t5['shared.weight'].shape[0],
             width=query[1],
-            depth=depth,
-            decoder_depth=decoder_depth if decoder_depth != depth else 0,
+            depth=_count(t5, 'encoder.block.'),
+            decoder_depth=_count(t5, 'decoder.block.'),
             heads=bias[1],
             head_width=query[0] // bias[1],
             mlp_width=t5['encoder.block.0.layer.1.DenseReluDense.wi_0.weight'].shape[0],

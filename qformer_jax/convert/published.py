@@ -67,7 +67,8 @@ def _kept(model: config.Blip2, reads: bool, of_stage1: str) -> config.Qformer:
 
 def state_dict(tensors: State, target: Target) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors under their names, and the parameters of ours that their class has no place for."""
-    wanted = flatten(blip2.shapes(target.model))
+    shapes = blip2.shapes(target.model)
+    wanted = flatten(shapes)
     kept = {path: tensor for path, tensor in tensors.items() if path in wanted}
-    check_complete(kept, blip2.shapes(target.model))
+    check_complete(kept, shapes)
     return to_theirs(target.table, kept), [path for path in tensors if path not in wanted]

@@ -119,7 +119,7 @@ def without_dec(table: Table, tensors: State) -> Table:
     """Return the table for a vocabulary of BERT's own 30522 rows, the last of which is a word and not [DEC]."""
     rows = []
     for row in table:
-        is_words = isinstance(row, Row) and row.paths == lavis.WORDS
+        is_words = isinstance(row, Row) and row.paths == bert.WORD_PATHS
         if is_words and row.key in tensors and tensors[row.key].shape[0] == bert.WORDS:
             rows.append(Row(row.key, row.paths[:1]))
             rows.append(Fresh(row.paths[1], f'the file has {bert.WORDS} words and no [DEC]'))

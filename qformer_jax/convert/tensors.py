@@ -1,11 +1,15 @@
 """Tensors by name that are read one at a time, so that a checkpoint larger than memory can pass through."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import ml_dtypes  # noqa: F401, teaches numpy the name 'bfloat16'
 import numpy as np
 from jax.typing import ArrayLike
+
+FLOATS = ('float64', 'float32', 'float16', 'bfloat16')
+"""Types that weights may have."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,11 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
 
 
 State = Mapping[str, Tensor]

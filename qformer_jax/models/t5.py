@@ -23,7 +23,7 @@ START_ID = 0  # what the decoder reads before the first token: T5's padding id
 
 def empty_cache(c: config.T5, batch: int, slots: int, dtype: DTypeLike) -> Cache:
     """Return a decoder cache of `slots` empty slots for `batch` rows."""
-    return caches.empty(c.decoder_depth or c.depth, c.heads, c.head_width, batch, slots, dtype)
+    return caches.empty(c.decoder_depth, c.heads, c.head_width, batch, slots, dtype)
 
 
 def distance_buckets(buckets: int, max_distance: int) -> Int['R']:
@@ -183,7 +183,7 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         self.relative_bias = _bias_table(self, c)
-        self.layer = [DecoderBlock(c, self.dtype) for _ in range(c.decoder_depth or c.depth)]
+        self.layer = [DecoderBlock(c, self.dtype) for _ in range(c.decoder_depth)]
         self.norm = rms_norm(c.norm_eps, self.dtype)
 
     def project(self, hidden: Float['B S L']) -> tuple[KeyValue, ...]:

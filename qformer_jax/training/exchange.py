@@ -179,7 +179,7 @@ def _progress(state: State) -> Iterator[dict[str, Tensor]]:
 
 
 def _bytes(tensor: Tensor) -> int:
-    return int(np.prod(tensor.shape)) * tensor.dtype.itemsize
+    return tensor.size * tensor.dtype.itemsize
 
 
 def _digests(files: Sequence[Path]) -> dict[str, str]:

@@ -52,7 +52,7 @@ def _stack(name: str, module: str, depth: int, call: int = 0) -> list[Point]:
 def _language_model(c: config.Opt | config.Llama | config.T5, at: str) -> list[Point]:
     logits = Point('logits', f'{at}lm_head')
     if c.family == 't5':
-        depths = (('encoder', c.depth), ('decoder', c.decoder_depth or c.depth))
+        depths = (('encoder', c.depth), ('decoder', c.decoder_depth))
         sides = [(f'lm/{s}', f'{at}{s}.block', depth, f'{at}{s}.final_layer_norm') for s, depth in depths]
     elif c.family == 'opt':
         sides = [('lm', f'{at}model.decoder.layers', c.depth, f'{at}model.decoder.final_layer_norm')]

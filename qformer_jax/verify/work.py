@@ -14,7 +14,6 @@ from ..typing import Array, Params
 from . import tolerance
 from .report import Row, compare
 
-PRECISION = 'highest'
 Arrays = dict[str, Array]
 Function = Callable[[Params, Arrays, DTypeLike], Arrays]
 """Our code: (params, inputs, compute dtype) -> arrays by their recorded names."""
@@ -46,14 +45,16 @@ class Work:
 
         return jax.jit(run, static_argnums=(2, 3))
 
-    def compute(self, params: Params, dtype: str, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """Return our arrays by name; products are exact in `dtype`, also on devices that would round their inputs."""
+    def compute(
+        self, params: Params, dtype: str, names: Iterable[str], precision: str = 'highest'
+    ) -> dict[str, np.ndarray]:
+        """Return our arrays by name; `highest` keeps products from rounding their inputs, which some devices do."""
         wide = dtype == 'float64'
 
         def given(x: Array) -> Array:
             return jnp.asarray(x, jnp.float64 if wide and jnp.issubdtype(x.dtype, jnp.floating) else None)
 
-        with jax.enable_x64(wide), jax.default_matmul_precision(PRECISION):
+        with jax.enable_x64(wide), jax.default_matmul_precision(precision):
             out = self._compiled(*jax.tree.map(given, (params, self.inputs)), jnp.dtype(dtype), frozenset(names))
             return {name: np.asarray(x) for name, x in out.items()}
 
