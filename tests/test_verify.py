@@ -11,6 +11,8 @@ import pytest
 from qformer_jax import cli, verify
 from qformer_jax.errors import UserError
 from qformer_jax.rules import flatten, unflatten
+from qformer_jax.verify import report, tolerance
+from qformer_jax.verify.work import Work
 
 GOLDENS = Path(__file__).parent / 'goldens' / 'lavis'
 CASES = sorted(folder.name for folder in GOLDENS.iterdir() if (folder / 'meta.json').exists())
@@ -153,3 +155,43 @@ def test_a_case_of_another_depth_is_a_user_error(copy):
 @pytest.mark.parametrize('name', ['eva_vit', 'qformer_modes', 'stage1_clip'])
 def test_bfloat16_is_near(name, cases):
     assert not failing(verify.check(cases[name], dtype='bfloat16'))
+
+
+def test_what_decides_must_be_float32_in_any_precision():
+    def function(params, inputs, dtype):
+        return {name: jnp.ones(3, dtype) for name in ('no_prompt.logits', 'features')}
+
+    want = {name: np.ones(3, np.float32) for name in ('no_prompt.logits', 'features')}
+    narrow, hidden = Work({}, {}, function, want, {}, (), {}, frozenset()).rows({}, 'bfloat16')
+    assert not narrow.passed and narrow.note == 'is bfloat16, must be float32'
+    assert hidden.passed
+
+
+def test_a_tolerance_is_ten_times_the_noise_and_no_more_than_the_limit():
+    theirs = np.array([4.0, -1.0], np.float32)
+    assert tolerance.float32(theirs, theirs, theirs) == pytest.approx(40 * tolerance.EPSILON)
+    assert tolerance.float32(theirs, theirs, theirs + 1e-6) == pytest.approx(1e-5, rel=0.2)
+    assert tolerance.float32(theirs, theirs, theirs + 1e-3) == pytest.approx(4e-5)
+    assert tolerance.float32(theirs.astype(np.int32), theirs, theirs + 1) == 0
+
+
+def test_a_failing_number_says_whose_rounding_it_is(copy):
+    change_arrays(copy, lambda arrays: arrays['pos_interp_3x3'].__iadd__(1e-4))
+    case = verify.read(copy)
+    notes = {row.name: row.note for row in verify.work(case).explained(verify.check(case)) if row.note}
+    assert list(notes) == ['pos_interp_3x3']
+    assert notes['pos_interp_3x3'].endswith('from ours, 6.4e-05 from the recorded')  # 1e-4, where the largest entry is 1.57
+
+
+def test_nan_infinity_and_another_shape_never_pass():
+    one, nan, infinite = np.ones(2), np.array([1, np.nan]), np.array([1, -np.inf])
+    assert report.difference(nan, one) == report.difference(one, nan) == np.inf
+    assert report.difference(infinite, one) == report.difference(one, one[:1]) == np.inf
+    assert report.difference(infinite, infinite) == 0
+    assert report.scale(infinite) == 1
+
+
+def test_bfloat16_leaves_out_what_rounding_can_turn(cases):
+    case = cases['stage1_generate']
+    assert 'beam3.sequences' not in verify.left_out(case)
+    assert 'nearly as likely' in verify.left_out(case, 'bfloat16')['beam3.sequences']

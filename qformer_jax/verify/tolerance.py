@@ -5,8 +5,11 @@ float32 does is measured: the same code on the same inputs in float64; the large
 at least one float32 epsilon of the scale, for a sum that happens to round well here rounds otherwise there. Gradients:
 1e-5 of the tensor's largest entry. Ids: equal.
 
-**bfloat16.** The same code with bfloat16 products against the recorded float32. A bfloat16 number is off by up to half
-an epsilon (2**-8) of itself, and a network of a few layers adds some tens of such errors up.
+**bfloat16.** The same code with bfloat16 products against the recorded float32, in epsilons (2**-7) of the scale,
+chosen by measurement on a CPU and an H100. Arrays: at most 9.4 % (the gap between the two best logits, itself a
+difference). Gradients: at most 16 % (29 % in the ViT), but 43 % where ITC's maximum over the queries goes to another
+query: two of 36 do on the H100, whose similarities float32 puts 1.0e-3 and 2.8e-3 apart while bfloat16 moves them by
+1e-2. What decides something must be float32 all the same.
 """
 
 import re
@@ -19,8 +22,8 @@ LIMIT = 1e-5
 NOISE_FACTOR = 10
 EPSILON = float(np.finfo(np.float32).eps)
 BFLOAT16_EPSILON = 2.0**-7
-BFLOAT16_FACTOR = 16
-BFLOAT16_GRADIENT_FACTOR = 16
+BFLOAT16_FACTOR = 16  # 12.5 %
+BFLOAT16_GRADIENT_FACTOR = 64  # 50 %
 
 
 def is_ids(array: np.ndarray) -> bool:

@@ -12,8 +12,9 @@ from jax.typing import DTypeLike
 
 from ..typing import Array, Params
 from . import tolerance
-from .report import Row, compare
+from .report import Row, compare, difference
 
+PRECISION = 'highest'
 Arrays = dict[str, Array]
 Function = Callable[[Params, Arrays, DTypeLike], Arrays]
 """Our code: (params, inputs, compute dtype) -> arrays by their recorded names."""
@@ -46,7 +47,7 @@ class Work:
         return jax.jit(run, static_argnums=(2, 3))
 
     def compute(
-        self, params: Params, dtype: str, names: Iterable[str], precision: str = 'highest'
+        self, params: Params, dtype: str, names: Iterable[str], precision: str = PRECISION
     ) -> dict[str, np.ndarray]:
         """Return our arrays by name; `highest` keeps products from rounding their inputs, which some devices do."""
         wide = dtype == 'float64'
@@ -78,6 +79,21 @@ class Work:
             allowed = self.tolerances
         rows = [_row(name, ours[name], x, allowed[name]) for name, x in theirs.items()]
         return rows + [Row(name, np.inf, np.nan, 0.0, 'nothing here computes it') for name in self.unknown]
+
+    def explained(self, rows: list[Row]) -> list[Row]:
+        """Return the rows; those of numbers that fail say whose rounding it is, by their distance to float64."""
+        theirs = self.expected | self.gradients
+        unsaid = [row.name for row in rows if not row.passed and not row.note]
+        failed = [name for name in unsaid if not tolerance.is_ids(theirs[name])]
+        if not failed:
+            return rows
+        ours, exact = (self.compute(self.params, dtype, failed) for dtype in ('float32', 'float64'))
+
+        def note(row: Row) -> str:
+            gaps = (difference(x, exact[row.name]) / row.scale for x in (ours[row.name], theirs[row.name]))
+            return 'float64 is {:.1e} of the scale from ours, {:.1e} from the recorded'.format(*gaps)
+
+        return [dataclasses.replace(row, note=note(row)) if row.name in failed else row for row in rows]
 
 
 def _row(name: str, ours: np.ndarray, theirs: np.ndarray, allowed: float) -> Row:
