@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.records import Record
+from qformer_jax.data.tokenizers import clean_caption
 from qformer_jax.evaluation import retrieval, task, vqa
+from qformer_jax.inference.blip2 import Blip2
 
 
 def test_one_accepted_answer_is_an_exact_match():
@@ -81,9 +84,16 @@ def test_retrieval_of_a_run(line):
     assert numbers['number of pictures'] == numbers['number of captions'] == 8
     assert numbers['picture to text R@1'] <= numbers['picture to text R@5'] <= 1
     rows = lines(line / 'stage1' / 'evaluation' / 'retrieval-test.jsonl')
-    assert numbers['picture to text R@1'] == pytest.approx(
+    assert numbers['picture to text, re-ranked R@1'] == pytest.approx(
         np.mean([row['prediction'] in [c.lower() for c in row['captions']] for row in rows])
     )
+    model = Blip2.load(line / 'stage1')
+    records = [r for r in Dataset.open(model.run.data.path).source('test') if r.captions]
+    texts, positive = retrieval.candidates([tuple(map(clean_caption, r.captions)) for r in records])
+    seen = model.encode([r.image for r in records])
+    both = model.similarity(seen, texts) + model.similarity(seen, texts, by='itm')  # all eight are among the 128
+    assert numbers['picture to text, re-ranked R@1'] == retrieval.recall(both, positive, 1)
+    assert numbers['text to picture, re-ranked R@5'] == retrieval.recall(both.T, positive.T, 5)
     assert 'picture to text R@10' not in numbers, 'there are eight candidates'
     assert numbers['picture to text R@1'] > 1 / 8, 'better than chance after 60 steps'
 

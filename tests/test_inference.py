@@ -228,8 +228,16 @@ def test_itm_scores_are_the_logits_of_matched(aligned, pictures_drawn):
     assert scores.shape == (2, 3)
     for row in range(2):
         for column, text in enumerate(texts):
-            logits = aligned.match(seen.take([row]), aligned.text_arrays([text]))
+            logits = aligned.match(seen, aligned.text_arrays([text]), np.array([row]), np.array([0]))
             np.testing.assert_allclose(scores[row, column], logits[0, 1], atol=1e-5)
+
+
+def test_pairs_go_through_in_batches(aligned, pictures_drawn):
+    seen, text = aligned.encode(pictures_drawn), aligned.text_arrays(['a red square', 'a blue circle'])
+    pictures, texts = np.arange(13) % 8, np.arange(13) % 2
+    few = dataclasses.replace(aligned, batch_size=4)
+    expected = aligned.match(seen, text, pictures, texts)
+    np.testing.assert_allclose(few.match(seen, text, pictures, texts), expected, atol=1e-5)
 
 
 def test_match_is_what_training_computed(aligned, pictures_drawn):
@@ -243,7 +251,7 @@ def test_match_is_what_training_computed(aligned, pictures_drawn):
         return align(model, batch['features'], batch['feature_mask'], batch, jax.random.key(0), objective).itm.logits
 
     judged = aligned.model.apply({'params': aligned.params}, method=run)
-    np.testing.assert_allclose(aligned.match(seen, text), judged[:8], atol=1e-5)
+    np.testing.assert_allclose(aligned.match(seen, text, np.arange(8), np.arange(8)), judged[:8], atol=1e-5)
 
 
 def test_feature_files_and_arrays_are_read_alike(heard, tmp_path):

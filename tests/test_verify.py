@@ -180,7 +180,9 @@ def test_a_failing_number_says_whose_rounding_it_is(copy):
     case = verify.read(copy)
     notes = {row.name: row.note for row in verify.work(case).explained(verify.check(case)) if row.note}
     assert list(notes) == ['pos_interp_3x3']
-    assert notes['pos_interp_3x3'].endswith('from ours, 6.4e-05 from the recorded')  # 1e-4, where the largest entry is 1.57
+    assert notes['pos_interp_3x3'].endswith(
+        'from ours, 6.4e-05 from the recorded'
+    )  # 1e-4, where the largest entry is 1.57
 
 
 def test_nan_infinity_and_another_shape_never_pass():

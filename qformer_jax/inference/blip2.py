@@ -223,12 +223,20 @@ class Blip2:
             return np.asarray(contrastive.similarity(jnp.asarray(image), jnp.asarray(text)))
         rows, columns = np.divmod(np.arange(len(seen) * len(texts)), len(texts))
         text = self.text_arrays([clean_caption(t) for t in texts])
-        logits = self.match(seen.take(rows), [column[columns] for column in text])
-        return logits[:, 1].reshape(len(seen), len(texts))
+        return self.match(seen, text, rows, columns)[:, 1].reshape(len(seen), len(texts))
 
-    def match(self, seen: Seen, text: Sequence[np.ndarray]) -> Float['N 2']:
-        """Return the ITM logits (not matched, matched) of pictures and texts (`text_arrays`), row by row."""
-        return self._in_batches(passes.match, seen.features, seen.mask, *text)[0]
+    def match(self, seen: Seen, text: Sequence[np.ndarray], pictures: Int['N'], texts: Int['N']) -> Float['N 2']:
+        """Return the ITM logits (not matched, matched) of the pairs of picture `pictures[n]` and text `texts[n]`.
+
+        `text` is what `text_arrays` gives. Features are copied a batch at a time: there may be far more pairs than
+        pictures.
+        """
+        parts = []
+        for begin in range(0, len(pictures), self.batch_size):
+            i, j = (index[begin : begin + self.batch_size] for index in (pictures, texts))
+            pairs = (seen.features[i], seen.mask[i], *(column[j] for column in text))
+            parts += self._in_batches(passes.match, *pairs)
+        return np.concatenate(parts)
 
     def text_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return ids and mask [N, T] of cleaned texts for the Q-Former."""
