@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DEMO = ['easy-vqa', 'scikit-learn']
-TORCH = ['torch>=2.4', 'transformers>=4.50']
+TORCH = ['torch>=2.4', 'transformers>=4.56']
 ONNX = ['onnx>=1.16']
 GGUF = ['gguf>=0.17']
 DEV = [

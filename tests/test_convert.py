@@ -106,6 +106,13 @@ def test_provenance_stands_beside_the_result(tmp_path):
     assert {a.dtype.name for a in read_all(exchange.read([done.folder]).tensors).values()} == {'bfloat16'}
 
 
+def test_a_file_for_lavis_and_its_provenance_are_written_both_or_neither(tmp_path):
+    (tmp_path / 'blip2.provenance.json').write_text('another one')
+    with pytest.raises(UserError, match=r"blip2\.provenance\.json' exists"):
+        exchange.to_theirs(read('stage1'), tmp_path / 'blip2.safetensors', 'lavis')
+    assert [path.name for path in tmp_path.iterdir()] == ['blip2.provenance.json']
+
+
 @pytest.mark.parametrize('prefix', ['opt_model.', 'opt_model.model.'])
 def test_parts_come_from_several_files(prefix, tmp_path):
     """A published LAVIS file holds what was trained only; tower and language model lie in files of their own."""
@@ -113,7 +120,8 @@ def test_parts_come_from_several_files(prefix, tmp_path):
     tower = {key.removeprefix('visual_encoder.'): x for key, x in whole.items() if key.startswith('visual_encoder.')}
     surplus = {key.replace('blocks.0.', 'blocks.2.'): x for key, x in tower.items() if key.startswith('blocks.0.')}
     surplus |= {'norm.weight': np.ones(48, np.float32), 'head.bias': np.ones(5, np.float32)}
-    save_file(tower | surplus, tmp_path / 'eva.safetensors')
+    (tmp_path / 'eva').mkdir()
+    save_file(tower | surplus, tmp_path / 'eva' / 'model.safetensors')
     model = {key.removeprefix(prefix): x for key, x in whole.items() if key.startswith(prefix)}  # with or without head
     (tmp_path / 'opt').mkdir()
     save_file(model, tmp_path / 'opt' / 'model.safetensors')
@@ -122,10 +130,13 @@ def test_parts_come_from_several_files(prefix, tmp_path):
     (tmp_path / 'opt' / 'config.json').write_text(json.dumps(described))
     trained = {key: x for key, x in whole.items() if not key.startswith(('visual_encoder.', 'opt_model.'))}
     save_file(trained, tmp_path / 'blip2.safetensors')
-    sources = [tmp_path / name for name in ('blip2.safetensors', 'eva.safetensors', 'opt')]
+    sources = [tmp_path / 'blip2.safetensors', tmp_path / 'eva' / 'model.safetensors', tmp_path / 'opt']
     together = exchange.read(sources, LIKE['opt_stage2'])
     assert together.run.model == read('opt_stage2').run.model
     assert_same(read_all(together.tensors), read_all(read('opt_stage2').tensors))
+    exchange.to_ours(together, tmp_path / 'runs' / 'mine')
+    named = json.loads((tmp_path / 'runs' / 'mine' / 'provenance.json').read_text())['sources']
+    assert [source['file'] for source in named] == ['blip2.safetensors', 'model.safetensors', 'model.safetensors']
     with pytest.raises(UserError, match="brings a second 'vit'"):
         exchange.read([*sources, sources[1]], LIKE['opt_stage2'])
     with pytest.raises(UserError, match='a projection to a language model, but no language model'):

@@ -88,7 +88,8 @@ def to_ours(
 
     `text` and `lm` are the tokenizers' files; without them the run cannot be asked with texts.
     """
-    weights, digests, inputs = dest.parent / 'weights', {}, _digests(model.files)
+    weights, digests, sources = dest.parent / 'weights', {}, _sources(model.files)
+    inputs = {f'source {i}': source['sha256'] for i, source in enumerate(sources, 1)}
     with _all_or_nothing(dest) as scratch, store.taken_back_on_error(weights) as save:
         scratch.mkdir()
         if text:
@@ -101,7 +102,7 @@ def to_ours(
                 digests[part] = save(mine, dtype)
         mark = config.digest(model.run, inputs)
         _write_json(scratch / start.RUN, {'fingerprint': mark, 'config': asdict(model.run), 'inputs': inputs})
-        _write_json(scratch / PROVENANCE, _provenance(model, inputs, dtype))
+        _write_json(scratch / PROVENANCE, _provenance(model, sources, dtype))
         _write_json(scratch / start.FINISHED, {'last': digests, 'best': {}})
     return [dest, *(store.path(weights, digest) for digest in digests.values())]
 
@@ -119,22 +120,28 @@ def to_theirs(
     choose = published.for_lavis if kind == 'lavis' else published.for_huggingface
     target = choose(model.run.model, model.reads)
     theirs, left_out = published.state_dict(model.tensors, target)
-    record = _provenance(model, _digests(model.files), dtype) | {'class': target.name, 'left_out': left_out}
-    with _all_or_nothing(dest) as scratch, _progress(theirs) as seen:
-        if kind == 'huggingface':
+    record = _provenance(model, _sources(model.files), dtype) | {'class': target.name, 'left_out': left_out}
+    with _progress(theirs) as seen:
+        if kind == 'lavis':
+            return _write_lavis(dest, seen, dtype, record), left_out
+        with _all_or_nothing(dest) as scratch:
             scratch.mkdir()
             stream.write_shards(scratch, seen, dtype, _SHARD)
             _write_json(scratch / 'config.json', huggingface_config.of_model(target.model))
             _write_json(scratch / PROVENANCE, record)
-        elif dest.suffix == '.pth':
-            _write_pth(scratch, seen, dtype)
-        else:
-            stream.write(scratch, seen, dtype)
-    if kind == 'huggingface':
-        return [dest], left_out
+    return [dest], left_out
+
+
+def _write_lavis(dest: Path, state: State, dtype: DType | None, record: dict) -> list[Path]:
+    """Write the file and its provenance beside it, both or neither."""
     beside = dest.with_name(f'{dest.stem}.{PROVENANCE}')
-    _write_json(beside, record)
-    return [dest, beside], left_out
+    with _all_or_nothing(beside) as note, _all_or_nothing(dest) as scratch:
+        _write_json(note, record)
+        if dest.suffix == '.pth':
+            _write_pth(scratch, state, dtype)
+        else:
+            stream.write(scratch, state, dtype)
+    return [dest, beside]
 
 
 def _write_pth(path: Path, state: State, dtype: DType | None) -> None:
@@ -182,16 +189,15 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.size * tensor.dtype.itemsize
 
 
-def _digests(files: Sequence[Path]) -> dict[str, str]:
-    return {file.name: store.sha256(file) for file in files}
+def _sources(files: Sequence[Path]) -> list[dict]:
+    return [{'file': file.name, 'bytes': file.stat().st_size, 'sha256': store.sha256(file)} for file in files]
 
 
-def _provenance(model: Model, inputs: dict[str, str], dtype: DType | None) -> dict:
+def _provenance(model: Model, sources: list[dict], dtype: DType | None) -> dict:
     kinds = sorted({tensor.dtype.name for tensor in model.tensors.values()})
-    sizes = {file.name: file.stat().st_size for file in model.files}
     return {
         'dtype': dtype or f'as in the source ({", ".join(kinds)})',
-        'sources': [{'file': name, 'bytes': sizes[name], 'sha256': digest} for name, digest in inputs.items()],
+        'sources': sources,
         'notes': list(model.notes),
         'versions': {name: version for name in _LIBRARIES if (version := _version(name))},
     }
