@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from . import config, recipes
+from .commands.rank import Rank, rank
 from .errors import Stopped, UserError, nearest
 
 HELP = """\
@@ -27,6 +28,7 @@ qformer: train a Q-Former between a frozen vision tower and a frozen language mo
   qformer convert SOURCE... DEST    bring published checkpoints in, or take a run out
   qformer caption RUN PICTURE...    describe pictures
   qformer ask RUN PICTURE QUESTION  answer a question about a picture
+  qformer rank RUN PICTURE QUESTION ANSWER...  choose among given answers
   qformer evaluate RUN --task TASK  vqa, caption or retrieval, on a split of the data set
   qformer verify CASE...            compare our numbers with recorded ones
 
@@ -288,6 +290,7 @@ COMMANDS: dict[str, tuple[type, Callable]] = {
     'data pack': (Pack, pack),
     'caption': (Caption, caption),
     'ask': (Ask, ask),
+    'rank': (Rank, rank),
     'evaluate': (Evaluate, evaluate),
     'verify': (Verify, verify),
     'convert': (Convert, convert),

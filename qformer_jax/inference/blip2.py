@@ -32,6 +32,7 @@ from ..rules import unflatten
 from ..training import exchange, start
 from ..typing import Bool, Float, Int, Params
 from . import decode, passes
+from . import rank as ranking
 from .search import Settings
 
 Picture = str | Path | bytes | Image.Image | np.ndarray  # a file, its bytes, a picture, or features [P, V]
@@ -144,8 +145,33 @@ class Blip2:
         self, pictures: Sequence[Picture] | Seen, questions: Sequence[str], settings: Settings = ANSWER
     ) -> list[str]:
         """Return the answers to questions, one a picture; an instruction-aware Q-Former reads the question too."""
-        prompts = [self.run.data.question_prompt.format(question=q.lower().strip()) for q in questions]
-        return self.generate(pictures, prompts, settings, questions)
+        return self.generate(pictures, self._prompts(questions), settings, questions)
+
+    def rank(
+        self,
+        pictures: Sequence[Picture] | Seen,
+        questions: Sequence[str],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        rule: ranking.Rule = 'sum',
+    ) -> Float['N C']:
+        """Return how likely (log p, nats) each candidate is as the answer to the question about its picture.
+
+        `candidates` are the same for all questions, or a list a question; what a shorter list lacks scores -inf. The
+        rules are those of `inference/rank.py`.
+        """
+        self._needs('lm')
+        seen, prompts = self.encode(pictures), self._prompts(questions)
+        _as_many(seen, questions, 'question')
+        shared = all(isinstance(candidate, str) for candidate in candidates)
+        each = [candidates] * len(questions) if shared else candidates
+        ids, exists = ranking.rows(self.lm_tokenizer, prompts, each)
+        score = functools.partial(ranking.scores, rows_at_once=self.batch_size)
+        inputs = self._prefix(seen, questions), *self._left_padded(prompts), ids, exists
+        total, tokens = self._in_batches(score, *inputs)[0], exists.sum(axis=2)
+        return np.where(tokens, total / np.maximum(tokens, 1) if rule == 'mean' else total, -np.inf)
+
+    def _prompts(self, questions: Sequence[str]) -> list[str]:
+        return [self.run.data.question_prompt.format(question=q.lower().strip()) for q in questions]
 
     def generate(
         self,
@@ -160,8 +186,7 @@ class Blip2:
         """
         self._needs('lm')
         seen = self.encode(pictures)
-        if len(prompts) != len(seen):
-            raise UserError(f'{len(seen)} picture(s) but {len(prompts)} prompt(s): give one prompt a picture')
+        _as_many(seen, prompts, 'prompt')
         ids, mask = self._left_padded(prompts)
         prefix = self._prefix(seen, questions or prompts)
         settings = _ending(settings, self.lm_tokenizer.end_id)
@@ -175,15 +200,22 @@ class Blip2:
         return [tokenizer.decode(row[~np.isin(row, settings.end_ids)]).strip() for row in rows]
 
     def losses(
-        self, pictures: Sequence[Picture] | Seen, prompts: Sequence[str], targets: Sequence[str]
+        self,
+        pictures: Sequence[Picture] | Seen,
+        prompts: Sequence[str],
+        targets: Sequence[str],
+        questions: Sequence[str] | None = None,
     ) -> tuple[Float['N T'], Bool['N T']]:
-        """Return the loss (nats) of each token of the targets after [picture, prompt], and which tokens they are."""
+        """Return the loss (nats) of each token of the targets after [picture, prompt], and which tokens they are.
+
+        The Q-Former reads `questions` (default: the prompts) if it can.
+        """
         self._needs('lm')
         rows = [lm_row(self.lm_tokenizer, *pair) for pair in zip(prompts, targets, strict=True)]
         length = max(len(ids) for ids, _ in rows)
         ids, mask = map(np.stack, zip(*(pad(row, length, self.lm_tokenizer.pad_id) for row, _ in rows), strict=True))
         target = mask & (np.arange(length)[None] >= np.array([begin for _, begin in rows])[:, None])
-        prefix = self._prefix(self.encode(pictures), prompts)
+        prefix = self._prefix(self.encode(pictures), questions or prompts)
         return self._in_batches(passes.target_losses, prefix, ids, mask, target)[0], target
 
     def _prefix(self, seen: Seen, questions: Sequence[str]) -> Float['N Q L']:
@@ -269,6 +301,11 @@ class Blip2:
         if getattr(self.run.model, part) is None:
             later = {'lm': "a 'stage2' or 'instruct' run", 'qformer': "a run from 'stage1' on"}[part]
             raise UserError(f"this is a '{self.run.stage}' run, which has no {part}: give {later}")
+
+
+def _as_many(seen: Seen, texts: Sequence[str], what: str) -> None:
+    if len(texts) != len(seen):
+        raise UserError(f'{len(seen)} picture(s) but {len(texts)} {what}(s): give one {what} a picture')
 
 
 def _ending(settings: Settings, end_id: int) -> Settings:

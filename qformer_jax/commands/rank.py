@@ -1,0 +1,49 @@
+"""`qformer rank`: given answers, the likeliest first."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rank candidate answers to a question about a picture by their likelihood (multiple choice, classification).
+
+    The score is log p(candidate | picture, question) in nats under the frozen language model; the shares are the
+    softmax over the candidates. Picture and question are read once, however many candidates there are.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run (`stage2` or `instruct`)."""
+    picture: tyro.conf.Positional[Path]
+    """Picture file (or a .npy feature array, where the run reads those)."""
+    question: tyro.conf.Positional[str]
+    """The question, in quotes."""
+    candidates: tyro.conf.Positional[tuple[str, ...]]
+    """Answers to choose from, each in quotes."""
+    rule: Literal['sum', 'mean'] = 'sum'
+    """`sum` over a candidate's tokens, as InstructBLIP ranks, which favours short ones; `mean`: a token's average."""
+
+
+def rank(options: Rank) -> None:
+    """Print the table."""
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..inference.blip2 import Blip2
+
+    if not options.candidates:
+        raise UserError('no candidate given: qformer rank RUN PICTURE QUESTION CANDIDATE...')
+    scores = Blip2.load(options.run).rank([options.picture], [options.question], options.candidates, options.rule)[0]
+    shares = np.exp(scores - scores.max())
+    view = Table(title=options.question)
+    for name, side in (('', 'right'), ('candidate', 'left'), ('log p', 'right'), ('share', 'right')):
+        view.add_column(name, justify=side)
+    for place, c in enumerate(np.argsort(-scores, kind='stable'), 1):
+        view.add_row(str(place), options.candidates[c], f'{scores[c]:.4f}', f'{shares[c] / shares.sum():.1%}')
+    Console().print(view)
