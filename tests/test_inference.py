@@ -148,6 +148,20 @@ def test_a_caption_is_written_for_files_bytes_and_pictures_alike(line, pictures_
         assert model.caption([given]) == expected
 
 
+def test_files_are_encoded_as_one_by_one(aligned, pictures_drawn, tmp_path):
+    """Three batches, the last one not full, against a file at a time; an error names the file."""
+    files = [tmp_path / f'{n}.png' for n in range(8)]
+    for file, picture in zip(files, pictures_drawn, strict=True):
+        picture.save(file)
+    together = dataclasses.replace(aligned, batch_size=3).encode(files)
+    singles = Seen.join([aligned.encode([file]) for file in files])
+    np.testing.assert_allclose(together.features, singles.features, atol=1e-5)
+    assert together.mask.all() and together.mask.shape == singles.mask.shape == (8, 5)
+    files[6].write_bytes(b'no picture')
+    with pytest.raises(UserError, match='6.png: not a picture'):
+        aligned.encode(files)
+
+
 def test_several_captions_of_a_picture_stand_together(line, pictures_drawn):
     model = Blip2.load(line / 'stage2', batch_size=8)
     three = model.caption(pictures_drawn[:3], Settings(6, num_beams=3, num_return=3))

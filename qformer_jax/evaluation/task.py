@@ -7,6 +7,7 @@ What was evaluated once is not evaluated again: the weights of a finished run do
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,17 +72,10 @@ def _print(title: str, numbers: dict[str, float]) -> None:
 
 def _encode(model: Blip2, records: Sequence[Record]) -> Seen:
     """Return the features of all records, showing progress."""
-    groups = range(0, len(records), PICTURES_AT_ONCE)
     console = Console(stderr=True)
-    parts = []
-    for begin in track(groups, 'reading pictures', console=console, disable=not console.is_terminal):
-        some = records[begin : begin + PICTURES_AT_ONCE]
-        parts.append(model.encode([r.image if r.features is None else r.features for r in some]))
-    longest = max(part.features.shape[1] for part in parts)
-    grow = [longest - part.features.shape[1] for part in parts]
-    features = [np.pad(p.features, ((0, 0), (0, n), (0, 0))) for p, n in zip(parts, grow, strict=True)]
-    masks = [np.pad(p.mask, ((0, 0), (0, n))) for p, n in zip(parts, grow, strict=True)]
-    return Seen(np.concatenate(features), np.concatenate(masks))
+    parts = model.encoded(r.image if r.features is None else r.features for r in records)
+    total = math.ceil(len(records) / model.batch_size)
+    return Seen.join(list(track(parts, 'reading pictures', total, console=console, disable=not console.is_terminal)))
 
 
 def _need(found: object, what: str, split: str) -> None:

@@ -11,7 +11,7 @@ any input.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from .. import config
+from ..data import ahead
 from ..data.jsonl import read_features
 from ..data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, clean_question, lm_row, pad, prompt_ids
 from ..data.transforms import eval_image
@@ -49,6 +50,15 @@ class Seen:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @classmethod
+    def join(cls, parts: Sequence['Seen']) -> 'Seen':
+        """Return all pictures of the parts, their rows padded with zeros to the longest."""
+        longest = max(part.mask.shape[1] for part in parts)
+        grow = [(0, longest - part.mask.shape[1]) for part in parts]
+        features = [np.pad(p.features, ((0, 0), g, (0, 0))) for p, g in zip(parts, grow, strict=True)]
+        masks = [np.pad(p.mask, ((0, 0), g)) for p, g in zip(parts, grow, strict=True)]
+        return cls(np.concatenate(features), np.concatenate(masks))
 
     def take(self, rows: Sequence[int] | Int['R']) -> 'Seen':
         """Return the pictures `rows`, in that order (a picture may be asked many times)."""
@@ -111,23 +121,20 @@ class Blip2:
             return pictures
         if not len(pictures):
             raise UserError('no picture given')
-        if self.run.model.vit is None:
-            return self._pad_features(pictures)
-        size = self.run.model.vit.image_size
-        pixels = np.stack([_pixels(picture, size) for picture in pictures])
-        return Seen(*self._in_batches(passes.see, pixels))
+        return Seen.join(list(self.encoded(pictures)))
 
-    def _pad_features(self, arrays: Sequence[Picture]) -> Seen:
-        arrays = [read_features(Path(a)) if isinstance(a, str | Path) else np.asarray(a) for a in arrays]
+    def encoded(self, pictures: Iterable[Picture]) -> Iterator[Seen]:
+        """Yield what `encode` returns, `batch_size` pictures at a time; the next ones are decoded meanwhile."""
+        size = self.run.model.vit.image_size if self.run.model.vit else 0
+        for batch in ahead.batches(pictures, self.batch_size, functools.partial(_read, size=size)):
+            yield Seen(*self._in_batches(passes.see, np.stack(batch))) if size else self._pad_features(batch)
+
+    def _pad_features(self, arrays: Sequence[np.ndarray]) -> Seen:
         width = self.run.model.qformer.feature_width
         for array in arrays:
             if array.ndim != 2 or array.shape[1] != width:
                 raise UserError(f'features must be [P, {width}] for this run, not {list(array.shape)}')
-        longest = max(len(a) for a in arrays)
-        features = np.zeros((len(arrays), longest, width), np.float32)
-        for row, array in zip(features, arrays, strict=True):
-            row[: len(array)] = array
-        return Seen(features, np.arange(longest)[None] < np.array([len(a) for a in arrays])[:, None])
+        return Seen.join([Seen(a[None].astype(np.float32), np.ones((1, len(a)), bool)) for a in arrays])
 
     def caption(self, pictures: Sequence[Picture] | Seen, settings: Settings = CAPTION) -> list[str]:
         """Return a caption of each picture, from the run's caption prompt; a stage-1 run's Q-Former writes it itself.
@@ -310,6 +317,13 @@ def _as_many(seen: Seen, texts: Sequence[str], what: str) -> None:
 
 def _ending(settings: Settings, end_id: int) -> Settings:
     return settings if settings.end_ids else dataclasses.replace(settings, end_ids=(end_id,))
+
+
+def _read(picture: Picture, size: int) -> np.ndarray:
+    """Return pixels [size, size, 3], or with size 0 the feature array."""
+    if size:
+        return _pixels(picture, size)
+    return read_features(Path(picture)) if isinstance(picture, str | Path) else np.asarray(picture)
 
 
 def _pixels(picture: Picture, size: int) -> np.ndarray:
