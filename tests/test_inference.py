@@ -158,7 +158,7 @@ def test_files_are_encoded_as_one_by_one(aligned, pictures_drawn, tmp_path):
     np.testing.assert_allclose(together.features, singles.features, atol=1e-5)
     assert together.mask.all() and together.mask.shape == singles.mask.shape == (8, 5)
     files[6].write_bytes(b'no picture')
-    with pytest.raises(UserError, match='6.png: not a picture'):
+    with pytest.raises(UserError, match=r'6\.png: not a picture'):
         aligned.encode(files)
 
 
