@@ -102,6 +102,15 @@ class Opt:
     """Hidden width of the MLP."""
     max_positions: int = 2048
     """Longest sequence, queries included."""
+    embed_width: int = 0
+    """Width of token vectors, projected to the hidden width and back (OPT-350M: 512); 0: the hidden width."""
+    norm_first: bool = True
+    """LayerNorm before each branch and after the last block; False: after each branch only (OPT-350M)."""
+
+    @property
+    def input_width(self) -> int:
+        """Width of what the model reads: token vectors and the soft prefix."""
+        return self.embed_width or self.width
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,11 @@ class Llama:
     tied: bool = False
     """Whether the token table is the output table too."""
 
+    @property
+    def input_width(self) -> int:
+        """Width of what the model reads: token vectors and the soft prefix."""
+        return self.width
+
 
 @dataclass(frozen=True)
 class T5:
@@ -162,6 +176,11 @@ class T5:
     """Positions further apart share the last bucket."""
     norm_eps: float = 1e-6
     """Epsilon of every RMSNorm."""
+
+    @property
+    def input_width(self) -> int:
+        """Width of what the model reads: token vectors and the soft prefix."""
+        return self.width
 
 
 @dataclass(frozen=True)

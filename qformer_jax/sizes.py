@@ -39,9 +39,22 @@ QFORMER_G = Qformer()
 QFORMER_L = Qformer(feature_width=1024)
 """BERT-base Q-Former over ViT-L: 183,165,758 parameters."""
 
+OPT_125M = Opt(width=768, depth=12, heads=12, mlp_width=3072)
+
+OPT_350M = Opt(width=1024, depth=24, heads=16, mlp_width=4096, embed_width=512, norm_first=False)
+"""The odd one: narrow token vectors, and each norm behind its branch."""
+
+OPT_1_3B = Opt(width=2048, depth=24, heads=32, mlp_width=8192)
+
 OPT_2_7B = Opt()
 
 OPT_6_7B = Opt(width=4096, depth=32, heads=32, mlp_width=16384)
+
+OPT_13B = Opt(width=5120, depth=40, heads=40, mlp_width=20480)
+
+OPT_30B = Opt(width=7168, depth=48, heads=56, mlp_width=28672)
+
+OPT_66B = Opt(width=9216, depth=64, heads=72, mlp_width=36864)
 
 VICUNA_7B = Llama()
 """Vicuna-7B v1.1 with a row for padding, as in InstructBLIP: 6,738,423,808 parameters."""

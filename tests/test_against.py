@@ -31,6 +31,13 @@ def language_model(name: str):
     return randomised(model)
 
 
+def opt_350m():
+    """Return an OPT with narrow token vectors and its norms behind the branches."""
+    c = tiny.opt_config()
+    c.word_embed_proj_dim, c.do_layer_norm_before = 16, False
+    return randomised(transformers.OPTForCausalLM(c))
+
+
 def bert():
     return transformers.BertModel(
         transformers.BertConfig(
@@ -58,6 +65,7 @@ def randomised(model):
 MODELS = {
     **{name: (lambda name=name: tiny.case(name)[1]) for name in tiny.CASES},
     'opt alone': lambda: language_model('opt'),
+    'opt-350m alone': opt_350m,
     't5 alone': lambda: language_model('t5'),
     'llama alone': lambda: language_model('llama'),
     'bert': lambda: randomised(bert()),

@@ -1,5 +1,7 @@
 """OPT against Hugging Face (run here); `test_verify.py` has stage 2 on top of it against LAVIS."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,7 @@ import pytest
 from reference import assert_close, assert_gradients_close
 
 from qformer_jax import config
-from qformer_jax.convert import opt
-from qformer_jax.convert.opt import OPT as OPT_TABLE
+from qformer_jax.convert import huggingface_config, opt
 from qformer_jax.convert.table import convert
 from qformer_jax.convert.tensors import in_memory, read_all
 from qformer_jax.inference import decode
@@ -18,24 +19,16 @@ from qformer_jax.models.opt import Opt, empty_cache
 from qformer_jax.objectives import captioning
 
 TINY = config.Opt(vocab_size=50, width=24, depth=2, heads=3, mlp_width=40, max_positions=20)
+LIKE_350M = dataclasses.replace(TINY, embed_width=16, norm_first=False)
 IDS = np.random.default_rng(0).integers(3, 50, size=(3, 7)).astype(np.int32)
 LEFT = np.arange(7)[None] >= np.array([[0], [2], [5]])  # rows with 7, 5 and 2 tokens, padding on the left
 
 
-@pytest.fixture(scope='module')
-def theirs():
+def made(size):
+    """Return their model of this size, no weight of which is one or zero."""
     torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
     transformers = pytest.importorskip('transformers', reason='the oracle is Hugging Face')
-    c = transformers.OPTConfig(
-        vocab_size=50,
-        hidden_size=24,
-        word_embed_proj_dim=24,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        ffn_dim=40,
-        max_position_embeddings=20,
-        do_layer_norm_before=True,
-    )
+    c = transformers.OPTConfig(**huggingface_config.of_language_model(size))
     model = transformers.OPTForCausalLM(c).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -44,25 +37,49 @@ def theirs():
     return model
 
 
+def converted(theirs, size):
+    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    shapes = blip2.shapes(config.Blip2(vit=None, qformer=None, lm=size))
+    return jax.tree.map(jnp.asarray, convert(opt.opt(size), state, shapes)['lm'])
+
+
+@pytest.fixture(scope='module')
+def theirs():
+    return made(TINY)
+
+
 @pytest.fixture(scope='module')
 def params(theirs):
-    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    shapes = blip2.shapes(config.Blip2(vit=None, qformer=None, lm=TINY))
-    return jax.tree.map(jnp.asarray, convert(OPT_TABLE, state, shapes)['lm'])
+    return converted(theirs, TINY)
+
+
+def test_projected_tokens_and_norms_behind_the_branches_equal_hugging_face():
+    """OPT-350M alone has both: logits of a padded batch, and what it writes with its cache."""
+    torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
+    theirs = made(LIKE_350M)
+    assert huggingface_config.language_model_of(theirs.config.to_dict()) == LIKE_350M
+    params = converted(theirs, LIKE_350M)
+    batch = {'input_ids': torch.tensor(IDS).long(), 'attention_mask': torch.tensor(LEFT).long()}
+    with torch.no_grad():
+        want = theirs(**batch).logits.numpy()
+        ids = theirs.generate(**batch, max_new_tokens=8, min_new_tokens=8, do_sample=False, eos_token_id=1)
+    assert_close(np.asarray(logits(params, IDS, LEFT, LIKE_350M))[LEFT], want[LEFT])
+    ours = written(params, Settings(8, 8, end_ids=(1,)), size=LIKE_350M).tokens[:, 0]
+    np.testing.assert_array_equal(ours, ids[:, IDS.shape[1] :].numpy())
 
 
 def test_a_file_of_the_model_without_its_head_is_read(theirs, params):
     state = {key: value.numpy() for key, value in theirs.model.state_dict().items()}  # decoder.layers.0...
     state = read_all(opt.plain(in_memory(state | {'decoder.version': np.ones(1)})))
-    again = convert(OPT_TABLE, state, blip2.shapes(config.Blip2(vit=None, qformer=None, lm=TINY)))['lm']
+    again = convert(opt.opt(TINY), state, blip2.shapes(config.Blip2(vit=None, qformer=None, lm=TINY)))['lm']
     assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
 
 
-def logits(params, ids, exists):
+def logits(params, ids, exists, size=TINY):
     def run(model):
         return model.word_logits(model(model.embed(ids), exists).hidden)
 
-    return Opt(TINY).apply({'params': params}, method=run)
+    return Opt(size).apply({'params': params}, method=run)
 
 
 def test_logits_of_a_left_padded_batch_equal_hugging_face(theirs, params):
@@ -125,10 +142,10 @@ def test_the_side_of_the_padding_does_not_matter(params):
     assert_close(np.asarray(logits(params, ids, right))[right], np.asarray(logits(params, IDS, LEFT))[LEFT], 3e-6)
 
 
-def written(params, settings, rows=slice(None)):
+def written(params, settings, rows=slice(None), size=TINY):
     """Write after the left-padded prompts, without a picture."""
-    model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=TINY))
-    prefix = np.zeros((len(IDS[rows]), 0, TINY.width), np.float32)
+    model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=size))
+    prefix = np.zeros((len(IDS[rows]), 0, size.input_width), np.float32)
     return decode.with_lm(model, {'lm': params}, prefix, IDS[rows], LEFT[rows], settings=settings)
 
 

@@ -54,12 +54,20 @@ def test_flan_t5_has_the_published_number_of_parameters(lm, size, trained):
 @pytest.mark.parametrize(
     'lm, size',
     [
+        (sizes.OPT_125M, 125_239_296),
+        (sizes.OPT_350M, 331_196_416),
+        (sizes.OPT_1_3B, 1_315_758_080),
+        (sizes.OPT_2_7B, 2_651_596_800),
+        (sizes.OPT_6_7B, 6_658_473_984),
+        (sizes.OPT_13B, 12_853_473_280),
+        (sizes.OPT_30B, 29_974_540_288),
+        (sizes.OPT_66B, 65_719_701_504),
         (sizes.VICUNA_7B, 6_738_423_808),
         (sizes.VICUNA_13B, 13_015_874_560),
         (sizes.SMOLLM2_135M, 134_515_008),
     ],
 )
-def test_llama_has_the_published_number_of_parameters(lm, size):
+def test_decoders_have_the_published_number_of_parameters(lm, size):
     assert counts(config.Blip2(vit=None, qformer=None, lm=lm))['lm'] == size
 
 

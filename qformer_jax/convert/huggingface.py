@@ -12,7 +12,7 @@ import numpy as np
 from .. import config
 from .bert import LM_HEAD, WORD_PATHS, attention, feed_forward, fresh
 from .llama import llama
-from .opt import OPT
+from .opt import opt
 from .t5 import T5
 from .table import (
     CONVOLUTION,
@@ -103,7 +103,7 @@ def qformer(c: config.Qformer) -> Table:
 
 def language_model_alone(c: config.Opt | config.Llama | config.T5) -> Table:
     """Return the rows of a language model in a file of its own; LAVIS embeds the same class."""
-    return llama(c) if c.family == 'llama' else {'opt': OPT, 't5': T5}[c.family]
+    return T5 if c.family == 't5' else {'opt': opt, 'llama': llama}[c.family](c)
 
 
 def language_model(c: config.Opt | config.Llama | config.T5) -> Table:

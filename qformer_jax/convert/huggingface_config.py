@@ -44,6 +44,8 @@ _OPT: Fields = (
     ('heads', 'num_attention_heads', 12),
     ('mlp_width', 'ffn_dim', 3072),
     ('max_positions', 'max_position_embeddings', 2048),
+    ('embed_width', 'word_embed_proj_dim', 0),
+    ('norm_first', 'do_layer_norm_before', True),
 )
 _T5: Fields = (
     ('vocab_size', 'vocab_size', 32128),
@@ -127,11 +129,11 @@ def language_model_of(theirs: Json) -> config.Opt | config.Llama | config.T5:
     """Return our configuration of a language model's; raises UserError for a variant that has no place here."""
     kind = theirs.get('model_type', 'opt')
     if kind == 'opt':
-        _require(theirs, 'do_layer_norm_before', True)
         _require(theirs, 'activation_function', 'relu')
-        c = config.Opt(**_fields(_OPT, theirs))
-        _require({'word_embed_proj_dim': c.width} | theirs, 'word_embed_proj_dim', c.width)
-        return c
+        _require(theirs, '_remove_final_layer_norm', False)
+        fields = _fields(_OPT, theirs)
+        projects = fields['embed_width'] not in (None, fields['width'])
+        return config.Opt(**fields | {'embed_width': fields['embed_width'] if projects else 0})
     if kind == 't5':
         _require({'feed_forward_proj': 'relu'} | theirs, 'feed_forward_proj', 'gated-gelu')
         activation = theirs.get('dense_act_fn', 'gelu_new')
@@ -211,7 +213,7 @@ def of_language_model(c: config.Opt | config.Llama | config.T5) -> Json:
     """Return the `config.json` of a language model alone, or the `text_config` of a whole one."""
     if c.family == 'opt':
         name = 'OPTForCausalLM'
-        found = _their_fields(_OPT, c) | {'word_embed_proj_dim': c.width, 'do_layer_norm_before': True}
+        found = _their_fields(_OPT, c) | {'word_embed_proj_dim': c.input_width}
     elif c.family == 'llama':
         name = 'LlamaForCausalLM'
         found = _their_fields(_LLAMA, c) | {

@@ -1,10 +1,11 @@
 """The table of OPT as Hugging Face's `OPTForCausalLM` names it."""
 
+from .. import config
 from .table import Derived, Ignored, Row, Table, linear, norm
 from .tensors import State
 
 _LAYER = 'model.decoder.layers.{i}.'
-OPT: Table = (
+_SHARED: Table = (
     Row('model.decoder.embed_tokens.weight', ('lm/word_embedding',)),
     Derived('lm_head.weight', ('lm/word_embedding',), lambda table: table),
     Row('model.decoder.embed_positions.weight', ('lm/position_embedding',)),
@@ -16,9 +17,19 @@ OPT: Table = (
     *norm(_LAYER + 'final_layer_norm', 'lm/layer_{i}/mlp_norm'),
     *linear(_LAYER + 'fc1', 'lm/layer_{i}/mlp/up'),
     *linear(_LAYER + 'fc2', 'lm/layer_{i}/mlp/down'),
-    *norm('model.decoder.final_layer_norm', 'lm/norm'),
     Ignored('model.decoder.version', 'a mark of the program that trained it'),
 )
+
+
+def opt(c: config.Opt) -> Table:
+    """Return the table of one size: OPT-350M projects token vectors, and has no final norm."""
+    table = _SHARED
+    if c.norm_first:
+        table += norm('model.decoder.final_layer_norm', 'lm/norm')
+    if c.input_width != c.width:
+        table += linear('model.decoder.project_in', 'lm/input_projection', bias=False)
+        table += linear('model.decoder.project_out', 'lm/output_projection', bias=False)
+    return table
 
 
 def plain(state: State) -> State:

@@ -37,7 +37,7 @@ class Blip2(nn.Module):
         if c.lm:
             self.lm = {'opt': Opt, 'llama': Llama, 't5': T5}[c.lm.family](c.lm, self.dtype)
         if c.qformer and c.lm:
-            self.lm_projection = dense(c.lm.width, self.dtype)
+            self.lm_projection = dense(c.lm.input_width, self.dtype)
 
     def see(
         self,

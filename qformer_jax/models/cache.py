@@ -43,7 +43,7 @@ class LmOutput:
     """What a language model makes of its positions, and what a later call or a curious reader may want."""
 
     hidden: Float['B T L']
-    """Last hidden states, after the final norm."""
+    """Last hidden states, ready for the output table: after the final norm (and projection) that a family has."""
     cache: Cache | None
     """The cache with this call's positions in it; None without one."""
     hidden_states: tuple[Array, ...]

@@ -10,7 +10,7 @@ from ..typing import Array, Bool, Float, Int
 from . import cache as caches
 from . import masks
 from .cache import Cache, LmOutput, place, write
-from .layers import Attention, KeyValue, Mlp, layer_norm, tied_logits
+from .layers import Attention, KeyValue, Mlp, dense, layer_norm, tied_logits
 
 POSITION_OFFSET = 2  # OPT's table has two rows before position 0
 NORM_EPS = 1e-5
@@ -22,7 +22,7 @@ def empty_cache(c: config.Opt, batch: int, slots: int, dtype: DTypeLike) -> Cach
 
 
 class Block(nn.Module):
-    """Causal self-attention and a ReLU MLP, both pre-norm."""
+    """Causal self-attention and a ReLU MLP, each with its norm before it (OPT-350M: after it)."""
 
     config: config.Opt
     dtype: DTypeLike
@@ -38,12 +38,16 @@ class Block(nn.Module):
         self, x: Float['B T L'], mask: Bool['B 1 T M'], cached: KeyValue | None, start: Array | int
     ) -> tuple[Float['B T L'], KeyValue]:
         """Return the new hidden states and the keys and values seen (`cached` with this call's written at `start`)."""
-        y = self.attention_norm(x)
+        first = self.config.norm_first
+        y = self.attention_norm(x) if first else x
         seen = self.attention.project(y)
         if cached is not None:
             seen = jax.tree.map(lambda old, new: write(old, new, start), cached, seen)
         x = x + self.attention(y, seen, mask)
-        return x + self.mlp(self.mlp_norm(x)), seen
+        if first:
+            return x + self.mlp(self.mlp_norm(x)), seen
+        x = self.attention_norm(x)
+        return self.mlp_norm(x + self.mlp(x)), seen
 
 
 class Opt(nn.Module):
@@ -54,12 +58,16 @@ class Opt(nn.Module):
 
     def setup(self):
         c = self.config
-        table = nn.initializers.normal(c.width**-0.5)
-        self.word_embedding = self.param('word_embedding', table, (c.vocab_size, c.width))
+        table = nn.initializers.normal(c.input_width**-0.5)
+        self.word_embedding = self.param('word_embedding', table, (c.vocab_size, c.input_width))
         rows = c.max_positions + POSITION_OFFSET
         self.position_embedding = self.param('position_embedding', nn.initializers.normal(0.02), (rows, c.width))
         self.layer = [Block(c, self.dtype) for _ in range(c.depth)]
-        self.norm = layer_norm(NORM_EPS, self.dtype)
+        if c.norm_first:
+            self.norm = layer_norm(NORM_EPS, self.dtype)
+        if c.input_width != c.width:
+            self.input_projection = dense(c.width, self.dtype, use_bias=False)
+            self.output_projection = dense(c.input_width, self.dtype, use_bias=False)
 
     def embed(self, ids: Int['B T']) -> Float['B T L']:
         """Return the token vectors of `ids`, without positions."""
@@ -67,10 +75,12 @@ class Opt(nn.Module):
 
     def __call__(self, x: Float['B T L'], exists: Bool['B T'], cache: Cache | None = None) -> LmOutput:
         """Run the decoder over token vectors (or a soft prefix); with a cache, after the positions that it holds."""
-        length = x.shape[1]
+        c, length = self.config, x.shape[1]
         slots, start = place(cache, exists)
         position = jax.lax.dynamic_slice_in_dim(masks.positions(slots), start, length, axis=1)
-        x = x.astype(self.dtype) + self.position_embedding[position + POSITION_OFFSET].astype(self.dtype)
+        x = x.astype(self.dtype)
+        x = self.input_projection(x) if c.input_width != c.width else x
+        x = x + self.position_embedding[position + POSITION_OFFSET].astype(self.dtype)
         mask = masks.decoder(slots, start, length)
         layers, hidden = [], [x]
         for i, layer in enumerate(self.layer):
@@ -78,7 +88,9 @@ class Opt(nn.Module):
             layers.append(seen)
             hidden.append(x)
         new = Cache(tuple(layers), slots, start + length) if cache is not None else None
-        return LmOutput(self.norm(x), new, tuple(hidden))
+        x = self.norm(x) if c.norm_first else x
+        x = self.output_projection(x) if c.input_width != c.width else x
+        return LmOutput(x, new, tuple(hidden))
 
     def word_logits(self, hidden: Float['B T L']) -> Float['B T N']:
         """Return the logits of the next token (float32)."""

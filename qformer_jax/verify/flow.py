@@ -18,7 +18,7 @@ from ..models.blip2 import Blip2
 from ..objectives.captioning import token_losses, token_mean
 from ..rules import unflatten
 from ..typing import Array, Params
-from .probe import Probe
+from .probe import Probe, after_layers
 
 Arrays = dict[str, Array]
 Stage = Callable[[Blip2, Probe, Arrays], Arrays]
@@ -111,7 +111,8 @@ def speak(model: Blip2, probe: Probe, before: Arrays) -> Arrays:
         logits = model.lm.word_logits(out.hidden)
         targets = probe.prefixed(probe.text, c, 0)[:, 1:]
         loss = _loss(logits[:, :-1], targets, probe.prefixed(probe.text_exist, c, False)[:, 1:])
-        return _states('lm', out.hidden_states) | {'lm/norm': out.hidden, 'logits': logits, 'loss': loss}
+        end = dict.fromkeys(after_layers(c.lm), out.hidden)
+        return _states('lm', out.hidden_states) | end | {'logits': logits, 'loss': loss}
     memory = model.lm.encode(x, exist)
     out = model.lm(model.lm.embed(probe.answer_read()), jnp.asarray(probe.answer_exist), memory)
     logits = model.lm.word_logits(out.hidden)

@@ -52,6 +52,13 @@ def image_token(c: config.Opt | config.Llama | config.T5) -> int:
     return c.vocab_size - 1
 
 
+def after_layers(c: config.Opt | config.Llama) -> tuple[str, ...]:
+    """Return the name of what stands between a decoder's last layer and its output table, if something does."""
+    if c.input_width != c.width:
+        return ('lm/output_projection',)
+    return ('lm/norm',) if c.family == 'llama' or c.norm_first else ()
+
+
 def make(c: config.Blip2) -> Probe:
     """Return the same probe for the same configuration, always."""
     random = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import config
 from ..errors import UserError
-from .probe import Probe, image_token
+from .probe import Probe, after_layers, image_token
 
 if TYPE_CHECKING:
     import torch
@@ -52,16 +52,15 @@ def _stack(name: str, module: str, depth: int, call: int = 0) -> list[Point]:
 def _language_model(c: config.Opt | config.Llama | config.T5, at: str) -> list[Point]:
     logits = Point('logits', f'{at}lm_head')
     if c.family == 't5':
-        depths = (('encoder', c.depth), ('decoder', c.decoder_depth))
-        sides = [(f'lm/{s}', f'{at}{s}.block', depth, f'{at}{s}.final_layer_norm') for s, depth in depths]
-    elif c.family == 'opt':
-        sides = [('lm', f'{at}model.decoder.layers', c.depth, f'{at}model.decoder.final_layer_norm')]
-    else:
-        sides = [('lm', f'{at}model.layers', c.depth, f'{at}model.norm')]
-    found = []
-    for name, layers, depth, norm in sides:
-        found += [*_stack(name, layers, depth), Point(f'{name}/norm', norm)]
-    return [*found, logits]
+        found = []
+        for side, depth in (('encoder', c.depth), ('decoder', c.decoder_depth)):
+            found += _stack(f'lm/{side}', f'{at}{side}.block', depth)
+            found.append(Point(f'lm/{side}/norm', f'{at}{side}.final_layer_norm'))
+        return [*found, logits]
+    inside = f'{at}model.decoder.' if c.family == 'opt' else f'{at}model.'
+    module = {'lm/norm': 'final_layer_norm' if c.family == 'opt' else 'norm', 'lm/output_projection': 'project_out'}
+    end = [Point(name, f'{inside}{module[name]}') for name in after_layers(c)]
+    return [*_stack('lm', f'{inside}layers', c.depth), *end, logits]
 
 
 def load(source: Path, c: config.Blip2, kind: str) -> tuple['torch.nn.Module', list[str]]:
