@@ -125,17 +125,16 @@ def write_recipe(path: Path, run: config.Run) -> Path:
     return path
 
 
-def environment(**more: str) -> dict[str, str]:
-    """Return the environment of a child process: CPU, little compilation, the tests' compilation cache."""
-    cache = {'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
-    return os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'} | cache | more
+def eight_devices() -> dict[str, str]:
+    """Return the environment of a process that simulates 8 devices."""
+    return os.environ | {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'}
 
 
 def start_command(*words: object) -> subprocess.Popen:
     """Start `qformer WORDS` as a process of its own; both outputs are read as text."""
     command = [sys.executable, '-m', 'qformer_jax', *map(str, words)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.fixture(scope='session')

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 from qformer_jax.errors import UserError
 from qformer_jax.training import checkpoint
@@ -233,14 +234,13 @@ def test_a_full_disk_is_one_clear_line_and_the_checkpoint_before_stays(checkpoin
     assert_restores(checkpoints, 1)
 
 
-def start(code, *arguments, **environment):
+def start(code, *arguments, environment=os.environ):
     """Start Python on `code` with this file's helpers in scope."""
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get('PYTHONPATH', '')])
     code = f'import sys\nfrom pathlib import Path\nfrom test_checkpoint import *\n{code}'
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': paths} | environment
     command = [sys.executable, '-c', code, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment | {'PYTHONPATH': paths}, stdout=subprocess.PIPE, text=True)
 
 
 SAVE_FOR_EVER = """
@@ -307,7 +307,7 @@ checkpoints.close()
 
 def test_restores_onto_eight_devices_and_back(copied):
     folder, checkpoints = copied
-    child = start(RESTORE_SHARDED, folder, XLA_FLAGS='--xla_force_host_platform_device_count=8')
+    child = start(RESTORE_SHARDED, folder, environment=small.eight_devices())
     child.communicate(timeout=120)
     assert child.returncode == 0
     state, step, _ = checkpoints.restore(abstract(make_state(0)), make_iterator())

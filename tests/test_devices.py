@@ -40,9 +40,8 @@ def on_eight(pictures, tmp_path_factory) -> Path:
     """Return the folder of the runs of a process that simulates 8 devices."""
     folder = tmp_path_factory.mktemp('eight')
     files = [small.write_recipe(folder / f'{stage}.py', tiny(stage, pictures)) for stage in ('stage1', 'instruct')]
-    environment = small.environment(XLA_FLAGS='--xla_force_host_platform_device_count=8')
     command = [sys.executable, '-c', TRAIN, *map(str, files)]
-    done = subprocess.run(command, cwd=small.ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=small.ROOT, env=small.eight_devices(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '8 cpu device(s)' in done.stderr
     return folder

@@ -85,7 +85,11 @@ def next_token(model: Blip2, prefix: jax.Array, ids: list[int]) -> int:
         hidden = network.lm(x, jnp.ones(x.shape[:2], bool)).hidden
         return network.lm.word_logits(hidden)[0, -1]
 
-    return int(model.model.apply({'params': model.params}, method=run).argmax())
+    return int(applied(model, run).argmax())
+
+
+def applied(model: Blip2, method):
+    return jax.jit(lambda params: model.model.apply({'params': params}, method=method))(model.params)
 
 
 def test_padding_of_a_prompt_changes_nothing(instructed, pictures_drawn):
@@ -191,7 +195,7 @@ def test_a_stage1_run_captions_through_its_qformer(aligned, pictures_drawn):
         mask = masks.multimodal_causal(model.config.qformer.num_queries, jnp.ones(reads.shape, bool))
         return model.qformer.word_logits(model.qformer(mask, image=memory, text=reads).text)
 
-    likeliest = np.asarray(aligned.model.apply({'params': aligned.params}, method=run)).argmax(axis=-1)
+    likeliest = np.asarray(applied(aligned, run)).argmax(axis=-1)
     written = np.asarray(tokens) != settings.fill
     lengths = written.sum(axis=1)
     assert (likeliest == tokens)[np.arange(12)[None] <= lengths[:, None]].all()  # the end token among them
@@ -264,7 +268,7 @@ def test_match_is_what_training_computed(aligned, pictures_drawn):
         objective = aligned.run.objective
         return align(model, batch['features'], batch['feature_mask'], batch, jax.random.key(0), objective).itm.logits
 
-    judged = aligned.model.apply({'params': aligned.params}, method=run)
+    judged = applied(aligned, run)
     np.testing.assert_allclose(aligned.match(seen, text, np.arange(8), np.arange(8)), judged[:8], atol=1e-5)
 
 

@@ -25,9 +25,6 @@ def executed(tmp_path_factory) -> tuple[nbformat.NotebookNode, Path]:
     """The executed notebook, and the folder where it ran."""
     folder = tmp_path_factory.mktemp('notebook')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('JAX_PLATFORMS', 'cpu')
-        patch.setenv('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.jax_cache'))
-        patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
         patch.setenv('PYTHONPATH', str(ROOT))
         client = NotebookClient(read(), timeout=300, kernel_name='python3', resources={'metadata': {'path': folder}})
         return client.execute(), folder

@@ -1,6 +1,7 @@
 """OPT against Hugging Face (run here); `test_verify.py` has stage 2 on top of it against LAVIS."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,7 @@ def test_a_file_of_the_model_without_its_head_is_read(theirs, params):
     assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
 
 
+@functools.partial(jax.jit, static_argnames='size')
 def logits(params, ids, exists, size=TINY):
     def run(model):
         return model.word_logits(model(model.embed(ids), exists).hidden)
@@ -97,6 +99,8 @@ def test_loss_and_input_gradient_equal_hugging_face(theirs, params):
     want = theirs(inputs_embeds=embedded, attention_mask=torch.tensor(LEFT).long(), labels=labels).loss
     want.backward()
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(x):
         def run(model):
             return model.word_logits(model(x, LEFT).hidden)
@@ -104,7 +108,7 @@ def test_loss_and_input_gradient_equal_hugging_face(theirs, params):
         token_losses = captioning.token_losses(Opt(TINY).apply({'params': params}, method=run)[:, :-1], IDS[:, 1:])
         return captioning.token_mean(token_losses, counts)
 
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(embedded.detach().numpy()))
+    value, gradient = loss(jnp.asarray(embedded.detach().numpy()))
     assert_close(value, want.detach())
     assert_gradients_close({'x': gradient}, {'x': embedded.grad.numpy()})
 
@@ -120,7 +124,7 @@ def test_cache_equals_no_cache(params):
             pieces.append(model.word_logits(out.hidden))
         return jnp.concatenate(pieces, axis=1), cache.end
 
-    stepwise, end = Opt(TINY).apply({'params': params}, method=run)
+    stepwise, end = jax.jit(lambda params: Opt(TINY).apply({'params': params}, method=run))(params)
     assert end == 7
     assert_close(np.asarray(stepwise)[LEFT], np.asarray(logits(params, IDS, LEFT))[LEFT], 3e-6)
 
@@ -130,7 +134,7 @@ def test_no_position_reads_a_later_one(params):
         return Opt(TINY).apply({'params': params}, x, np.ones((1, 7), bool)).hidden
 
     x = params['word_embedding'][IDS[:1]]
-    moves = jnp.abs(jax.jacobian(hidden)(x)).sum(axis=(0, 2, 3, 5))  # [position that reads, position read]
+    moves = jnp.abs(jax.jit(jax.jacobian(hidden))(x)).sum(axis=(0, 2, 3, 5))  # [position that reads, position read]
     assert (np.triu(moves, 1) == 0).all()
     assert (np.asarray(moves)[np.tril_indices(7)] > 0).all()
 

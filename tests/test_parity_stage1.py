@@ -1,5 +1,7 @@
 """Stage 1, beside what `test_verify.py` compares with LAVIS: the captioning mean, and keys of wrong pictures."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,8 @@ def test_keys_of_wrong_pictures_may_be_shared_or_projected_again():
         'image_id': jnp.arange(6),
     }
 
+    @functools.partial(jax.jit, static_argnames='share')
+    @jax.value_and_grad
     def loss(params, share):
         def run(model):
             features = model.vit(nhwc(want['pixels'])).features
@@ -46,7 +50,7 @@ def test_keys_of_wrong_pictures_may_be_shared_or_projected_again():
 
         return blip2.Blip2(MODEL).apply({'params': params}, method=run)
 
-    shared, shared_gradients = jax.value_and_grad(loss)(params, True)
-    again, gradients = jax.value_and_grad(loss)(params, False)
+    shared, shared_gradients = loss(params, share=True)
+    again, gradients = loss(params, share=False)
     assert_close(shared, again, 1e-6)
     assert_gradients_close(shared_gradients, jax.tree.map(np.asarray, gradients), 1e-6)
