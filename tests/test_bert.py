@@ -61,7 +61,7 @@ def begin(state: dict[str, np.ndarray]) -> tuple[dict, list[str]]:
     ours = to_ours(table, theirs)
     fresh = check_complete(ours, blip2.shapes(ONLY_QFORMER), table)
     check_derived(table, theirs, ours)
-    first = flatten(jax.jit(lambda key: blip2.init(blip2.Blip2(ONLY_QFORMER), key))(jax.random.key(0)))
+    first = flatten(blip2.init(blip2.Blip2(ONLY_QFORMER), jax.random.key(0)))
     return unflatten(first | read_all(ours))['qformer'], fresh
 
 

@@ -113,5 +113,5 @@ def _resized(
 def _first_values(model: config.Blip2, paths: Sequence[str]) -> dict[str, Tensor]:
     """Return what an untrained model (seed 0) has at `paths`, all of them the Q-Former's."""
     alone = blip2.Blip2(replace(NOTHING, qformer=model.qformer))
-    values = flatten(jax.jit(lambda key: blip2.init(alone, key))(jax.random.key(0)))
+    values = flatten(blip2.init(alone, jax.random.key(0)))
     return in_memory({path: np.asarray(values[path]) for path in paths})

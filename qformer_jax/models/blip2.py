@@ -121,7 +121,8 @@ class Blip2(nn.Module):
 
 def init(model: Blip2, key: jax.Array) -> Params:
     """Return fresh parameters of every part, as the canonical nested dict (float32)."""
-    return model.init(key, method='touch_everything')['params']
+    # Compiled, the pass that touches every part drops out: only what draws the numbers is left.
+    return jax.jit(lambda key: model.init(key, method='touch_everything')['params'])(key)
 
 
 def shapes(c: config.Blip2) -> Params:
