@@ -35,11 +35,11 @@ class Replay:
 def with_opt(
     model: Blip2, params: Params, pixels: Float['B 3 S S'], arguments: dict[str, Any], sequences: Int['R M']
 ) -> Replay:
-    """Replay `Blip2OPT.generate`."""
+    """Replay `Blip2OPT.generate`, with a hole before each prompt, as unlike prompts have: it may not count."""
     settings = settings_of(arguments, arguments['eos_token_id'])
     prompt = sequences[:: settings.num_return, : _prompt_length(arguments)]
     prefix = passes.soft_prefix(model, params, *_see(model, params, pixels))
-    inputs = prefix, prompt, np.ones(prompt.shape, bool)
+    inputs = prefix, *(np.pad(x, ((0, 0), (1, 0))) for x in (prompt, np.ones(prompt.shape, bool)))
     return _replay(decode.start_decoder, model, params, inputs, settings, sequences[:, prompt.shape[1] :])
 
 

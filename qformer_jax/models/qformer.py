@@ -142,8 +142,11 @@ class Qformer(nn.Module):
             self.temperature = self.param('temperature', nn.initializers.constant(0.07), ())
 
     def project_image(self, features: Float['B P V'], mask: Bool['B P']) -> ImageMemory:
-        """Return the keys and values of normalised features, once for all passes."""
-        features = self.feature_norm(features)
+        """Return the keys and values of a tower's features, once for all passes."""
+        return self.project_normalised(self.feature_norm(features), mask)
+
+    def project_normalised(self, features: Float['B P V'], mask: Bool['B P']) -> ImageMemory:
+        """Return the keys and values of features that `feature_norm` left."""
         return ImageMemory(tuple(layer.project_image(features) for layer in self.layer), mask[:, None, None, :])
 
     def _embed(

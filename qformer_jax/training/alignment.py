@@ -13,6 +13,7 @@ from flax import struct
 from .. import config
 from ..models import masks
 from ..models.blip2 import Blip2
+from ..models.layers import KeyValue
 from ..models.qformer import ImageMemory, Qformer
 from ..objectives import captioning, contrastive, matching
 from ..objectives.contrastive import Itc
@@ -36,6 +37,8 @@ class Matching:
 class Captioning:
     """ITG: logits at each text position for the token after it."""
 
+    hidden_states: tuple[Array, ...]
+    """[B, T, D] of the text, after the embedding norm and after each layer."""
     logits: Float['B T N']
     text: Int['B T']
     """What was read: [DEC] in place of [CLS]; from position 1 on also what was to be predicted."""
@@ -93,7 +96,7 @@ def align(
     else:
         wrong = q.project_image(features[negatives.image], feature_mask[negatives.image])
     itm = _match(q, memory, wrong, text, text_mask, negatives, train)
-    itg = _caption(q, image.cache, text, text_mask, o, shards, train)
+    itg = caption(q, image.cache, text, text_mask, o, shards=shards, train=train)
     return Alignment(image.queries, alone.text, *embedded, itc, itm, itg)
 
 
@@ -118,15 +121,26 @@ def _match(
     return Matching(out.hidden_states[-1], logits, matched, *matching.itm(logits, matched, counts))
 
 
-def _caption(
-    q: Qformer, cache: tuple, text: Int['B T'], text_mask: Bool['B T'], o: config.Objective, shards: int, train: bool
+def caption(
+    q: Qformer,
+    cache: tuple[KeyValue, ...],
+    text: Int['B T'],
+    text_mask: Bool['B T'],
+    o: config.Objective,
+    *,
+    shards: int = 1,
+    train: bool = False,
 ) -> Captioning:
-    """Read the text behind [DEC] (the row after the vocabulary), which takes the place of [CLS]."""
+    """Read the text behind [DEC] (the row after the vocabulary), which takes the place of [CLS].
+
+    `cache` is what the queries' pass left of the picture.
+    """
     c = q.config
     text = text.at[:, 0].set(c.vocab_size)
     rows = masks.multimodal_causal(c.num_queries, text_mask)[:, :, c.num_queries :]
-    logits = q.word_logits(q(rows, text=text, prefix=cache, train=train).text)
+    out = q(rows, text=text, prefix=cache, train=train)
+    logits = q.word_logits(out.text)
     inner, targets, counts = logits[:, :-1], text[:, 1:], text_mask[:, 1:]
     losses = captioning.token_losses(inner, targets, o.label_smoothing)
     accuracy = captioning.token_accuracy(inner, targets, counts)
-    return Captioning(logits, text, captioning.token_mean(losses, counts, shards), accuracy)
+    return Captioning(out.hidden_states, logits, text, captioning.token_mean(losses, counts, shards), accuracy)

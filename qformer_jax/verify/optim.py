@@ -50,12 +50,13 @@ def work(case: Case) -> Work:
     c = stage1.model_of(case)
     table, (o, steps) = lavis.blip2(c), _settings(case)
     decays, rates, after = _decays(case), _rates(case), _after(case, table)
+    theirs = {name: np.array(list(by_name.values()), np.int32) for name, by_name in decays.items()}
 
     def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
         found = {
             name: jax.vmap(optimizer.schedule(*given))(jnp.arange(len(want))) for name, (given, want) in rates.items()
         }
-        found |= {name: jnp.asarray(ours) for name, (ours, _) in decays.items()}
+        found |= {name: _ours_decay(list(by_name)) for name, by_name in decays.items()}
         found['train.lr'] = jax.vmap(optimizer.schedule(o, steps))(jnp.arange(x[DRAWS[0]].shape[0]))
         adamw = optimizer.make(o, steps, split(params, FROZEN)[0])
         trained, reported = _train(blip2.Blip2(c, dtype), params, x, adamw)
@@ -63,7 +64,7 @@ def work(case: Case) -> Work:
 
     inputs = {name: case.home.array(name) for name in ('pixels', 'input_ids', 'attention_mask')}
     inputs |= {name: case.array(name) for name in DRAWS}
-    derived = {name: want for name, (_, want) in (decays | rates).items()} | after
+    derived = theirs | {name: want for name, (_, want) in rates.items()} | after
     left_out = dict.fromkeys((name for name in derived if name.endswith('/key/bias')), KEY_BIAS)
     left_out['groups.json: not_in_optimizer'] = 'what is frozen is for a run to say'
     derived = {name: want for name, want in derived.items() if name not in left_out}
@@ -136,17 +137,23 @@ def _rates(case: Case) -> dict[str, tuple[tuple[config.Optimizer, int], np.ndarr
     return out
 
 
-def _decays(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return for each recorded model which tensors decay: ours (-1 where we cannot say), and theirs."""
-    out = {}
-    for model, said in _json(case, GROUPS).items():
-        theirs = {name: int(group['weight_decay'] > 0) for group in said['groups'] for name in group['names']}
-        paths = {name: _paths(name) for name in theirs}
-        every = [path for found in paths.values() for path in found]
-        decays = match(optimizer.decay_rules(every), every)
-        ours = [next(iter({int(decays[path]) for path in found}), -1) for found in paths.values()]
-        out[f'{GROUPS}: {model}'] = np.array(ours, np.int32), np.array(list(theirs.values()), np.int32)
-    return out
+def _decays(case: Case) -> dict[str, dict[str, int]]:
+    """Return for each recorded model its tensors, and whether they decay."""
+    return {
+        f'{GROUPS}: {model}': {
+            name: int(group['weight_decay'] > 0) for group in said['groups'] for name in group['names']
+        }
+        for model, said in _json(case, GROUPS).items()
+    }
+
+
+def _ours_decay(names: list[str]) -> Array:
+    """Return which of a model's tensors decay by our rules; 2 where we have several parameters and they differ."""
+    paths = [_paths(name) for name in names]
+    every = [path for found in paths for path in found]
+    decays = match(optimizer.decay_rules(every), every)
+    said = [{int(decays[path]) for path in found} for found in paths]
+    return jnp.array([found.pop() if len(found) == 1 else 2 for found in said], jnp.int32)
 
 
 def _paths(key: str) -> list[str]:

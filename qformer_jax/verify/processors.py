@@ -8,52 +8,62 @@ import numpy as np
 from jax.typing import DTypeLike
 from PIL import Image
 
-from ..data import transforms
-from ..data.tokenizers import clean_caption, clean_question
+from ..data import tokenizers, transforms
 from ..errors import UserError
-from ..models.vit import normalise
+from ..models import vit
 from ..typing import Array, Params
 from .case import Case
 from .plan import plan
 from .work import Arrays, Work
 
 TEXTS = 'text.json'
-CLEAN = {'caption': clean_caption, 'question': clean_question}
+TRAINED = r'train(\d+)\.out'
 PALETTE = 'a palette without its colours: compared from its RGB picture on'
 
 
 def work(case: Case) -> Work:
     """Return what there is to do; raises UserError where a name or a description is not understood."""
-    host, left_out = {}, {}
-    for name in [name.removesuffix('.raw') for name in case.arrays if name.endswith('.raw')]:
-        image = _picture(case, name)
-        host[f'{name}.rgb'] = np.asarray(image)
-        if _mode(case, name) == 'P':
-            left_out |= {f'{name}.raw': PALETTE, f'{name}.rgb': PALETTE}
-        for size in _sizes(case, rf'{re.escape(name)}\.(?:resized|eval)(\d+)'):
-            host[f'{name}.resized{size}'] = transforms.eval_image(image, size)
-    for size in _sizes(case, r'train(\d+)\.out'):
-        host[f'train{size}.pixels'] = _trained(case, size)
-        left_out |= dict.fromkeys((f'train{size}.crop', f'train{size}.flip'), 'input')
-    texts = _texts(case)
+    left_out = {
+        f'{name}.{kind}': PALETTE for name in _names(case) if _mode(case, name) == 'P' for kind in ('raw', 'rgb')
+    }
+    drawn = (f'train{size}.{kind}' for size in _sizes(case, TRAINED) for kind in ('crop', 'flip'))
+    rows = _rows(case)
+    ways = [way for way in rows[0] if way != 'in']
 
     def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
-        out = {name: jnp.asarray(pixels) for name, pixels in host.items()} | {name: y for name, (y, _) in texts.items()}
+        host = _pictures(case)
+        out = {name: jnp.asarray(pixels) for name, pixels in host.items()}
+        out |= {f'{TEXTS}: {way}': jnp.asarray(_cleaned(rows, way)) for way in ways}
         for name, pixels in host.items():
-            out[name.replace('.resized', '.eval')] = _planes(pixels[None])[0] if '.resized' in name else out[name]
+            if '.resized' in name:
+                out[name.replace('.resized', '.eval')] = _planes(pixels[None])[0]
             if name.endswith('.pixels'):
                 out[name.replace('.pixels', '.out')] = _planes(pixels)
         return out
 
     inputs = {name: x for name, x in case.arrays.items() if name.endswith('.raw')}
-    return plan(
-        case, {}, inputs, function, left_out=left_out, derived={name: want for name, (_, want) in texts.items()}
-    )
+    numbers = {f'{TEXTS}: {way}': np.arange(len(rows), dtype=np.int32) for way in ways}
+    return plan(case, {}, inputs, function, left_out=left_out | dict.fromkeys(drawn, 'input'), derived=numbers)
+
+
+def _names(case: Case) -> list[str]:
+    return [name.removesuffix('.raw') for name in case.arrays if name.endswith('.raw')]
+
+
+def _pictures(case: Case) -> dict[str, np.ndarray]:
+    """Return what the host makes of every recorded picture, uint8."""
+    out = {}
+    for name in _names(case):
+        image = _picture(case, name)
+        out[f'{name}.rgb'] = np.asarray(image)
+        for size in _sizes(case, rf'{re.escape(name)}\.(?:resized|eval)(\d+)'):
+            out[f'{name}.resized{size}'] = transforms.eval_image(image, size)
+    return out | {f'train{size}.pixels': _trained(case, size) for size in _sizes(case, TRAINED)}
 
 
 def _planes(pixels: np.ndarray) -> Array:
     """Return normalised pictures, NCHW as recorded."""
-    return normalise(jnp.asarray(pixels)).transpose(0, 3, 1, 2)
+    return vit.normalise(jnp.asarray(pixels)).transpose(0, 3, 1, 2)
 
 
 def _sizes(case: Case, pattern: str) -> list[int]:
@@ -88,23 +98,23 @@ def _trained(case: Case, size: int) -> np.ndarray:
     return np.stack([transforms.cut(image, tuple(map(int, box)), size, bool(flip)) for box, flip in boxes])
 
 
-def _texts(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return for each way of cleaning the numbers of the texts, ours with -1 where the result differs, and theirs."""
+def _rows(case: Case) -> list[dict]:
+    """Return the recorded texts, each with what every way of cleaning makes of it."""
     if not (case.folder / TEXTS).is_file():
         raise UserError(f'{case.folder / TEXTS}: no such file')
     try:
-        rows = json.loads((case.folder / TEXTS).read_text())
+        return json.loads((case.folder / TEXTS).read_text())
     except ValueError as error:
         raise UserError(f'{case.folder / TEXTS}: not JSON ({error})') from error
-    return {f'{TEXTS}: {way}': _cleaned(rows, way) for way in rows[0] if way != 'in'}
 
 
-def _cleaned(rows: list[dict], way: str) -> tuple[np.ndarray, np.ndarray]:
+def _cleaned(rows: list[dict], way: str) -> np.ndarray:
+    """Return the numbers of the texts, -1 where we clean one otherwise."""
+    clean = {'caption': tokenizers.clean_caption, 'question': tokenizers.clean_question}
     kind, _, option = way.partition('_')
     limit = [int(option.removeprefix('max'))] if option.startswith('max') else []
     good = []
     for row in rows:
         prompt = row[way].removesuffix(row[kind]) if option == 'prompt' else ''
-        good.append(prompt + CLEAN[kind](row['in'], *limit) == row[way])
-    numbers = np.arange(len(rows), dtype=np.int32)
-    return np.where(good, numbers, -1).astype(np.int32), numbers
+        good.append(prompt + clean[kind](row['in'], *limit) == row[way])
+    return np.where(good, np.arange(len(rows)), -1).astype(np.int32)

@@ -1,6 +1,6 @@
 """The Q-Former in its four uses, over features that are given: queries, text, both, text after queries.
 
-Recorded features stand behind `ln_vision`, so the picture's keys and values are projected from them as they are.
+Recorded features stand behind `ln_vision`.
 """
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from ..convert import lavis
 from ..models import blip2, masks
 from ..models.qformer import ImageMemory, Qformer, QformerOutput
 from ..objectives import captioning
+from ..training.alignment import caption
 from ..typing import Params
 from . import sizes
 from .case import Case, params_of
@@ -20,7 +21,7 @@ from .work import Arrays, Work
 
 INPUTS = ('image_embeds', 'input_ids', 'attention_mask', 'image_mask_2')
 UNUSED = ('qformer/(feature_norm|vision_projection|text_projection|itm_head)/.*', 'qformer/temperature')
-SMOOTHING = config.Objective().label_smoothing
+OBJECTIVE = config.Objective()
 
 
 def work(case: Case) -> Work:
@@ -47,8 +48,7 @@ def work(case: Case) -> Work:
 
 
 def _memory(q: Qformer, x: Arrays, mask: jnp.ndarray) -> ImageMemory:
-    features = x['image_embeds'].astype(q.dtype)
-    return ImageMemory(tuple(layer.project_image(features) for layer in q.layer), mask[:, None, None, :])
+    return q.project_normalised(x['image_embeds'].astype(q.dtype), mask)
 
 
 def _everything(x: Arrays) -> jnp.ndarray:
@@ -73,18 +73,16 @@ def _text(q: Qformer, x: Arrays) -> Arrays:
 
 def _captioning(q: Qformer, x: Arrays, queries: QformerOutput) -> Arrays:
     n, exists = q.config.num_queries, x['attention_mask'].astype(bool)
-    text = x['input_ids'].at[:, 0].set(q.config.vocab_size)
+    after = caption(q, queries.cache, x['input_ids'], exists, OBJECTIVE)
     mask = masks.multimodal_causal(n, exists)
-    after = q(mask[:, :, n:], text=text, prefix=queries.cache)
-    at_once = q(mask, image=_memory(q, x, _everything(x)), text=text)
-    logits, counts = q.word_logits(after.text), exists[:, 1:]
-    losses = captioning.token_losses(logits[:, :-1], text[:, 1:], SMOOTHING)
+    at_once = q(mask, image=_memory(q, x, _everything(x)), text=after.text)
+    losses = captioning.token_losses(after.logits[:, :-1], after.text[:, 1:], OBJECTIVE.label_smoothing)
     return {
-        'itg.decoder_input_ids': text,
-        'itg.labels': jnp.where(exists, text, IGNORED),
+        'itg.decoder_input_ids': after.text,
+        'itg.labels': jnp.where(exists, after.text, IGNORED),
         'itg.hidden_states': jnp.stack(after.hidden_states),
-        'itg.logits': logits,
-        'itg.loss': captioning.token_mean(losses, counts),
-        'itg.loss_per_row': (losses * counts).sum(axis=1),
+        'itg.logits': after.logits,
+        'itg.loss': after.loss,
+        'itg.loss_per_row': (losses * exists[:, 1:]).sum(axis=1),
         'itg.uncached_logits': q.word_logits(at_once.text),
     }
