@@ -24,7 +24,7 @@ from .probe import Probe
 from .report import Row
 from .tolerance import EPSILON, NOISE_FACTOR
 
-_READER = replace(NOTHING, qformer=config.Qformer(feature_width=1, num_queries=1, embed_width=1))
+READER = replace(NOTHING, qformer=config.Qformer(feature_width=1, num_queries=1, embed_width=1))
 """What a BERT is compared in: a Q-Former of which only the text branch is used."""
 
 
@@ -50,7 +50,7 @@ def check(source: Path) -> tuple[list[Row], list[str]]:
     if not (source / 'config.json').is_file():
         raise UserError(f"'{source}' is no Hugging Face folder: it has no config.json")
     kind = huggingface_config.read(source / 'config.json')['model_type']
-    model = exchange.read([source], _READER if kind == 'bert' else NOTHING)
+    model = exchange.read([source], READER if kind == 'bert' else NOTHING)
     c = model.run.model
     inputs = probe.make(c)
     network, changes = theirs.load(source, c, kind)
@@ -58,7 +58,7 @@ def check(source: Path) -> tuple[list[Row], list[str]]:
     del network
     gc.collect()  # their weights, before ours come
     ours = flow.compute(c, model.tensors, inputs)
-    return [_row(name, x, ours, _exist(name, c, inputs)) for name, x in recorded.items()], changes
+    return [_row(name, x, ours, existing(name, c, inputs)) for name, x in recorded.items()], changes
 
 
 def _row(name: str, theirs: np.ndarray, ours: dict[str, dict[str, np.ndarray]], exist: np.ndarray | None) -> Row:
@@ -69,7 +69,7 @@ def _row(name: str, theirs: np.ndarray, ours: dict[str, dict[str, np.ndarray]], 
     return report.compare(name, narrow, theirs, NOISE_FACTOR * noise)
 
 
-def _exist(name: str, c: config.Blip2, inputs: Probe) -> np.ndarray | None:
+def existing(name: str, c: config.Blip2, inputs: Probe) -> np.ndarray | None:
     """Return which positions of a row of the table are no padding; None where none is."""
     if name.startswith('lm/decoder') or (name == 'logits' and c.lm.family == 't5'):
         return inputs.answer_exist

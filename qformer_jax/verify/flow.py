@@ -28,14 +28,15 @@ DTYPES = ('float32', 'float64')
 def compute(c: config.Blip2, tensors: State, probe: Probe) -> dict[str, dict[str, np.ndarray]]:
     """Return our arrays by dtype and by name."""
     found = {dtype: {} for dtype in DTYPES}
-    for parts, stage in _stages(c):
+    for parts, stage in stages(c):
         params = _load(tensors, parts)
         for dtype in DTYPES:
             found[dtype] |= _run(c, params, stage, probe, found[dtype], dtype)
     return found
 
 
-def _stages(c: config.Blip2) -> list[tuple[tuple[str, ...], Stage]]:
+def stages(c: config.Blip2) -> list[tuple[tuple[str, ...], Stage]]:
+    """Return the names of the parameters and the function of every part, in the order in which data flows."""
     stages = []
     if c.vit:
         stages.append((('vit',), see))

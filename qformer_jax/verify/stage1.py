@@ -38,10 +38,11 @@ def work(case: Case) -> Work:
     gradients = {}
     for file in GRADIENTS:
         gradients |= gradients_of(case, file, table)
-    ids = texts.recomputed(texts.bert(case), case, '', case.meta.get('texts', []))
+    tokenizer = texts.bert(case)
     modes = sorted({GRADIENTS[name.partition(':')[0]] for name in gradients})
 
     def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+        ids = texts.recomputed(tokenizer, case, '', case.meta.get('texts', []))
         out = ids if 'local' in modes else ids | forward(c, params, x, dtype, 'local')
         for mode in modes:
             found, values = _gradients(c, params, x, dtype, mode)

@@ -6,7 +6,8 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..convert import lavis
-from ..data.tokenizers import LmTokenizer, lm_row, pad
+from ..data import tokenizers
+from ..data.tokenizers import LmTokenizer
 from ..inference import replay
 from ..models import blip2
 from ..typing import Array, Params
@@ -17,7 +18,8 @@ from .stage1 import IGNORED
 from .work import Arrays, Work
 
 IDS = '.opt_input_ids'
-VOCABULARY = ('opt', 'tokenizer', 'vocab')
+START = 'where the answer starts'
+VOCABULARY = ('opt', 'tokenizer')
 
 
 def work(case: Case) -> Work:
@@ -28,12 +30,12 @@ def work(case: Case) -> Work:
     end_id, pad_id = case.setting('opt', 'tokenizer', 'eos_token_id(newline)'), case.setting('opt', 'pad_token_id')
     case, left_out = stage2.without_padding(case, {f'{name}.logits': mask for name, mask in exists.items()})
     case = writing.padded(case, pad_id)
-    ids, gradients = _recomputed(case, settings, c.qformer.num_queries), {}
+    tokenizer, gradients = _tokenizer(case), {}
     for name in settings:
         gradients |= gradients_of(case, _file(name), lavis.blip2(c))
 
     def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
-        model, out = blip2.Blip2(c, dtype), dict(ids)
+        model, out = blip2.Blip2(c, dtype), _recomputed(tokenizer, case, settings, c.qformer.num_queries)
         for name in settings:
             found, batch = _forward(model, params, x, name, case.entry('texts', name))
             file = _file(name) if any(key.startswith(_file(name)) for key in gradients) else None
@@ -49,7 +51,9 @@ def work(case: Case) -> Work:
     inputs = {'pixels': case.array('pixels')}
     inputs |= {key: case.arrays[key] for name in settings for key in (f'{name}{IDS}', f'{name}.attention_mask')}
     params = params_of(case, lavis.blip2(c), blip2.shapes(c))
-    return plan(case, params, inputs, function, gradients, left_out, unstable=writing.unstable(case))
+    starts = {f'{name}: {START}': case.entry('texts', name, 'prompt_length') for name in settings if tokenizer}
+    derived = {name: np.array(start, np.int32) for name, start in starts.items()}
+    return plan(case, params, inputs, function, gradients, left_out, derived, writing.unstable(case))
 
 
 def _file(setting: str) -> str:
@@ -82,17 +86,22 @@ def _forward(model: blip2.Blip2, params: Params, x: Arrays, setting: str, text: 
     return found, {'lm_text': ids, 'lm_mask': own, 'lm_target': target}
 
 
-def _recomputed(case: Case, settings: list[str], num_queries: int) -> Arrays:
-    """Return ids and masks from the texts, where the vocabulary is there."""
-    vocab, merges = (texts.vocabulary(case, *VOCABULARY[:-1], name) for name in ('vocab', 'merges'))
-    if not vocab.is_file() or not merges.is_file():
-        return {}
-    tokenizer, out = LmTokenizer.from_files(vocab, merges), {}
-    for name in settings:
+def _tokenizer(case: Case) -> LmTokenizer | None:
+    """Return OPT's tokenizer, or None where its files were not copied with the case."""
+    vocab, merges = (texts.vocabulary(case, *VOCABULARY, name) for name in ('vocab', 'merges'))
+    return LmTokenizer.from_files(vocab, merges) if vocab.is_file() and merges.is_file() else None
+
+
+def _recomputed(tokenizer: LmTokenizer | None, case: Case, settings: list[str], num_queries: int) -> Arrays:
+    """Return ids, masks and where the answer starts, from the texts; nothing without a tokenizer."""
+    out = {}
+    for name in settings if tokenizer else ():
         said, recorded = case.entry('texts', name), case.array(f'{name}{IDS}')
-        rows = [lm_row(tokenizer, '', text)[0] for text in said['text_input']]
+        answers = [text.removeprefix(said['prompt']).lstrip() for text in said['text_input']]
+        rows, starts = zip(*(tokenizers.lm_row(tokenizer, said['prompt'], answer) for answer in answers), strict=True)
         length = min(max(map(len, rows)), said['max_txt_len'])
-        ids, mask = map(np.stack, zip(*(pad(row, length, tokenizer.pad_id) for row in rows), strict=True))
+        ids, mask = map(np.stack, zip(*(tokenizers.pad(row, length, tokenizer.pad_id) for row in rows), strict=True))
+        out[f'{name}: {START}'] = jnp.int32(starts[0])
         ones = np.ones((len(recorded), num_queries), np.int32)
         out |= {f'{name}{IDS}': ids, f'{name}.attention_mask': np.concatenate([ones, mask.astype(np.int32)], axis=1)}
     return out

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator
 
-from . import language, masks, objectives, parts, tables, writing
+from . import language, masks, objectives, optimizer, parts, processors, tables, writing
 from .mutant import Mutant
 
-KINDS = (tables, parts, masks, objectives, language, writing)
+KINDS = (processors, optimizer, tables, parts, masks, objectives, language, writing)
 
 
 def every(wanted: list[str]) -> Iterator[Mutant]:

@@ -29,6 +29,7 @@ def mutants() -> Iterator[Mutant]:
         yield Mutant('language', f'T5: {name}', T5, replaced(t5, function, wrong))
     yield Mutant('language', 'T5: reads what it writes', T5, replaced(blip2, 'shift_right', lambda _: _unshifted))
     yield Mutant('language', 'T5: decoder reads padding', T5, method(t5.T5, 'encode', _everything_exists))
+    yield Mutant('language', 'T5: encoder reads padding', T5, method(t5.Encoder, '__call__', _reads_padding))
 
 
 def _linear(old: int, new: int, rule: str) -> np.ndarray:
@@ -47,6 +48,10 @@ def _unshifted(text, target):
 def _everything_exists(right, *arguments):
     memory = right(*arguments)
     return memory.replace(exists=jnp.ones_like(memory.exists))
+
+
+def _reads_padding(right, x, exists):
+    return right(x, jnp.ones_like(exists))
 
 
 def _one_sided(right):

@@ -6,11 +6,13 @@ from itertools import permutations
 import jax.numpy as jnp
 
 from qformer_jax.models import masks
+from qformer_jax.models.qformer import Layer, Qformer
 
-from .mutant import Mutant, replaced
+from .mutant import Mutant, method, replaced
 
 QFORMER = ('unimodal', 'bidirectional', 'multimodal_causal')
 CASES = ('small_stage1', 'qformer_modes')
+PICTURES = ('low_variance_qformer_modes', 'qformer_modes')
 DECODERS = ('low_variance_opt_stage2', 'low_variance_t5_stage2', 'opt_stage2', 't5_stage2')
 # what the right mask of a decoder is replaced by: (right mask) -> mask
 DECODER = {
@@ -38,6 +40,12 @@ def mutants() -> Iterator[Mutant]:
     for name in QFORMER:
         yield Mutant('mask', f'{name} mirrored', CASES, replaced(masks, name, _mirrored))
         yield Mutant('mask', f'{name} sees padding', CASES, replaced(masks, name, _with_padding))
+    whole = method(Qformer, 'project_normalised', lambda right, features, mask: right(features, jnp.ones_like(mask)))
+    yield Mutant('mask', 'pictures: all patches exist', PICTURES, whole)
+    yield Mutant(
+        'mask', 'pictures: cross-attention sees all patches', PICTURES, method(Layer, '__call__', _all_patches)
+    )
+    yield Mutant('mask', 'captions do not see the queries', CASES, method(Qformer, '__call__', _no_prefix))
     for name, wrong in DECODER.items():
         yield Mutant('mask', f'decoder {name}', DECODERS, replaced(masks, 'decoder', wrong))
     for name, wrong in POSITIONS.items():
@@ -46,6 +54,17 @@ def mutants() -> Iterator[Mutant]:
 
 def _mirrored(right):
     return lambda num_queries, text_mask: right(num_queries, text_mask).swapaxes(-1, -2)
+
+
+def _all_patches(right, x, num_queries, mask, image, image_mask, prefix, train):
+    return right(x, num_queries, mask, image, None if image is None else jnp.ones_like(image_mask), prefix, train)
+
+
+def _no_prefix(right, mask, *, prefix=None, **given):
+    """Hide what was there before."""
+    if prefix is not None:
+        mask = mask & (jnp.arange(mask.shape[-1]) >= prefix[0].key.shape[1])[None, None, None]
+    return right(mask, prefix=prefix, **given)
 
 
 def _with_padding(right):

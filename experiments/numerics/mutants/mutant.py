@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,13 @@ from qformer_jax import verify
 from qformer_jax.errors import UserError
 from qformer_jax.typing import Params
 
+from .subject import Subject
+
+THEIRS = 'huggingface/'
 CASES = Path(__file__).parents[3] / 'tests' / 'goldens' / 'lavis'
+
+
+PutIn = Callable[[Subject], AbstractContextManager[Params | None]]
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,12 @@ class Mutant:
     kind: str
     name: str
     cases: tuple[str, ...]
-    put_in: Callable[[verify.Case], AbstractContextManager[Params | None]]
+    put_in: PutIn
     """Makes the wrong hold for a while; what it gives are wrong parameters, None where the code is wrong."""
     compiled: bool = False
     """Whether only parameters are wrong, so that a compiled function serves."""
+    arrays: str = '.*'
+    """Regex of the arrays that may notice it: where a case takes long, the others are not computed."""
 
     def __str__(self) -> str:
         return f'{self.kind}: {self.name}'
@@ -54,50 +62,71 @@ class Outcome:
 
 
 @cache
-def read(name: str) -> verify.Case:
-    """Return a recorded case, its tolerances measured; raises UserError when our code does not pass it as it is."""
-    case = verify.read(CASES / name)
-    failed = [row.name for row in verify.check(case) if not row.passed]
+def read(name: str) -> Subject:
+    """Return a case, its tolerances measured; raises UserError when our code does not pass it as it is.
+
+    Names that start with `huggingface/` are models of theirs, the others recorded cases of LAVIS.
+    """
+    subject = _theirs(name.removeprefix(THEIRS)) if name.startswith(THEIRS) else _recorded(CASES / name)
+    failed = [row.name for row in subject.work.rows(subject.work.params, 'float32') if not row.passed]
     if failed:
         raise UserError(f'{name} fails without any mutant: {", ".join(failed)}')
-    return case
+    return subject
+
+
+def _recorded(folder: Path) -> Subject:
+    case = verify.read(folder)
+    work = verify.work(case)
+    return Subject(case.state if work.params else {}, work)
+
+
+def _theirs(kind: str) -> Subject:
+    from . import huggingface  # needs PyTorch
+
+    return huggingface.read(kind)
 
 
 def run(mutant: Mutant) -> Outcome:
     """Return whether one of its cases notices the mutant."""
     seconds = 0.0
     for name in mutant.cases:
-        case, start = read(name), time.perf_counter()
-        noticed = _noticed(mutant, case)
+        subject, start = read(name), time.perf_counter()
+        noticed = _noticed(mutant, subject)
         seconds += time.perf_counter() - start
         if noticed:
             return Outcome(mutant, name, noticed, seconds)
     return Outcome(mutant, '', (), seconds)
 
 
-def _noticed(mutant: Mutant, case: verify.Case) -> tuple[str, ...]:
-    """Return the rows that fail; what jit compiled before would not see a change of code, so nothing is compiled."""
+def _noticed(mutant: Mutant, subject: Subject) -> tuple[str, ...]:
+    """Return the rows that fail.
+
+    What jit compiled before would not see a change of code: nothing is compiled, or the few arrays anew.
+    """
+    work, compiled = subject.work, mutant.compiled
+    if mutant.arrays != '.*':
+        few = {name: x for name, x in work.expected.items() if re.match(mutant.arrays, name)}
+        work, compiled = replace(work, expected=few, gradients={}), True
     try:
-        with mutant.put_in(case) as params, nullcontext() if mutant.compiled else jax.disable_jit():
-            return tuple(row.name for row in verify.check(case, params) if not row.passed)
+        with mutant.put_in(subject) as params, nullcontext() if compiled else jax.disable_jit():
+            rows = work.rows(work.params if params is None else params, 'float32')
+            return tuple(row.name for row in rows if not row.passed)
     except UserError as error:
         return (f'refused: {error}',)
 
 
-def replaced(owner: object, name: str, make: Callable[[Any], Any]) -> Callable[[verify.Case], AbstractContextManager]:
+def replaced(owner: object, name: str, make: Callable[[Any], Any]) -> PutIn:
     """Return the change of a module's function or constant to `make(the right one)`."""
 
     @contextmanager
-    def put_in(_: verify.Case) -> Iterator[None]:
+    def put_in(_: Subject) -> Iterator[None]:
         with mock.patch.object(owner, name, make(getattr(owner, name))):
             yield
 
     return put_in
 
 
-def method(
-    kind: type[nn.Module], name: str, change: Callable[..., Any]
-) -> Callable[[verify.Case], AbstractContextManager]:
+def method(kind: type[nn.Module], name: str, change: Callable[..., Any]) -> PutIn:
     """Return the change of a network's method to `change(the right one, *arguments)`."""
 
     def intercept(following, args, kwargs, context):
@@ -108,7 +137,7 @@ def method(
     return lambda _: nn.intercept_methods(intercept)
 
 
-def option(path: str, name: str, change: Callable[[Any], Any]) -> Callable[[verify.Case], AbstractContextManager]:
+def option(path: str, name: str, change: Callable[[Any], Any]) -> PutIn:
     """Return the change of an option (epsilon, activation) of the parts of a network at `path`, a regex."""
 
     def intercept(following, args, kwargs, context):

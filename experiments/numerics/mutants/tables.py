@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from qformer_jax import config, verify
+from qformer_jax import config
 from qformer_jax.convert import lavis
 from qformer_jax.convert.table import (
     KEEP,
@@ -25,7 +25,8 @@ from qformer_jax.convert.tensors import in_memory
 from qformer_jax.rules import flatten, unflatten
 from qformer_jax.typing import Params
 
-from .mutant import Mutant, read
+from .mutant import THEIRS, Mutant, read
+from .subject import Subject
 
 
 @dataclass(frozen=True)
@@ -52,45 +53,54 @@ SPLIT_QKV_KEEP = Transform(lambda x: tuple(np.split(x, 3)), lambda *x: np.concat
 UNTRANSPOSED = {TRANSPOSE: KEEP, SPLIT_QKV_TRANSPOSE: SPLIT_QKV_KEEP}
 Place = tuple[int, int]
 """A row of a table, and one of its paths."""
-Shapes = dict[Place, tuple[int, ...]]
+Known = dict[Place, np.ndarray]
 
 
-def mutants(families: tuple[Family, ...] = FAMILIES) -> Iterator[Mutant]:
+def theirs() -> tuple[Family, ...]:
+    """Return the tables of formats that LAVIS does not read."""
+    from . import huggingface  # needs PyTorch
+
+    kinds = (*huggingface.MODELS, huggingface.GGUF)
+    return tuple(Family(kind, huggingface.table(kind), (f'{THEIRS}{kind}',)) for kind in kinds)
+
+
+def mutants(families: tuple[Family, ...] | None = None) -> Iterator[Mutant]:
     """Return every exchange of two parameters of the same shape, and every square kernel that is not transposed."""
-    for family in families:
-        known = shapes(family)
+    for family in (*FAMILIES, *theirs()) if families is None else families:
+        known = filled(family)
         for one, other in _alike(family, known):
             yield _mutant('row', family, _exchanged(family.table, one, other), (one, other))
         for place in _square(family, known):
             yield _mutant('transpose', family, _untransposed(family.table, place[0]), (place,))
 
 
-def shapes(family: Family) -> Shapes:
-    """Return the shape of every parameter that a table fills (in the family's first case, its lowest such layer)."""
-    known = flatten(verify.work(read(family.cases[0])).params)
+def filled(family: Family) -> Known:
+    """Return every parameter that a table fills, in the family's first case and the lowest such layer."""
+    known = flatten(read(family.cases[0]).work.params)
     out = {}
     for n, row in enumerate(family.table):
         for m, path in enumerate(row.paths if isinstance(row, Row) else ()):
             found = [known[layer] for layer in (path.replace('{i}', str(i)) for i in range(2)) if layer in known]
-            out |= {(n, m): found[0].shape} if found else {}
+            out |= {(n, m): found[0]} if found else {}
     return out
 
 
-def _alike(family: Family, known: Shapes) -> Iterator[tuple[Place, Place]]:
-    """Return pairs of the same shape; a row that counts layers against one that does not is no table."""
+def _alike(family: Family, known: Known) -> Iterator[tuple[Place, Place]]:
+    """Return pairs of the same shape but not equal; a row that counts layers against one that does not is no table."""
 
     def kind(place: Place) -> tuple:
-        return known[place], '{i}' in family.table[place[0]].key
+        return known[place].shape, '{i}' in family.table[place[0]].key
 
-    return ((a, b) for a, b in combinations(known, 2) if kind(a) == kind(b))
+    pairs = ((a, b) for a, b in combinations(known, 2) if kind(a) == kind(b))
+    return ((a, b) for a, b in pairs if not np.array_equal(known[a], known[b]))
 
 
-def _square(family: Family, known: Shapes) -> Iterator[Place]:
+def _square(family: Family, known: Known) -> Iterator[Place]:
     """Return the kernels whose wrong orientation has the right shape."""
     return (
         (n, m)
-        for (n, m), shape in known.items()
-        if m == 0 and family.table[n].transform in UNTRANSPOSED and shape[0] == shape[1]
+        for (n, m), x in known.items()
+        if m == 0 and family.table[n].transform in UNTRANSPOSED and x.shape[0] == x.shape[1]
     )
 
 
@@ -109,16 +119,16 @@ def _untransposed(table: Table, n: int) -> Table:
 
 def _mutant(kind: str, family: Family, wrong: Table, places: tuple[Place, ...]) -> Mutant:
     @contextmanager
-    def put_in(case: verify.Case) -> Iterator[Params]:
+    def put_in(case: Subject) -> Iterator[Params]:
         yield _converted(wrong, case)
 
     name = ' <-> '.join(family.table[n].paths[m] for n, m in places)
     return Mutant(kind, f'{family.name}: {name}', family.cases, put_in, compiled=True)
 
 
-def _converted(wrong: Table, case: verify.Case) -> Params:
+def _converted(wrong: Table, case: Subject) -> Params:
     """Return the parameters of a case with those that the table fills read by the wrong one."""
-    right = verify.work(case).params
+    right = case.work.params
     theirs = in_memory({key: x for key, x in case.state.items() if row_of(wrong, key)})
     ours = in_memory(flatten(right)) | to_ours(wrong, theirs)
     check_complete(ours, right)

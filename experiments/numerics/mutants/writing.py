@@ -1,13 +1,15 @@
-"""Mutants of generation: the length rule, the repetition penalty, the smallest length."""
+"""Mutants of generation: the length rule, the repetition penalty, the smallest length, and the caches."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 
-from qformer_jax.inference import search
+from qformer_jax.inference import decode, search
+from qformer_jax.models import opt, t5
+from qformer_jax.models.qformer import Qformer
 
-from .mutant import Mutant, replaced
+from .mutant import Mutant, method, replaced
 
 CASES = ('stage1_generate', 't5_stage2')
 REPETITION = ('t5_stage2', 'opt_stage2')
@@ -18,6 +20,11 @@ def mutants() -> Iterator[Mutant]:
     """Return them all."""
     for name, (cases, function, wrong) in WRONG.items():
         yield Mutant('writing', name, cases, replaced(search, function, wrong))
+    for family, owner, cases in (('OPT', opt, PROMPTS), ('T5', t5, ('t5_stage2',)), ('Q-Former', decode, CASES[:1])):
+        for name, wrong in CACHE.items():
+            yield Mutant('cache', f'{family}: {name}', cases, replaced(owner, 'write', wrong))
+    yield Mutant('cache', 'Q-Former: every token is the first', CASES[:1], method(Qformer, '__call__', _always_first))
+    yield Mutant('cache', 'beams read the caches of others', CASES, replaced(search, '_choose', _own_cache))
 
 
 def _settings(change: Callable) -> Callable:
@@ -36,6 +43,22 @@ def _prompt_not_penalised(right):
     return processed
 
 
+def _always_first(right, *arguments, text_start=0, **given):
+    return right(*arguments, text_start=0, **given)
+
+
+def _own_cache(right):
+    def choose(*arguments):
+        beams = right(*arguments)
+        return beams.replace(parents=jnp.broadcast_to(jnp.arange(beams.parents.shape[1]), beams.parents.shape))
+
+    return choose
+
+
+CACHE = {
+    'what was written is forgotten': lambda right: lambda old, new, start: right(jnp.zeros_like(old), new, start),
+    'written a slot early': lambda right: lambda old, new, start: right(old, new, jnp.maximum(start - 1, 0)),
+}
 WRONG = {
     'length counts as in newer transformers': (
         CASES,
