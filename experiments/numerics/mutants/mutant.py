@@ -1,5 +1,6 @@
 """One wrong at a time: what a mutant is, how it is put into the product, and whether a recorded case notices it."""
 
+import inspect
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -106,7 +107,7 @@ def _noticed(mutant: Mutant, subject: Subject) -> tuple[str, ...]:
     work, compiled = subject.work, mutant.compiled
     if mutant.arrays != '.*':
         few = {name: x for name, x in work.expected.items() if re.match(mutant.arrays, name)}
-        work, compiled = replace(work, expected=few, gradients={}), True
+        work, compiled = replace(work, function=inspect.unwrap(work.function), expected=few, gradients={}), True
     try:
         with mutant.put_in(subject) as params, nullcontext() if compiled else jax.disable_jit():
             rows = work.rows(work.params if params is None else params, 'float32')

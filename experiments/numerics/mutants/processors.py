@@ -20,14 +20,14 @@ PIECES = ('low_variance_opt_stage2',)
 
 def mutants() -> Iterator[Mutant]:
     """Return them all."""
-    for kind, cases, wrongs in (
-        ('picture', CASES, PICTURES),
-        ('text', CASES, TEXTS),
-        ('ids', WORDS, IDS_OF_BERT),
-        ('ids', PIECES, IDS_OF_OPT),
+    for kind, cases, wrongs, arrays in (
+        ('picture', CASES, PICTURES, '.*'),
+        ('text', CASES, TEXTS, '.*'),
+        ('ids', WORDS, IDS_OF_BERT, 'input_ids|attention_mask'),
+        ('ids', PIECES, IDS_OF_OPT, '.*(input_ids|attention_mask|where the answer starts)'),
     ):
         for name, (owner, function, wrong) in wrongs.items():
-            yield Mutant(kind, name, cases, replaced(owner, function, wrong))
+            yield Mutant(kind, name, cases, replaced(owner, function, wrong), arrays=arrays)
 
 
 def _filter(method: Image.Resampling) -> Callable:
