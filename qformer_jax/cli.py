@@ -18,6 +18,7 @@ import tyro
 
 from . import config, recipes
 from .commands.rank import Rank, rank
+from .commands.search import Embed, Search, embed, search
 from .errors import Stopped, UserError, nearest
 
 HELP = """\
@@ -29,6 +30,8 @@ qformer: train a Q-Former between a frozen vision tower and a frozen language mo
   qformer caption RUN PICTURE...    describe pictures
   qformer ask RUN PICTURE QUESTION  answer a question about a picture
   qformer rank RUN PICTURE QUESTION ANSWER...  choose among given answers
+  qformer search RUN FOLDER TEXT    find the pictures of a folder that fit a text
+  qformer embed RUN PICTURE...      write ITC vectors of pictures and texts
   qformer evaluate RUN --task TASK  vqa, caption or retrieval, on a split of the data set
   qformer verify CASE...            compare our numbers with recorded ones
 
@@ -291,6 +294,8 @@ COMMANDS: dict[str, tuple[type, Callable]] = {
     'caption': (Caption, caption),
     'ask': (Ask, ask),
     'rank': (Rank, rank),
+    'search': (Search, search),
+    'embed': (Embed, embed),
     'evaluate': (Evaluate, evaluate),
     'verify': (Verify, verify),
     'convert': (Convert, convert),

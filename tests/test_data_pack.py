@@ -77,7 +77,7 @@ def test_an_array_keeps_its_dtype_in_its_bytes(dtype):
     array = np.random.default_rng(0).normal(size=(3, 5)).astype(dtype)
     data = pack_array(array)
     assert len(data) == 16 + array.nbytes
-    np.testing.assert_array_equal(unpack_array(data), array.astype(np.float32))
+    np.testing.assert_array_equal(unpack_array(data), array, strict=True)
     assert unpack_array(pack_array(array.T)).shape == (5, 3)
 
 

@@ -119,7 +119,7 @@ def decode(example: dict[str, Any]) -> Record:
     return Record(
         image_id=example['image_id'].decode(),
         image=example['image'] or None,
-        features=unpack_array(example['features']) if example['features'] else None,
+        features=unpack_array(example['features']).astype(np.float32) if example['features'] else None,
         captions=_texts(example['captions']),
         questions=_texts(example['questions']),
         answers=tuple(answers[a:b] for a, b in itertools.pairwise(ends)),

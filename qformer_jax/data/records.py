@@ -3,6 +3,7 @@
 import struct
 from dataclasses import dataclass
 
+import ml_dtypes  # noqa: F401  teaches NumPy the name bfloat16
 import numpy as np
 
 _HEADER = struct.Struct('<8sII')  # dtype name, rows (P), columns (V); then the values, row by row
@@ -17,7 +18,7 @@ class Record:
     image: bytes | None = None
     """The encoded picture (JPEG, PNG), as it was found."""
     features: np.ndarray | None = None
-    """Features of a frozen encoder, [P, V], float32 when read (float16 is kept as such on disk)."""
+    """Features of a frozen encoder, [P, V], float32 when read (float16 and bfloat16 are kept as such on disk)."""
     captions: tuple[str, ...] = ()
     """Descriptions; none where nobody stated any."""
     questions: tuple[str, ...] = ()
@@ -37,7 +38,7 @@ def pack_array(array: np.ndarray) -> bytes:
 
 
 def unpack_array(data: bytes) -> np.ndarray:
-    """Return the array [P, V] of `pack_array`'s bytes, as float32."""
+    """Return the array [P, V] of `pack_array`'s bytes, in the dtype that it had."""
     name, rows, columns = _HEADER.unpack_from(data)
     dtype = np.dtype(name.rstrip(b'\0').decode()).newbyteorder('<')
-    return np.frombuffer(data, dtype, offset=_HEADER.size).reshape(rows, columns).astype(np.float32)
+    return np.frombuffer(data, dtype, offset=_HEADER.size).reshape(rows, columns)

@@ -24,13 +24,13 @@ from ..data.records import Record
 from ..data.tokenizers import clean_caption
 from ..errors import UserError
 from ..inference.blip2 import Blip2, Seen
+from ..inference.rerank import RERANKED, rerank
 from ..objectives import matching
 from ..training import start
 from ..typing import Array
 from . import retrieval, vqa
 
 PICTURES_AT_ONCE = 256
-RERANKED = 128  # candidates that ITM ranks again, as the paper does (section 4.4)
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def judge_retrieval(model: Blip2, dataset: Dataset, split: str) -> Judged:
     def match(pictures: Array, captions: Array) -> Array:
         return jnp.asarray(model.match(seen, text, np.asarray(pictures), np.asarray(captions))[:, 1])
 
-    again = retrieval.rerank(similarity, match, RERANKED)
-    back = retrieval.rerank(similarity.T, lambda captions, pictures: match(pictures, captions), RERANKED)
+    again = rerank(similarity, match, RERANKED)
+    back = rerank(similarity.T, lambda captions, pictures: match(pictures, captions), RERANKED)
     ways = (
         ('picture to text', similarity, positive),
         ('picture to text, re-ranked', again, positive),

@@ -239,7 +239,7 @@ class Blip2:
         mode: Literal['image', 'text', 'multimodal'] = 'image',
     ) -> np.ndarray:
         """Return unit vectors [N, Q, E] of pictures, [N, E] of texts, or the queries that read both [N, Q, D]."""
-        self._needs('qformer')
+        self._needs('qformer') if mode == 'multimodal' else self._needs_heads()
         if mode == 'image':
             seen = self.encode(pictures)
             return self._in_batches(passes.embed_image, seen.features, seen.mask)[0]
@@ -270,6 +270,7 @@ class Blip2:
         `text` is what `text_arrays` gives. Features are copied a batch at a time: there may be far more pairs than
         pictures.
         """
+        self._needs_heads()
         parts = []
         for begin in range(0, len(pictures), self.batch_size):
             i, j = (index[begin : begin + self.batch_size] for index in (pictures, texts))
@@ -308,6 +309,14 @@ class Blip2:
         if getattr(self.run.model, part) is None:
             later = {'lm': "a 'stage2' or 'instruct' run", 'qformer': "a run from 'stage1' on"}[part]
             raise UserError(f"this is a '{self.run.stage}' run, which has no {part}: give {later}")
+
+    def _needs_heads(self) -> None:
+        self._needs('qformer')
+        side = self.run.model.qformer.text_side
+        if side not in ('full', 'retrieval'):
+            raise UserError(
+                f"this Q-Former has no heads of ITC and ITM (its text side is '{side}'): give a 'stage1' run"
+            )
 
 
 def _as_many(seen: Seen, texts: Sequence[str], what: str) -> None:

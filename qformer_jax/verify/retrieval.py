@@ -10,8 +10,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ..convert import lavis
-from ..evaluation.retrieval import OUTSIDE, rerank
 from ..inference import passes
+from ..inference.rerank import OUTSIDE, rerank
 from ..models import blip2, masks
 from ..objectives import contrastive
 from ..typing import Array, Params

@@ -1,0 +1,113 @@
+"""`qformer search` and `qformer embed`: pictures found by text, and the vectors that find them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..inference.blip2 import Blip2
+
+
+@dataclass(frozen=True)
+class Search:
+    """Find the pictures of a folder that fit a text, with a stage-1 run.
+
+    As BLIP-2 retrieves: pictures are ranked by the cosine of the text and of the query nearest to it (ITC); the best of
+    them are ranked again by the image-text matching head (ITM), whose score is its logit of "matched" plus the cosine.
+    What a picture gives is kept in `cache` beside the run, by content, so a second search encodes new and changed
+    pictures only; that folder may be deleted at any time.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a stage-1 run."""
+    folder: tyro.conf.Positional[Path]
+    """Pictures, in sub folders too."""
+    text: tyro.conf.Positional[str]
+    """What they should show, in quotes."""
+    top: int = 10
+    """Pictures to print."""
+    rerank: int = 128
+    """The best by ITC that ITM ranks again; 0: ITC alone, which keeps less than a twentieth as much on the disk."""
+
+
+def search(options: Search) -> None:
+    """Print the table and say where the index is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..data.cache import Cache
+    from ..inference.gallery import Gallery, picture_files
+
+    model = _load(options.run)
+    files = picture_files([options.folder], '' if model.run.model.vit else '.npy')
+    gallery = Gallery(model, files, Cache(options.run.parent / 'cache'), options.rerank > 0)
+    hits = gallery.search(options.text, options.rerank)[: options.top]
+    view = Table(title=options.text)
+    for name, side in (('', 'right'), ('picture', 'left'), ('ITM + cosine', 'right'), ('cosine', 'right')):
+        view.add_column(name, justify=side, overflow='fold')
+    for place, hit in enumerate(hits, 1):
+        score = '' if hit.score is None else f'{hit.score:.4f}'
+        view.add_row(str(place), str(hit.file), score, f'{hit.cosine:.4f}')
+    Console().print(view)
+    print(f'index: {gallery.cache.folder}; next: qformer caption RUN {hits[0].file}')
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Write the ITC vectors of pictures and texts, for a vector database or a classifier of one's own.
+
+    A picture gives one unit vector a query, a text one; their similarity is the largest of the products (BLIP-2,
+    section 3.1). The file holds `pictures` [N, Q, E] and `texts` [M, E], float32; the JSON file beside it names the
+    rows.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a stage-1 run."""
+    pictures: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Picture files, or folders of them."""
+    texts: tuple[str, ...] = ()
+    """Texts, each in quotes."""
+    out: Path = Path('vectors.safetensors')
+    """File to write."""
+
+
+def embed(options: Embed) -> None:
+    """Write both files and say what they hold."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from ..inference.gallery import picture_files
+
+    if not options.pictures and not options.texts:
+        raise UserError('nothing to embed: qformer embed RUN PICTURE... (or --texts TEXT...)')
+    if options.out.suffix != '.safetensors':
+        raise UserError(f"'{options.out}': name it .safetensors")
+    model, tensors, names = _load(options.run), {}, {}
+    if options.pictures:
+        files = picture_files(options.pictures, '' if model.run.model.vit else '.npy')
+        vectors = [model.features(seen) for seen in model.encoded(files)]
+        tensors['pictures'], names['pictures'] = np.concatenate(vectors), list(map(str, files))
+    if options.texts:
+        tensors['texts'], names['texts'] = model.features(texts=options.texts, mode='text'), list(options.texts)
+    beside = options.out.with_suffix('.json')
+    save_file({name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}, options.out)
+    beside.write_text(json.dumps(names, indent=1))
+    shapes = ', '.join(f'{name} {list(tensor.shape)}' for name, tensor in tensors.items())
+    print(f'wrote {options.out}: {shapes}; {beside}: their names')
+    print(f'next: safetensors.numpy.load_file({str(options.out)!r}), or qformer search RUN FOLDER TEXT')
+
+
+def _load(run: Path) -> 'Blip2':
+    from ..inference.blip2 import Blip2
+
+    model = Blip2.load(run)
+    stage = model.run.stage
+    if stage in ('stage2', 'instruct'):
+        raise UserError(f"'{run}' is a '{stage}' run: its queries have left the space that they shared with texts; "
+                        "give the 'stage1' run before it")  # fmt: skip
+    return model
