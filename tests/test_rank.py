@@ -12,10 +12,10 @@ from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.models import blip2
 
-LLAMA = config.Llama(width=16, depth=2, heads=4, kv_heads=2, head_width=4, mlp_width=32, max_positions=40)
-T5 = config.T5(width=16, depth=2, decoder_depth=2, heads=2, head_width=8, mlp_width=32, buckets=8, max_distance=20)
+LLAMA = config.Llama(width=16, depth=1, heads=4, kv_heads=2, head_width=4, mlp_width=32, max_positions=40)
+T5 = config.T5(width=16, depth=1, decoder_depth=1, heads=2, head_width=8, mlp_width=32, buckets=8, max_distance=20)
 QUESTIONS = ['what color is it?', 'is it red?', 'is it red? is it blue?']
-CANDIDATES = ['yes', 'green', 'a red square or a blue circle', 'no']
+CANDIDATES = ['yes', 'a red square or a blue circle', 'no']
 
 
 @pytest.fixture(scope='module')
@@ -41,12 +41,9 @@ def model(request, instructed) -> Blip2:
 
 
 def one_by_one(model: Blip2, seen, questions: list[str], candidates: list[str]) -> np.ndarray:
-    return np.array(
-        [
-            [-model.losses(seen.take([n]), [question], [text])[0].sum() for text in candidates]
-            for n, question in enumerate(questions)
-        ]
-    )
+    """Return what each candidate costs where no other is read."""
+    costs = [model.losses(seen, questions, [text] * len(questions))[0].sum(axis=1) for text in candidates]
+    return -np.stack(costs, axis=1)
 
 
 def test_scores_are_the_losses_one_by_one(model, drawn):
@@ -69,8 +66,8 @@ def test_other_candidates_change_nothing(instructed, drawn):
 def test_every_question_may_have_candidates_of_its_own(instructed, drawn):
     seen = instructed.encode(drawn)
     scores = instructed.rank(seen, QUESTIONS, CANDIDATES)
-    own = instructed.rank(seen, QUESTIONS, [CANDIDATES[:1], CANDIDATES[1:3], CANDIDATES[3:]])
-    expected = [[scores[0, 0], -np.inf], scores[1, 1:3], [scores[2, 3], -np.inf]]
+    own = instructed.rank(seen, QUESTIONS, [CANDIDATES[:1], CANDIDATES[1:], CANDIDATES[2:]])
+    expected = [[scores[0, 0], -np.inf], scores[1, 1:], [scores[2, 2], -np.inf]]
     np.testing.assert_allclose(own, expected, atol=1e-5)
 
 
