@@ -102,7 +102,7 @@ def test_stage1_reads_a_cleaned_caption_of_its_picture(pictures):
 def lm_parts(row: dict, tokenizer) -> tuple[str, str, str]:
     """Return context (before bos), prompt, and target of an `instruct` or `stage2` row, as text."""
     ids = row['lm_text'][row['lm_mask']].tolist()
-    bos, start = ids.index(tokenizer.bos_id), int(row['lm_target'].argmax())
+    bos, start = ids.index(tokenizer.marks.begin[0]), int(row['lm_target'].argmax())
     return tuple(tokenizer.decode(part) for part in (ids[:bos], ids[bos + 1 : start], ids[start:]))
 
 
@@ -151,7 +151,7 @@ def test_language_rows_have_the_caption_where_the_prefix_will_be(pictures):
     tokenizer = Dataset.open(pictures).lm_tokenizer
     for row in rows(run(pictures, 'language', caption_fraction=0.5), 120):
         ids = row['lm_text'][row['lm_mask']].tolist()
-        bos = ids.index(tokenizer.bos_id)
+        bos = ids.index(tokenizer.marks.begin[0])
         caption, said = tokenizer.decode(ids[:bos]), tokenizer.decode(ids[bos + 1 :])
         assert '?' in said or said == f'{caption}\n'
         assert ids[-1] == tokenizer.end_id

@@ -1,4 +1,4 @@
-"""Text to ids and back: the Q-Former's WordPiece and the language model's byte BPE, trained or read."""
+"""Text to ids and back: the Q-Former's WordPiece and the language model's tokenizer, trained or read."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from qformer_jax.data.marks import marks_of
 from qformer_jax.errors import UserError
 from qformer_jax.typing import Bool, Int
 
@@ -16,7 +17,6 @@ _SPACES = re.compile(r'\s{2,}')
 _BERT_SPECIALS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
 _OPT_SPECIALS = ['<s>', '<pad>', '</s>', '<unk>']
 _REMEMBERED = 2**16  # texts a tokenizer keeps: questions and answers come again and again
-_NEWLINE = 'Ċ'  # how GPT-2's byte alphabet writes "\n"
 
 
 def clean_caption(text: str, max_words: int = 50) -> str:
@@ -91,19 +91,26 @@ class TextTokenizer:
 
 
 class LmTokenizer:
-    """The language model's tokenizer, used as OPT's: a row starts with `</s>` and a text ends with a newline."""
+    """The language model's tokenizer; `marks` says which ids stand around a text (see `marks.py`)."""
 
     def __init__(self, tokenizer: Tokenizer):
         tokenizer.encode_special_tokens = True  # a "</s>" that a user types is text
+        tokenizer.no_truncation(), tokenizer.no_padding()  # which a file may ask for
         self._tokenizer = tokenizer
-        self.bos_id, self.pad_id, self.end_id = (_special(tokenizer, name) for name in ('</s>', '<pad>', _NEWLINE))
+        self.marks = marks_of(tokenizer)
+        self.pad_id, self.end_id = self.marks.pad, self.marks.end
         self.vocab_size = tokenizer.get_vocab_size()
         self._ids = lru_cache(_REMEMBERED)(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
 
     @classmethod
     def load(cls, path: Path | str) -> 'LmTokenizer':
-        """Read a `.json` of `tokenizers`, or a folder of `vocab.json` and `merges.txt`; raises UserError if neither."""
+        """Read a `.json` of `tokenizers`, or a folder of a `tokenizer.json` or of `vocab.json` and `merges.txt`.
+
+        Raises UserError when it is neither.
+        """
         path = Path(path)
+        if (path / 'tokenizer.json').is_file():
+            path /= 'tokenizer.json'
         if not path.is_dir():
             return cls(_parse(path, Tokenizer.from_file))
         return cls.from_files(path / 'vocab.json', path / 'merges.txt')
@@ -130,19 +137,20 @@ class LmTokenizer:
 
 
 def prompt_ids(tokenizer: LmTokenizer, prompt: str) -> list[int]:
-    """Return what the language model reads before it writes: bos, then the prompt without trailing blanks."""
-    return [tokenizer.bos_id, *tokenizer.ids(prompt.rstrip())]
+    """Return what the language model reads before it writes: the prompt without trailing blanks, and its marks."""
+    return [*tokenizer.marks.begin, *tokenizer.ids(prompt.rstrip()), *tokenizer.marks.close]
 
 
 def lm_row(tokenizer: LmTokenizer, prompt: str, target: str) -> tuple[list[int], int]:
-    """Return the ids of `prompt target newline` and the position of the target's first id.
+    """Return the ids of `prompt target` with their marks, and the position of the target's first id.
 
     Byte BPE ties a blank to the word after it, so the blank between the two belongs to the target: the prompt then has
-    the same ids here and in `prompt_ids`. Without a prompt there is no blank.
+    the same ids here and in `prompt_ids`. Without a prompt there is no blank. T5 reads the row up to the target with
+    its encoder and writes the rest with its decoder.
     """
     start = prompt_ids(tokenizer, prompt)
-    text = f' {target}' if len(start) > 1 else target
-    return [*start, *tokenizer.ids(text), tokenizer.end_id], len(start)
+    blank = tokenizer.marks.blank if prompt.strip() else ''
+    return [*start, *tokenizer.ids(blank + target), tokenizer.marks.end], len(start)
 
 
 def pad(ids: Sequence[int], length: int, pad_id: int) -> tuple[Int['T'], Bool['T']]:
