@@ -8,12 +8,14 @@ from contextlib import nullcontext
 
 import pytest
 
-from experiments.numerics.mutants import masks, objectives, parts, tables
+from experiments.numerics.mutants import masks, objectives, parts, processors, tables
 from experiments.numerics.mutants.__main__ import RESULTS
 from experiments.numerics.mutants.mutant import Mutant, run
 from experiments.numerics.mutants.survivors import REASONS
 
 SAMPLE = (
+    'picture: bilinear',
+    'text: captions keep their case',
     'row: EVA: vit/layer_{i}/attention/query/kernel <-> vit/layer_{i}/attention/value/kernel',
     'row: EVA: vit/layer_{i}/attention_norm/bias <-> vit/layer_{i}/attention/query/bias',
     'row: CLIP: vit/layer_{i}/attention/query/bias <-> vit/layer_{i}/attention/key/bias',
@@ -31,14 +33,15 @@ SAMPLE = (
     'objective: negatives: without 1e-4',
     'objective: ITM: first query only',
     'objective: ITG: [CLS] stays',
+    'mask: captions do not see the queries',
 )
 
 
 @pytest.fixture(scope='module')
 def mutants():
     """Return those of the towers, the Q-Former and stage 1, by name; the language models' take minutes."""
-    found = (*tables.mutants(tables.FAMILIES[:3]), *parts.mutants(), *masks.mutants(), *objectives.mutants())
-    return {str(mutant): mutant for mutant in found}
+    code = (mutant for kind in (parts, masks, objectives, processors) for mutant in kind.mutants())
+    return {str(mutant): mutant for mutant in (*tables.mutants(tables.FAMILIES[:3]), *code)}
 
 
 @pytest.mark.parametrize('name', SAMPLE)

@@ -3,7 +3,6 @@
 from .mutant import Mutant
 
 REASONS = {
-    'mask: positions: padding counts': 'recorded rows are padded on the right, behind everything that is compared',
     'mask: unimodal is bidirectional': 'ITC runs queries alone and text alone; on these two blocks the masks agree',
 }
 """`kind: name` -> why."""
