@@ -53,7 +53,8 @@ class Pack:
     text_tokenizer: Path | None = None
     """The Q-Former's vocabulary: BERT's vocab.txt, or a tokenizer.json; default: a WordPiece trained on the split."""
     lm_tokenizer: Path | None = None
-    """The language model's: a folder with OPT's vocab.json and merges.txt, or a tokenizer.json; default: trained."""
+    """The language model's: a tokenizer.json, or a folder with one or with OPT's vocab.json and merges.txt; default: a
+    byte BPE trained on the split. A pretrained language model brings its own, from its run (`qformer convert`)."""
 
 
 def pack(options: Pack) -> None:
@@ -229,6 +230,7 @@ class Convert:
       qformer convert blip2_pretrained.pth eva_vit_g.pth runs/blip2
       qformer convert blip2_pretrained_opt2.7b.pth eva_vit_g.pth opt-2.7b/ runs/blip2_opt --lm-tokenizer opt-2.7b/
       qformer convert blip2-opt-2.7b/ runs/blip2_opt            (a Hugging Face folder has all parts)
+      qformer convert SmolLM2-135M.gguf runs/smollm2          (a GGUF file has its tokenizer too)
       qformer convert bert-base-uncased/ runs/bert --recipe blip2_vitg_stage1
       qformer convert runs/mine blip2.pth --to lavis
       qformer convert runs/mine blip2_huggingface --to huggingface
@@ -248,7 +250,8 @@ class Convert:
     text_tokenizer: Path | None = None
     """For `ours`: the Q-Former's vocabulary, BERT's vocab.txt or a tokenizer.json; the run needs it to read texts."""
     lm_tokenizer: Path | None = None
-    """For `ours`: the language model's tokenizer, a folder of OPT's vocab.json and merges.txt, or tokenizer.json."""
+    """For `ours`: the language model's tokenizer: a tokenizer.json, a folder that holds one, or OPT's vocab.json and
+    merges.txt, or a GGUF file; default: that of the GGUF file among the sources, if there is one."""
 
 
 def convert(options: Convert) -> None:
@@ -272,8 +275,8 @@ def convert(options: Convert) -> None:
     if left_out:
         print(f'  left out, for want of a place there: {len(left_out)} tensors, {", ".join(left_out[:3])}, ...')
     print(f'wrote {", ".join(map(str, written))}')
-    start = {'stage1': 'evaluate', 'vision': 'train', 'language': 'train'}.get(model.run.stage, 'caption')
-    print(f'next: {_after_conversion(options.to, dest, start)}')
+    use = {'stage1': 'evaluate', 'vision': 'vit', 'language': 'lm'}.get(model.run.stage, 'caption')
+    print(f'next: {_after_conversion(options.to, dest, use)}')
 
 
 def _after_conversion(to: str, dest: Path, use: str) -> str:
@@ -284,7 +287,8 @@ def _after_conversion(to: str, dest: Path, use: str) -> str:
     uses = {
         'caption': f'qformer caption {dest} PICTURE',
         'evaluate': f'qformer evaluate {dest} --task retrieval --data DATA',
-        'train': f'train from it: qformer train RECIPE --start.checkpoint {dest} --run RUN',
+        'vit': f'train over it: qformer train RECIPE --start.vit {dest} --run RUN',
+        'lm': f'train over it: qformer train RECIPE --start.lm {dest} --run RUN',
     }
     return uses[use]
 

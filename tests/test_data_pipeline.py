@@ -49,7 +49,7 @@ def run(path, stage='stage1', vit: Vit | None = VIT, batch=4, **data) -> Run:
 
 def rows(of: Run, count: int, *, training=True, shard=(0, 1)) -> list[dict]:
     """Return the first `count` rows, batch by batch."""
-    iterator, out = batches(of, 'train', training=training, shard=shard), []
+    iterator, out = batches(of, Dataset.open(of.data.path), 'train', training=training, shard=shard), []
     while len(out) < count:
         batch = next(iterator)
         out += [{key: value[i] for key, value in batch.items()} for i in range(len(batch['image_id']))]
@@ -75,7 +75,7 @@ KEYS = {
 @pytest.mark.parametrize('stage', KEYS)
 @pytest.mark.parametrize('training', [True, False])
 def test_every_stage_has_its_keys(pictures, stage, training):
-    batch = next(batches(run(pictures, stage), 'train', training=training))
+    batch = next(batches(run(pictures, stage), Dataset.open(pictures), 'train', training=training))
     assert {key: (value.shape, value.dtype.type) for key, value in batch.items()} == KEYS[stage]
 
 
@@ -159,11 +159,11 @@ def test_language_rows_have_the_caption_where_the_prefix_will_be(pictures):
 
 
 def test_training_resumes_exactly(pictures):
-    iterator = batches(run(pictures, 'instruct'), 'train', training=True)
+    iterator = batches(run(pictures, 'instruct'), Dataset.open(pictures), 'train', training=True)
     for _ in range(7):
         next(iterator)
     state, want = iterator.get_state(), [next(iterator) for _ in range(5)]
-    other = batches(run(pictures, 'instruct'), 'train', training=True)
+    other = batches(run(pictures, 'instruct'), Dataset.open(pictures), 'train', training=True)
     next(other)
     other.set_state(state)
     assert all(same(a, next(other)) for a in want)
@@ -229,9 +229,9 @@ def test_a_run_that_does_not_fit_is_refused(pictures, arrays):
         wrong.append((replace(run(arrays, vit=None), model=replace(model, **part)), r'feature_width|vocab_size [57]'))
     for bad, message in wrong:
         with pytest.raises(UserError, match=message):
-            batches(bad, 'train', training=True)
+            batches(bad, Dataset.open(bad.data.path), 'train', training=True)
     with pytest.raises(UserError, match='does not divide among 3 hosts'):
-        batches(run(pictures), 'train', training=True, shard=(0, 3))
+        batches(run(pictures), Dataset.open(pictures), 'train', training=True, shard=(0, 3))
 
 
 def test_a_row_without_room_for_its_answer_is_refused(pictures):

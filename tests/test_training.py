@@ -140,7 +140,7 @@ def test_accumulation_is_the_whole_batch(pictures):
     """Rows of different lengths, so that a mean of means would be another number."""
     run = start.complete(recipe('stage2', pictures), Dataset.open(pictures))
     run = change(run, 'data', max_lm_text=12)
-    batch = next(pipeline.batches(run, 'train', training=True))
+    batch = next(pipeline.batches(run, Dataset.open(pictures), 'train', training=True))
     keep = np.array([1, 2, 3, 4, 5, 5, 5, 5])
     batch['lm_target'] &= np.arange(12)[None] < keep[:, None]
     results = [one_step(change(run, 'training', accumulate=parts), batch) for parts in (1, 2)]

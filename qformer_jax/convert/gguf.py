@@ -70,7 +70,10 @@ def tokenizer_of(path: Path) -> Tokenizer:
     """
     file = _open(path)
     of = partial(_field, path, file)
-    _require(path, file, 'tokenizer.ggml.model', 'gpt2')
+    if of('tokenizer.ggml.model') != 'gpt2':
+        kind = of('tokenizer.ggml.model')
+        raise UserError(f"{path} has a tokenizer of the kind '{kind}', which is not read from here: name the model's "
+                        'tokenizer.json with --lm-tokenizer')  # fmt: skip
     split = of('tokenizer.ggml.pre', 'gpt-2')
     if split not in _PRE_TOKENIZERS:
         raise UserError(f"{path} splits texts as '{split}', but known are {', '.join(_PRE_TOKENIZERS)} only")

@@ -52,6 +52,8 @@ class Dataset:
 
     path: Path
     """The folder."""
+    lm_file: Path | None = None
+    """A pretrained language model's tokenizer, in place of the one that the folder holds."""
 
     @classmethod
     def open(cls, path: Path | str) -> 'Dataset':
@@ -80,7 +82,12 @@ class Dataset:
     @cached_property
     def lm_tokenizer(self) -> LmTokenizer:
         """The language model's tokenizer."""
-        return LmTokenizer.load(self.path / BYTE_BPE)
+        return LmTokenizer.load(self.tokenizer_files[BYTE_BPE])
+
+    @property
+    def tokenizer_files(self) -> dict[str, Path]:
+        """Both tokenizers' files, by the name that a run keeps them under."""
+        return {WORDPIECE: self.path / WORDPIECE, BYTE_BPE: self.lm_file or self.path / BYTE_BPE}
 
     @cached_property
     def feature_shape(self) -> tuple[int, int] | None:
@@ -92,8 +99,8 @@ class Dataset:
     def fingerprint(self) -> str:
         """12 hex digits that name the records and the tokenizers (SHA-256)."""
         digest = hashlib.sha256()
-        for name in (CONTENT, WORDPIECE, BYTE_BPE):
-            digest.update((self.path / name).read_bytes())
+        for file in (self.path / CONTENT, *self.tokenizer_files.values()):
+            digest.update(file.read_bytes())
         return digest.hexdigest()[:12]
 
     @cached_property

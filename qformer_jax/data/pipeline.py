@@ -12,7 +12,9 @@ from qformer_jax.errors import UserError
 _READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # batches; one thread keeps a core for JAX
 
 
-def batches(run: Run, split: str, *, training: bool, shard: tuple[int, int] = (0, 1)) -> grain.DatasetIterator:
+def batches(
+    run: Run, dataset: Dataset, split: str, *, training: bool, shard: tuple[int, int] = (0, 1)
+) -> grain.DatasetIterator:
     """Return an endless iterator over batches of numpy arrays (B = batch_size / shard count) for the run's stage.
 
     | stage           | keys                                                                    |
@@ -31,7 +33,6 @@ def batches(run: Run, split: str, *, training: bool, shard: tuple[int, int] = (0
     A checkpoint keeps the place: `get_state`, `set_state`, `grain.checkpoint`. Raises UserError when the data set does
     not fit the run.
     """
-    dataset = Dataset.open(run.data.path)
     source = dataset.source(split)
     maker, positions = _row_maker(run, dataset, source, training), _useful(run, source)
     size, (index, count) = run.training.batch_size, shard
@@ -102,5 +103,5 @@ def _check_vocabularies(run: Run, dataset: Dataset) -> None:
     ]
     for name, part, tokenizer in tables:
         if part and part.vocab_size < tokenizer.vocab_size:
-            raise UserError(f'{name} {part.vocab_size}: the tokenizer of {dataset.path} has {tokenizer.vocab_size} '
-                            'entries; set it to that or more')  # fmt: skip
+            raise UserError(f'{name} {part.vocab_size}: the tokenizer has {tokenizer.vocab_size} entries; set it to '
+                            'that or more')  # fmt: skip

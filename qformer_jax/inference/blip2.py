@@ -24,6 +24,7 @@ from PIL import Image
 from .. import config
 from ..data import ahead
 from ..data.jsonl import read_features
+from ..data.pack import BYTE_BPE, WORDPIECE
 from ..data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, clean_question, lm_row, pad, prompt_ids
 from ..data.transforms import eval_image
 from ..errors import UserError
@@ -95,12 +96,12 @@ class Blip2:
     @functools.cached_property
     def text_tokenizer(self) -> TextTokenizer:
         """The Q-Former's; raises UserError if the run has none."""
-        return TextTokenizer.load(self._tokenizer(start.WORDPIECE, 'text'))
+        return TextTokenizer.load(self._tokenizer(WORDPIECE, 'text'))
 
     @functools.cached_property
     def lm_tokenizer(self) -> LmTokenizer:
         """The language model's; raises UserError if the run has none."""
-        return LmTokenizer.load(self._tokenizer(start.BYTE_BPE, 'lm'))
+        return LmTokenizer.load(self._tokenizer(BYTE_BPE, 'lm'))
 
     def _tokenizer(self, name: str, kind: str) -> Path:
         path = self.folder / name

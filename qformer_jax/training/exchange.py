@@ -23,6 +23,7 @@ from ..convert.files import files_of, open_checkpoint
 from ..convert.recognise import NOTHING
 from ..convert.table import check_complete
 from ..convert.tensors import State, Tensor
+from ..data.pack import BYTE_BPE, WORDPIECE
 from ..data.tokenizers import LmTokenizer, TextTokenizer
 from ..errors import UserError, full_disk_as_user_error
 from ..models import blip2
@@ -86,16 +87,18 @@ def to_ours(
 ) -> list[Path]:
     """Write a finished run at `dest` and its weights into the store beside it; returns what was written.
 
-    `text` and `lm` are the tokenizers' files; without them the run cannot be asked with texts.
+    `text` and `lm` are the tokenizers' files; without them the run cannot be asked with texts. A GGUF file among the
+    sources has the language model's in it.
     """
+    speaks = _lm_tokenizer(lm, model)
     weights, digests, sources = dest.parent / 'weights', {}, _sources(model.files)
     inputs = {f'source {i}': source['sha256'] for i, source in enumerate(sources, 1)}
     with _all_or_nothing(dest) as scratch, store.taken_back_on_error(weights) as save:
         scratch.mkdir()
         if text:
-            TextTokenizer.load(text).save(scratch / start.WORDPIECE)
-        if lm:
-            LmTokenizer.load(lm).save(scratch / start.BYTE_BPE)
+            TextTokenizer.load(text).save(scratch / WORDPIECE)
+        if speaks:
+            speaks.save(scratch / BYTE_BPE)
         with _progress(model.tensors) as seen:
             for part in sorted({path.split('/', 1)[0] for path in seen}):
                 mine = {path.removeprefix(f'{part}/'): t for path, t in seen.items() if path.startswith(f'{part}/')}
@@ -105,6 +108,16 @@ def to_ours(
         _write_json(scratch / PROVENANCE, _provenance(model, sources, dtype))
         _write_json(scratch / start.FINISHED, {'last': digests, 'best': {}})
     return [dest, *(store.path(weights, digest) for digest in digests.values())]
+
+
+def _lm_tokenizer(given: Path | None, model: Model) -> LmTokenizer | None:
+    """Return the tokenizer in the file that is named, else in the GGUF file that the language model came from."""
+    path = given or next((file for file in model.files if file.suffix == '.gguf'), None)
+    if path is None or path.suffix != '.gguf':
+        return LmTokenizer.load(path) if path else None
+    from ..convert import gguf
+
+    return LmTokenizer(gguf.tokenizer_of(path))
 
 
 def to_theirs(

@@ -26,7 +26,7 @@ from ..models.blip2 import Blip2
 from ..parallel.mesh import check_batch, data_mesh, put_batch, replicated
 from ..rules import flatten, split, unflatten
 from ..typing import Params
-from . import optimizer, start, step
+from . import language_model, optimizer, start, step
 from .checkpoint import Checkpoints
 from .logs import Log, Progress, draw_curves
 
@@ -72,7 +72,7 @@ def train(run: config.Run, folder: Path) -> start.Finished:
     Raises UserError for bad input and `Stopped` when a signal asked for an orderly stop.
     """
     check(run)
-    dataset = Dataset.open(run.data.path)
+    dataset = language_model.open_dataset(run)
     run = start.complete(run, dataset)
     mesh = data_mesh()
     check_batch(mesh, run.training.batch_size, run.training.accumulate)
@@ -85,7 +85,7 @@ def train(run: config.Run, folder: Path) -> start.Finished:
     say(f"{run.stage}: run '{folder}' ({mark}), {run.training.steps} steps of {run.training.batch_size}, "
         f'{mesh.size} {jax.default_backend()} device(s), seed {run.training.seed}')  # fmt: skip
     with jax.set_mesh(mesh), contextlib.closing(Checkpoints(folder / 'checkpoints')) as checkpoints:
-        trainer = _prepare(run, inputs, mesh, checkpoints, folder)
+        trainer = _prepare(run, dataset, inputs, mesh, checkpoints, folder)
         with contextlib.closing(Log(folder, int(trainer.state.step))) as log:
             _steps(trainer, log)
         checkpoints.wait()
@@ -99,6 +99,7 @@ class Trainer:
     """What the loop holds between steps; `state` is replaced at each one."""
 
     run: config.Run
+    dataset: Dataset
     inputs: dict[str, str]
     folder: Path
     mesh: Mesh
@@ -111,7 +112,9 @@ class Trainer:
     checkpoints: Checkpoints
 
 
-def _prepare(run: config.Run, inputs: dict[str, str], mesh: Mesh, checkpoints: Checkpoints, folder: Path) -> Trainer:
+def _prepare(
+    run: config.Run, dataset: Dataset, inputs: dict[str, str], mesh: Mesh, checkpoints: Checkpoints, folder: Path
+) -> Trainer:
     """Build parameters, optimizer, data and state, and resume if there is a checkpoint; says where each came from."""
     params, sources = start.parameters(run, inputs)
     trainable, frozen = split(params, run.optimizer.rate_rules)
@@ -123,7 +126,7 @@ def _prepare(run: config.Run, inputs: dict[str, str], mesh: Mesh, checkpoints: C
     transform = optimizer.make(run.optimizer, run.training.steps, trainable)
     state = jax.device_put(step.new_state(trainable, transform, run.training.seed), replicated(mesh))
     shard = (jax.process_index(), jax.process_count())
-    batches = pipeline.batches(run, run.data.train_split, training=True, shard=shard)
+    batches = pipeline.batches(run, dataset, run.data.train_split, training=True, shard=shard)
     resumed = checkpoints.restore(jax.tree.map(_abstract, state), batches)
     if resumed:
         state = resumed[0]
@@ -135,7 +138,9 @@ def _prepare(run: config.Run, inputs: dict[str, str], mesh: Mesh, checkpoints: C
     say(f'  {sizes[0]:,} parameters train, {sizes[1]:,} are frozen')
     model = Blip2(run.model, jax.numpy.dtype(run.training.dtype))
     frozen_digest = store.digest(frozen)
-    return Trainer(run, inputs, folder, mesh, model, state, frozen, frozen_digest, batches, transform, checkpoints)
+    return Trainer(
+        run, dataset, inputs, folder, mesh, model, state, frozen, frozen_digest, batches, transform, checkpoints
+    )
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -201,7 +206,7 @@ def validation(trainer: Trainer, evaluate) -> dict[str, float]:
     """Return the mean metrics over the first batches of the validation split, always the same ones."""
     run = trainer.run
     shard = (jax.process_index(), jax.process_count())
-    batches = pipeline.batches(run, run.data.validation_split, training=False, shard=shard)
+    batches = pipeline.batches(run, trainer.dataset, run.data.validation_split, training=False, shard=shard)
     key = jax.random.key(run.training.seed)
     rows = [
         evaluate(trainer.state.trainable, trainer.frozen, put_batch(trainer.mesh, next(batches)), key)

@@ -19,7 +19,6 @@ import numpy as np
 from .. import config
 from ..convert import store
 from ..data.dataset import Dataset
-from ..data.pack import BYTE_BPE, WORDPIECE
 from ..errors import UserError
 from ..models import blip2
 from ..rules import flatten
@@ -69,7 +68,7 @@ def load_components(done: Finished, which: str = 'last') -> Params:
 def complete(run: config.Run, dataset: Dataset) -> config.Run:
     """Fill in the sizes that depend on the data set (given as 0), and check the ones that were given."""
     m = run.model
-    words, lm_words = dataset.text_tokenizer.vocab_size, dataset.lm_tokenizer.vocab_size
+    words = dataset.text_tokenizer.vocab_size
     if m.qformer:
         width = m.vit.width if m.vit else (dataset.feature_shape or (0, 0))[1]
         if not width:
@@ -83,12 +82,9 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
             ),
         )
     if m.lm:
-        m = dataclasses.replace(
-            m,
-            lm=dataclasses.replace(
-                m.lm, vocab_size=_size('model.lm.vocab-size', m.lm.vocab_size, lm_words, spare=True)
-            ),
-        )
+        ids = dataset.lm_tokenizer.vocab_size
+        rows = _size('model.lm.vocab-size', m.lm.vocab_size, ids, spare=True)
+        m = dataclasses.replace(m, lm=dataclasses.replace(m.lm, vocab_size=rows))
     if run.stage == 'vision':
         m = dataclasses.replace(m, word_head=_size('model.word-head', m.word_head, words))
     return dataclasses.replace(run, model=m)
@@ -97,7 +93,9 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
 def _size(name: str, given: int, needed: int, spare: bool = False) -> int:
     """Return the size to use; `spare` allows more rows than needed, as OPT's table has."""
     if given not in (0, needed) and not (spare and given > needed):
-        raise UserError(f'--{name} is {given}, but the data set needs {needed} (0 takes it from there)')
+        raise UserError(
+            f'--{name} is {given}, but the data set, or its tokenizer, needs {needed} (0 takes it from there)'
+        )
     return given or needed
 
 
@@ -148,8 +146,8 @@ def claim(folder: Path, run: config.Run, inputs: dict[str, str], dataset: Datase
     if not other and folder.exists() and any(folder.iterdir()):
         raise UserError(f"'{folder}' is not empty and holds no run: give --run a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (WORDPIECE, BYTE_BPE):
-        shutil.copy(dataset.path / name, folder / name)
+    for name, file in dataset.tokenizer_files.items():
+        shutil.copy(file, folder / name)
     identity = {'fingerprint': mark, 'config': dataclasses.asdict(run), 'inputs': inputs}
     partial = path.with_suffix('.partial')
     partial.write_text(json.dumps(identity, indent=1, sort_keys=True))

@@ -1,0 +1,56 @@
+"""The language model that a run starts from: its tokenizer goes with it, and it must be the one that the recipe states.
+
+A data set trains a tokenizer of its own when it is packed. That one serves a language model that begins from nothing;
+a pretrained one understands the ids that it was taught, so its run's tokenizer takes the place of the data set's.
+"""
+
+import dataclasses
+
+from .. import config
+from ..data.dataset import Dataset
+from ..data.pack import BYTE_BPE
+from ..errors import UserError
+from . import start
+
+FREE = ('vocab_size', 'max_positions', 'activation')
+"""What a recipe may state otherwise: rows (0: the tokenizer's; shapes are compared anyway), the longest row, and T5's
+GELU (LAVIS trains with another one than Flan-T5 was made with)."""
+
+
+def source(run: config.Run) -> start.Finished | None:
+    """Return the finished run that gives the language model, or None where it begins from nothing, or is absent."""
+    for path in (run.start.checkpoint, run.start.lm) if run.model.lm else ():
+        if path and 'lm' in (done := start.finished(path)).last:
+            return done
+    return None
+
+
+def open_dataset(run: config.Run) -> Dataset:
+    """Open the run's data set, with the tokenizer of the language model that the run starts from.
+
+    Raises UserError when there is no data set, when that language model has no tokenizer, or is another one than the
+    recipe's.
+    """
+    dataset, done = Dataset.open(run.data.path), source(run)
+    if done is None:
+        return dataset
+    _check_same(run.model.lm, done)
+    path = done.folder / BYTE_BPE
+    if not path.is_file():
+        raise UserError(
+            f"'{done.folder}' has a language model without its tokenizer: qformer convert it with --lm-tokenizer"
+        )
+    return dataclasses.replace(dataset, lm_file=path)
+
+
+def _check_same(stated: config.Opt | config.Llama | config.T5, done: start.Finished) -> None:
+    """Raise UserError when the recipe states another model: not every difference shows in a shape."""
+    there, here = (dataclasses.asdict(lm) for lm in (done.run.model.lm, stated))
+    if there['family'] != here['family']:
+        raise UserError(
+            f"'{done.folder}' holds a language model of the kind '{there['family']}', the recipe states "
+            f"'{here['family']}': set the recipe's model.lm to {done.run.model.lm}"
+        )
+    rows = [f'{n} {there[n]} there, {here[n]} here' for n in there if n not in FREE and there[n] != here[n]]
+    if rows:
+        raise UserError(f"'{done.folder}' holds another language model than model.lm states: {'; '.join(rows)}")
