@@ -17,6 +17,8 @@ STARTS = {
     'stage2': {'checkpoint': 'stage1', 'lm': 'language'},
     'instruct': {'checkpoint': 'stage2'},
     'instruct_aware': {'checkpoint': 'stage2'},
+    'smollm2_stage2': {'checkpoint': 'stage1', 'lm': 'smollm2'},
+    'smollm2_instruct': {'checkpoint': 'smollm2_stage2'},
 }
 
 
@@ -47,14 +49,14 @@ class Line:
         if not self.data.exists():
             self.command('data', 'pack', 'easy-vqa', self.data)
 
-    def train(self, stage: str) -> None:
+    def train(self, stage: str, *options: object) -> None:
         """Train one stage from the runs before it."""
         starts = [
             word for part, source in STARTS.get(stage, {}).items() for word in (f'--start.{part}', self.run(source))
         ]
         self.command(
             'train', f'easy_vqa_{stage}', '--run', self.run(stage), '--data.path', self.data,
-            '--training.seed', self.seed, *starts,
+            '--training.seed', self.seed, *starts, *options,
         )  # fmt: skip
 
     def evaluate(self, stage: str, task: str, split: str = 'test') -> dict[str, float]:
