@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from . import config, recipes
+from .commands.encode import Encode, encode
 from .commands.rank import Rank, rank
 from .commands.search import Embed, Search, embed, search
 from .errors import Stopped, UserError, nearest
@@ -25,6 +26,7 @@ HELP = """\
 qformer: train a Q-Former between a frozen vision tower and a frozen language model, and use it (BLIP-2).
 
   qformer data pack SOURCE OUT      turn pictures (or feature arrays) and texts into a data set
+  qformer data encode DATA OUT --vit RUN  a data set of a frozen tower's features, to train from
   qformer train RECIPE --run RUN    train a stage; the same command continues a run that stopped
   qformer convert SOURCE... DEST    bring published checkpoints in, or take a run out
   qformer caption RUN PICTURE...    describe pictures
@@ -295,6 +297,7 @@ def _after_conversion(to: str, dest: Path, use: str) -> str:
 
 COMMANDS: dict[str, tuple[type, Callable]] = {
     'data pack': (Pack, pack),
+    'data encode': (Encode, encode),
     'caption': (Caption, caption),
     'ask': (Ask, ask),
     'rank': (Rank, rank),

@@ -36,7 +36,8 @@ def model(request, instructed) -> Blip2:
     vocabulary = instructed.run.model.lm.vocab_size
     lm = dataclasses.replace({'llama': LLAMA, 't5': T5}[request.param], vocab_size=vocabulary)
     run = small.change(instructed.run, 'model', lm=lm)
-    params = jax.tree.map(lambda x: 2 * x, blip2.init(blip2.Blip2(run.model), jax.random.key(0)))
+    fresh = jax.jit(lambda key: blip2.init(blip2.Blip2(run.model), key)['lm'])(jax.random.key(0))
+    params = instructed.params | {'lm': jax.tree.map(lambda x: 2 * x, fresh)}
     return dataclasses.replace(instructed, run=run, params=params)
 
 

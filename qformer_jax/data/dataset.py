@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from qformer_jax.config import Vit
+from qformer_jax.data.encoder import Encoder
 from qformer_jax.data.pack import BYTE_BPE, CONTENT, INDEX, WORDPIECE
 from qformer_jax.data.records import Record, unpack_array
 from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer
@@ -94,6 +96,23 @@ class Dataset:
         """(rows of the longest feature array, columns), or None when the records hold pictures."""
         rows, columns = np.concatenate(list(self._index.values()))[:, 2:].max(0)
         return (int(rows), int(columns)) if rows else None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits as they were packed."""
+        return tuple(self._index)
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """The tower that made the features; None where the records hold pictures, or arrays from elsewhere."""
+        return Encoder.load(self.path)
+
+    def check_tower(self, weights: str | None, vit: Vit | None) -> None:
+        """Raise UserError when the records hold features that a run's tower (digest, sizes) did not make."""
+        if self.encoder:
+            self.encoder.check(self.path, weights, vit)
+        elif self.feature_shape and vit:
+            raise UserError(f'{self.path} holds feature arrays, and the run a vision tower; set model.vit to None')
 
     @cached_property
     def fingerprint(self) -> str:

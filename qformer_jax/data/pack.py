@@ -6,6 +6,7 @@ What lies in the folder:
     OUT/index.npz        SPLIT -> int32[N, 4]: captions, questions, rows (P) and columns (V) of every record
     OUT/content.txt      SHA-256 of all records, in order
     OUT/wordpiece.json   the Q-Former's tokenizer        OUT/byte_bpe.json   the language model's
+    OUT/encoder.json     the tower that made the features, where `qformer data encode` wrote the data set
 """
 
 import contextlib
@@ -23,6 +24,7 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from qformer_jax.data.encoder import Encoder
 from qformer_jax.data.records import Record, pack_array
 from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, train_byte_bpe, train_wordpiece
 from qformer_jax.errors import UserError, full_disk_as_user_error
@@ -39,13 +41,14 @@ def pack(
     out: Path | str,
     text_tokenizer: Path | None = None,
     lm_tokenizer: Path | None = None,
+    encoder: Encoder | None = None,
 ) -> None:
     """Write the data set into the new folder `out`, and print what was written.
 
-    A tokenizer that is not given (a file of BERT's or OPT's) is trained on the split `train`. A folder that holds the
-    same records already is left as it is. Nothing appears at `out` before everything is written. Raises UserError when
-    `out` holds anything else, when a split is empty, when `train` is missing or without text, and when the disk is
-    full.
+    A tokenizer that is not given (a file of BERT's or OPT's) is trained on the split `train`; `encoder` is the tower
+    that made the features, where ours did. A folder that holds the same records already is left as it is. Nothing
+    appears at `out` before everything is written. Raises UserError when `out` holds anything else, when a split is
+    empty, when `train` is missing or without text, and when the disk is full.
     """
     out = Path(out)
     if 'train' not in records_by_split:
@@ -61,9 +64,13 @@ def pack(
             lm = LmTokenizer.load(lm_tokenizer) if lm_tokenizer else _trained_byte_bpe(tally)
             text.save(packed / WORDPIECE)
             lm.save(packed / BYTE_BPE)
+            if encoder:
+                encoder.save(packed)
         counts = ', '.join(f'{split} {len(rows)} records' for split, rows in tally.index.items())
         summary = f'{counts}; vocabularies: WordPiece {text.vocab_size}, byte BPE {lm.vocab_size}'
         _publish(packed, out, summary)
+        more = f' --start.vit {encoder.run} --data.crop-scale 1 1 --data.no-flip' if encoder else ''
+        print(f'next: qformer train RECIPE --run RUN --data.path {out}{more}')
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -180,4 +187,3 @@ def _publish(packed: Path, out: Path, summary: str) -> None:
     else:
         os.replace(packed, out)
         print(f'wrote {out}: {summary}')
-    print(f'next: qformer train RECIPE --run RUN --data.path {out}')

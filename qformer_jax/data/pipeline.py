@@ -24,7 +24,7 @@ def batches(
     | stage2          | picture, `lm_text`, `lm_mask`, `lm_target`                              |
     | instruct        | picture, `text`, `text_mask`, `lm_text`, `lm_mask`, `lm_target`         |
 
-    Picture: `image` uint8 [B, S, S, 3], or without a vision tower `features` float32 [B, P, V] and `feature_mask`.
+    Picture: `image` uint8 [B, S, S, 3], or from a data set of features `features` float32 [B, P, V], `feature_mask`.
     Every batch has `image_id` int32 [B], the record's position in the split. Texts are int32 [B, max_text] or
     [B, max_lm_text], masks bool; `lm_target` marks the tokens that the language-model loss is on.
 
@@ -63,7 +63,7 @@ def _useful(run: Run, source: Source) -> list[int]:
 
 
 def _row_maker(run: Run, dataset: Dataset, source: Source, training: bool) -> RowMaker:
-    size = run.model.vit.image_size if run.model.vit else 0
+    size = run.model.vit.image_size if run.model.vit and not dataset.feature_shape else 0
     _check_vocabularies(run, dataset)
     return RowMaker(
         stage=run.stage,
@@ -79,10 +79,10 @@ def _row_maker(run: Run, dataset: Dataset, source: Source, training: bool) -> Ro
 
 def _patches(run: Run, dataset: Dataset) -> int:
     """Return the feature rows to pad to (0 for pictures), or refuse a data set of the other kind or width."""
-    if run.model.vit:
-        if dataset.feature_shape:
-            raise UserError(f'{dataset.path} holds feature arrays, and the run a vision tower; set model.vit to None')
+    if run.model.vit and not dataset.feature_shape:
         return 0
+    if run.model.vit and not dataset.encoder:
+        dataset.check_tower(None, run.model.vit)
     if not dataset.feature_shape:
         raise UserError(f'{dataset.path} holds pictures, and the run has no vision tower; give it one (model.vit)')
     longest, width = dataset.feature_shape

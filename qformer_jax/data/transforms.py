@@ -9,6 +9,8 @@ from PIL import Image
 from qformer_jax.errors import UserError
 from qformer_jax.typing import UInt8
 
+READ = 'whole, bicubic'
+"""How `eval_image` reads a picture: a part of the identity of features, to be changed with it."""
 _RATIOS = (math.log(3 / 4), math.log(4 / 3))
 _TRIES = 10
 

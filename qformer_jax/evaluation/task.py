@@ -45,6 +45,7 @@ def evaluate(folder: Path, task: str, split: str, data: Path | None = None) -> d
     """Evaluate a finished run, or read what was evaluated before; prints the table and returns its numbers."""
     done = start.finished(folder)
     dataset = Dataset.open(data or done.run.data.path)
+    dataset.check_tower(done.last.get('vit'), done.run.model.vit)
     identity = {'task': task, 'split': split, 'data': dataset.fingerprint, 'weights': done.last}
     name = f'{task}-{split}'.replace('/', '_')
     table, rows = (folder / 'evaluation' / f'{name}{suffix}' for suffix in ('.json', '.jsonl'))

@@ -117,7 +117,7 @@ class Blip2:
         return blip2.Blip2(self.run.model, jnp.dtype(self.run.training.dtype))
 
     def encode(self, pictures: Sequence[Picture] | Seen) -> Seen:
-        """Return the frozen features of pictures, or of feature arrays as they are."""
+        """Return the frozen features of pictures; feature arrays (.npy files too) are taken as they are."""
         if isinstance(pictures, Seen):
             return pictures
         if not len(pictures):
@@ -128,9 +128,13 @@ class Blip2:
         """Yield what `encode` returns, `batch_size` pictures at a time; the next ones are decoded meanwhile."""
         size = self.run.model.vit.image_size if self.run.model.vit else 0
         for batch in ahead.batches(pictures, self.batch_size, functools.partial(_read, size=size)):
-            yield Seen(*self._in_batches(passes.see, np.stack(batch))) if size else self._pad_features(batch)
+            kinds = {array.dtype == np.uint8 for array in batch}
+            if len(kinds) > 1:
+                raise UserError('pictures and feature arrays do not go through together: give one kind at a time')
+            yield Seen(*self._in_batches(passes.see, np.stack(batch))) if kinds == {True} else self._pad_features(batch)
 
     def _pad_features(self, arrays: Sequence[np.ndarray]) -> Seen:
+        self._needs('qformer')
         width = self.run.model.qformer.feature_width
         for array in arrays:
             if array.ndim != 2 or array.shape[1] != width:
@@ -330,10 +334,14 @@ def _ending(settings: Settings, end_id: int) -> Settings:
 
 
 def _read(picture: Picture, size: int) -> np.ndarray:
-    """Return pixels [size, size, 3], or with size 0 the feature array."""
-    if size:
-        return _pixels(picture, size)
-    return read_features(Path(picture)) if isinstance(picture, str | Path) else np.asarray(picture)
+    """Return pixels [size, size, 3] (with size 0 there is no tower to see them), or a feature array."""
+    if isinstance(picture, np.ndarray):
+        return picture
+    if isinstance(picture, str | Path) and (not size or Path(picture).suffix == '.npy'):
+        return read_features(Path(picture))
+    if not size:
+        raise UserError('this run has no vision tower: give feature arrays')
+    return _pixels(picture, size)
 
 
 def _pixels(picture: Picture, size: int) -> np.ndarray:

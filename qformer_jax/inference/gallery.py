@@ -23,13 +23,13 @@ from rich.progress import track
 from ..convert import store
 from ..data.cache import Cache, key_of
 from ..data.tokenizers import clean_caption
+from ..data.transforms import READ
 from ..errors import UserError
 from ..objectives import contrastive
 from ..typing import Array, Float
 from .blip2 import Blip2, Seen
 from .rerank import OUTSIDE, RERANKED, rerank
 
-READ = 'whole, bicubic'  # how `eval_image` makes a picture square; part of every key
 _GROUP = 256  # pictures whose features are in memory together
 
 

@@ -22,7 +22,7 @@ from ..convert import store
 from ..data import pipeline
 from ..data.dataset import Dataset
 from ..errors import Stopped, UserError
-from ..models.blip2 import Blip2
+from ..models.blip2 import Blip2, shapes
 from ..parallel.mesh import check_batch, data_mesh, put_batch, replicated
 from ..rules import flatten, split, unflatten
 from ..typing import Params
@@ -253,13 +253,14 @@ def _finish(trainer: Trainer) -> start.Finished:
 
 
 def _export(trainer: Trainer, state: step.State) -> dict[str, str]:
-    """Store each component and return its digest; what was wholly frozen keeps the digest that it came with.
+    """Store each component and return its digest; what was wholly frozen, or not loaded, keeps the digest it came with.
 
     In a partly frozen component the frozen tensors are taken from where they came, not from a bfloat16 copy.
     """
     folder = trainer.folder.parent / 'weights'
     trained, frozen = jax.device_get((state.trainable, trainer.frozen))
-    digests = {}
+    elsewhere = shapes(trainer.run.model).keys() - trained.keys() - frozen.keys()
+    digests = {name: trainer.inputs[name] for name in elsewhere}
     for name in trained.keys() | frozen.keys():
         origin = trainer.inputs.get(name)
         if origin and name not in trained:

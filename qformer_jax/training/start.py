@@ -21,7 +21,7 @@ from ..convert import store
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..models import blip2
-from ..rules import flatten
+from ..rules import flatten, match
 from ..typing import Params
 
 FINISHED = 'finished.json'
@@ -111,8 +111,24 @@ def inputs_of(run: config.Run, dataset: Dataset) -> dict[str, str]:
             if name not in digests:
                 raise UserError(f"run '{path}' holds no '{name}', only {sorted(digests)}: see start.{name}")
             inputs[name] = digests[name]
+    if run.stage != 'language':
+        dataset.check_tower(inputs.get('vit'), run.model.vit)
+        _check_fixed(run, dataset)
     parts = set(blip2.shapes(run.model))
     return {name: digest for name, digest in inputs.items() if name == 'data' or name in parts}
+
+
+def _check_fixed(run: config.Run, dataset: Dataset) -> None:
+    """Refuse what the features of a tower cannot give: crops and mirrored pictures, and a tower that learns."""
+    if not dataset.encoder:
+        return
+    if run.data.crop_scale != (1, 1) or run.data.flip:
+        raise UserError(f"'{dataset.path}' holds features of whole pictures, which are neither cropped nor mirrored: "
+                        'add --data.crop-scale 1 1 --data.no-flip, or train from the pictures')  # fmt: skip
+    tower = [path for path in flatten(blip2.shapes(run.model)) if path.startswith('vit/')]
+    if any(rate is not None for rate in match(run.optimizer.rate_rules, tower).values()):
+        raise UserError(f"'{dataset.path}' holds features of a frozen tower, and optimizer.rate-rules train it: begin "
+                        'them with (vit/.*, None), or train from the pictures')  # fmt: skip
 
 
 def bring_weights(run: config.Run, inputs: dict[str, str], folder: Path) -> None:
@@ -164,14 +180,20 @@ def _differences(there: dict, here: dict, limit: int = 5) -> str:
 
 
 def parameters(run: config.Run, inputs: dict[str, str]) -> tuple[Params, dict[str, str]]:
-    """Return the first parameters and, for each component, where it came from."""
+    """Return the first parameters and, for each component, where it came from.
+
+    Where the data set holds the tower's features, the tower is not among them: nothing reads it.
+    """
     wanted = blip2.shapes(run.model)
     params, source = {}, {}
+    if 'vit' in wanted and Dataset.open(run.data.path).encoder:
+        del wanted['vit']
+        source['vit'] = f'{run.data.path}, as features'
     for kind, path in (('checkpoint', run.start.checkpoint), ('vit', run.start.vit), ('lm', run.start.lm)):
         if not path:
             continue
         done = finished(path)
-        names = wanted.keys() & done.last.keys() - params.keys() if kind == 'checkpoint' else {kind} - params.keys()
+        names = wanted.keys() & (done.last.keys() if kind == 'checkpoint' else {kind}) - params.keys()
         for name in sorted(names):
             params[name] = store.load(done.store, inputs[name])
             _check_same_shapes(name, wanted[name], params[name], path)

@@ -1,0 +1,56 @@
+"""Which tower made the features of a data set, and whether a run may read them in place of its own tower's."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from qformer_jax.config import Vit
+from qformer_jax.data.transforms import READ
+from qformer_jax.errors import UserError
+
+FILE = 'encoder.json'
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen tower, as `qformer data encode` found it."""
+
+    run: str
+    """Folder of the run that holds it, as it was given."""
+    weights: str
+    """Digest of its weights in the store beside that run."""
+    vit: Vit
+    """Its sizes."""
+    dtype: str
+    """In which it computed."""
+    read: str = READ
+    """How pictures were read."""
+
+    @classmethod
+    def load(cls, folder: Path) -> 'Encoder | None':
+        """Return the encoder of a packed data set; None where it was not written by `qformer data encode`."""
+        if not (folder / FILE).is_file():
+            return None
+        tree = json.loads((folder / FILE).read_text())
+        return cls(**tree | {'vit': Vit(**tree['vit'])})
+
+    def save(self, folder: Path) -> None:
+        """Write it into a packed data set."""
+        (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True))
+
+    def check(self, data: Path | str, weights: str | None, vit: Vit | None) -> None:
+        """Raise UserError unless a run's tower, with these weights and sizes (None: it has none), is this one."""
+        if vit and not weights:
+            raise UserError(f"'{data}' holds features of the tower in '{self.run}': give --start.vit {self.run}")
+        if weights and weights != self.weights:
+            raise UserError(
+                f"'{data}' was encoded by the tower in '{self.run}' ({self.weights[:12]}), not by this run's "
+                f'({weights[:12]}): give --start.vit {self.run}, or encode it again with this one (qformer data encode)'
+            )
+        differs = [f.name for f in dataclasses.fields(Vit) if vit and getattr(vit, f.name) != getattr(self.vit, f.name)]
+        if differs:
+            rows = (f'model.vit.{n} {getattr(self.vit, n)} there, {getattr(vit, n)} here' for n in differs)
+            raise UserError(f"'{data}' was encoded by a tower of other sizes: {'; '.join(rows)}")
+        if self.read != READ:
+            raise UserError(f"'{data}' was encoded from pictures read as '{self.read}', not '{READ}': encode it again")

@@ -1,0 +1,38 @@
+"""A packed data set of pictures as one of a frozen tower's features: encode once, train many times."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..data import pack
+from ..data.dataset import Dataset, Source
+from ..data.encoder import Encoder
+from ..data.records import Record
+from ..errors import UserError
+from ..training import start
+from .blip2 import Blip2
+
+
+def encode(data: Path, out: Path, run: Path, batch_size: int = 64) -> None:
+    """Write the records of `data` to `out`, features [P, V] in the tower's compute dtype in the pictures' places.
+
+    Texts, splits, order and tokenizers stay. Raises UserError when `run` is not finished or has no tower, and when the
+    data set holds features already.
+    """
+    dataset, done = Dataset.open(data), start.finished(run)
+    if dataset.feature_shape:
+        raise UserError(f"'{data}' holds feature arrays, not pictures: name the data set of the pictures")
+    if not done.run.model.vit:
+        raise UserError(f"run '{run}' has no vision tower: name the 'vision' run, or one that begins with it")
+    model = Blip2.load(run, batch_size=batch_size)
+    tower = Encoder(str(run), done.last['vit'], done.run.model.vit, done.run.training.dtype)
+    records = {split: _encoded(model, dataset.source(split)) for split in dataset.splits}
+    pack.pack(records, out, data / pack.WORDPIECE, data / pack.BYTE_BPE, tower)
+
+
+def _encoded(model: Blip2, records: Source) -> Iterator[Record]:
+    texts, pictures = itertools.tee(records[i] for i in range(len(records)))
+    features = (row for seen in model.encoded(record.image for record in pictures) for row in seen.features)
+    for record, row in zip(texts, features, strict=True):
+        yield dataclasses.replace(record, image=None, features=row)
