@@ -138,7 +138,8 @@ class Blip2:
         width = self.run.model.qformer.feature_width
         for array in arrays:
             if array.ndim != 2 or array.shape[1] != width:
-                raise UserError(f'features must be [P, {width}] for this run, not {list(array.shape)}')
+                or_ = ' (or give pictures)' if self.run.model.vit else ''
+                raise UserError(f'features must be [P, {width}] for this run, not {list(array.shape)}{or_}')
         return Seen.join([Seen(a[None].astype(np.float32), np.ones((1, len(a)), bool)) for a in arrays])
 
     def caption(self, pictures: Sequence[Picture] | Seen, settings: Settings = CAPTION) -> list[str]:
@@ -336,7 +337,7 @@ def _ending(settings: Settings, end_id: int) -> Settings:
 def _read(picture: Picture, size: int) -> np.ndarray:
     """Return pixels [size, size, 3] (with size 0 there is no tower to see them), or a feature array."""
     if isinstance(picture, np.ndarray):
-        return picture
+        return picture.astype(np.float32)
     if isinstance(picture, str | Path) and (not size or Path(picture).suffix == '.npy'):
         return read_features(Path(picture))
     if not size:
