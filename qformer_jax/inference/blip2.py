@@ -138,8 +138,8 @@ class Blip2:
         width = self.run.model.qformer.feature_width
         for array in arrays:
             if array.ndim != 2 or array.shape[1] != width:
-                or_ = ' (or give pictures)' if self.run.model.vit else ''
-                raise UserError(f'features must be [P, {width}] for this run, not {list(array.shape)}{or_}')
+                hint = ' (or give pictures)' if self.run.model.vit else ''
+                raise UserError(f'features must be [P, {width}] for this run, not {list(array.shape)}{hint}')
         return Seen.join([Seen(a[None].astype(np.float32), np.ones((1, len(a)), bool)) for a in arrays])
 
     def caption(self, pictures: Sequence[Picture] | Seen, settings: Settings = CAPTION) -> list[str]:
