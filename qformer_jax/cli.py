@@ -118,19 +118,40 @@ class Caption:
     max_new_tokens: int = 20
     """Longest caption, in tokens."""
     num_beams: int = 1
-    """Captions pursued at a time, of which the best is printed; 1: greedy (LAVIS: 5)."""
+    """Captions pursued at a time, of which the best are printed; 1: greedy (LAVIS: 5)."""
+    num_return: int = 1
+    """Captions a picture, best first; more than one needs beams or a temperature."""
+    temperature: float = 0.0
+    """Above 0: draw the words (nucleus sampling with --top-p); 0: take the likeliest."""
+    top_k: int = 0
+    """Draw among so many likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together have this probability (LAVIS: 0.9); 1: all."""
+    seed: int = 0
+    """Of what is drawn: the same seed gives the same captions."""
 
 
 def caption(options: Caption) -> None:
-    """Print one line a picture."""
+    """Print one line a caption."""
+    import jax
+
     from .inference.blip2 import Blip2
     from .inference.search import Settings
 
     if not options.pictures:
         raise UserError('no picture given: qformer caption RUN PICTURE...')
-    settings = Settings(max_new_tokens=options.max_new_tokens, num_beams=options.num_beams)
-    captions = Blip2.load(options.run).caption(options.pictures, settings)
-    for path, text in zip(options.pictures, captions, strict=True):
+    settings = Settings(
+        max_new_tokens=options.max_new_tokens,
+        num_beams=options.num_beams,
+        num_return=options.num_return,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+    )
+    key = jax.random.key(options.seed) if options.temperature else None
+    captions = Blip2.load(options.run).caption(options.pictures, settings, key)
+    paths = [path for path in options.pictures for _ in range(options.num_return)]
+    for path, text in zip(paths, captions, strict=True):
         print(f'{path}: {text}')
 
 

@@ -35,7 +35,7 @@ from ..training import exchange, start
 from ..typing import Bool, Float, Int, Params
 from . import decode, passes
 from . import rank as ranking
-from .search import Settings
+from .search import Settings, row_keys
 
 Picture = str | Path | bytes | Image.Image | np.ndarray  # a file, its bytes, a picture, or features [P, V]
 CAPTION, ANSWER = Settings(max_new_tokens=20), Settings(max_new_tokens=10)
@@ -64,6 +64,15 @@ class Seen:
     def take(self, rows: Sequence[int] | Int['R']) -> 'Seen':
         """Return the pictures `rows`, in that order (a picture may be asked many times)."""
         return Seen(self.features[np.asarray(rows)], self.mask[np.asarray(rows)])
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was written."""
+
+    text: str
+    score: float
+    """Sum of log p of its tokens, divided as the length rule of its settings says (nats)."""
 
 
 @dataclass(frozen=True)
@@ -142,23 +151,32 @@ class Blip2:
                 raise UserError(f'features must be [P, {width}] for this run, not {list(array.shape)}{hint}')
         return Seen.join([Seen(a[None].astype(np.float32), np.ones((1, len(a)), bool)) for a in arrays])
 
-    def caption(self, pictures: Sequence[Picture] | Seen, settings: Settings = CAPTION) -> list[str]:
+    def caption(
+        self, pictures: Sequence[Picture] | Seen, settings: Settings = CAPTION, key: jax.Array | None = None
+    ) -> list[str]:
         """Return a caption of each picture, from the run's caption prompt; a stage-1 run's Q-Former writes it itself.
 
         With `settings.num_return` > 1: so many captions of the first picture, best first, then those of the second...
+        A temperature needs a `key`; what is drawn for a picture depends on its place in the list, not on the others.
         """
         seen = self.encode(pictures)
         if self.run.stage == 'stage1':
             settings = _ending(settings, self.text_tokenizer.sep_id)
-            return self._write(decode.with_qformer, settings, self.text_tokenizer, seen.features, seen.mask)
-        prompt = self.run.data.caption_prompt
-        return self.generate(seen, [prompt] * len(seen), settings, [prompt] * len(seen))
+            texts = self._write(decode.with_qformer, settings, key, self.text_tokenizer, seen.features, seen.mask)
+        else:
+            prompts = [self.run.data.caption_prompt] * len(seen)
+            texts = self.generate(seen, prompts, settings, prompts, key)
+        return [text.text for text in texts]
 
     def ask(
-        self, pictures: Sequence[Picture] | Seen, questions: Sequence[str], settings: Settings = ANSWER
+        self,
+        pictures: Sequence[Picture] | Seen,
+        questions: Sequence[str],
+        settings: Settings = ANSWER,
+        key: jax.Array | None = None,
     ) -> list[str]:
         """Return the answers to questions, one a picture; an instruction-aware Q-Former reads the question too."""
-        return self.generate(pictures, self._prompts(questions), settings, questions)
+        return [text.text for text in self.generate(pictures, self._prompts(questions), settings, questions, key)]
 
     def rank(
         self,
@@ -192,10 +210,12 @@ class Blip2:
         prompts: Sequence[str],
         settings: Settings = CAPTION,
         questions: Sequence[str] | None = None,
-    ) -> list[str]:
+        key: jax.Array | None = None,
+    ) -> list[Text]:
         """Return what the language model writes after [picture, prompt]; the Q-Former reads `questions` if it can.
 
-        Texts end at `settings.end_ids`, or at the tokenizer's end token where those are not given.
+        Texts end at `settings.end_ids`, or at the tokenizer's end token where those are not given. A temperature needs
+        a `key`.
         """
         self._needs('lm')
         seen = self.encode(pictures)
@@ -203,14 +223,22 @@ class Blip2:
         ids, mask = self._left_padded(prompts)
         prefix = self._prefix(seen, questions or prompts)
         settings = _ending(settings, self.lm_tokenizer.end_id)
-        return self._write(decode.with_lm, settings, self.lm_tokenizer, prefix, ids, mask)
+        return self._write(decode.with_lm, settings, key, self.lm_tokenizer, prefix, ids, mask)
 
     def _write(
-        self, writer: Callable, settings: Settings, tokenizer: TextTokenizer | LmTokenizer, *arrays: np.ndarray
-    ) -> list[str]:
-        tokens, _ = self._in_batches(functools.partial(writer, settings=settings), *arrays)
+        self,
+        writer: Callable,
+        settings: Settings,
+        key: jax.Array | None,
+        tokenizer: TextTokenizer | LmTokenizer,
+        *arrays: np.ndarray,
+    ) -> list[Text]:
+        if key is not None:
+            arrays += (np.asarray(row_keys(key, len(arrays[0]))),)
+        tokens, scores = self._in_batches(functools.partial(writer, settings=settings), *arrays)
         rows = tokens.reshape(-1, settings.max_new_tokens)
-        return [tokenizer.decode(row[~np.isin(row, settings.end_ids)]).strip() for row in rows]
+        texts = [tokenizer.decode(row[~np.isin(row, settings.end_ids)]).strip() for row in rows]
+        return [Text(*pair) for pair in zip(texts, map(float, scores.reshape(-1)), strict=True)]
 
     def losses(
         self,

@@ -5,8 +5,8 @@ count, so a prompt gives the same tokens whatever else is in its batch. The Q-Fo
 tokens], T5's is [start token, new tokens] beside what its encoder made of queries and prompt.
 """
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..models import llama, opt, t5
 from ..models.blip2 import Blip2
 from ..models.cache import Cache, write
-from ..typing import Array, Bool, Float, Int, Params
+from ..typing import Array, Bool, Float, Int, Params, UInt32
 from .search import Settings, Start, Step, Written, search
 
 
@@ -27,20 +27,34 @@ def with_lm(
     prefix: Float['B Q L'],
     prompt: Int['B T'],
     prompt_mask: Bool['B T'],
+    keys: UInt32['B 2'] | None = None,
     *,
     settings: Settings,
 ) -> Written:
-    """Return what the language model writes after [prefix, left-padded prompt]."""
-    begin = start_t5 if model.config.lm.family == 't5' else start_decoder
-    return search(*begin(model, params, prefix, prompt, prompt_mask, settings.max_new_tokens), settings)
+    """Return what the language model writes after [prefix, left-padded prompt]; a temperature needs `keys`."""
+    return search(*start_lm(model, params, prefix, prompt, prompt_mask, settings.max_new_tokens), settings, keys)
 
 
 @partial(jax.jit, static_argnames=('model', 'settings'))
 def with_qformer(
-    model: Blip2, params: Params, features: Float['B P V'], feature_mask: Bool['B P'], *, settings: Settings
+    model: Blip2,
+    params: Params,
+    features: Float['B P V'],
+    feature_mask: Bool['B P'],
+    keys: UInt32['B 2'] | None = None,
+    *,
+    settings: Settings,
 ) -> Written:
     """Return what the Q-Former writes about features, as ITG taught it (BLIP-2, section 3.2)."""
-    return search(*start_qformer(model, params, features, feature_mask, settings.max_new_tokens), settings)
+    return search(*start_qformer(model, params, features, feature_mask, settings.max_new_tokens), settings, keys)
+
+
+def start_lm(
+    model: Blip2, params: Params, prefix: Float['B Q L'], prompt: Int['B T'], prompt_mask: Bool['B T'], limit: int
+) -> tuple[Step, Start]:
+    """Let the language model read prefix and left-padded prompt; raises UserError if `limit` more tokens do not fit."""
+    begin = start_t5 if model.config.lm.family == 't5' else start_decoder
+    return begin(model, params, prefix, prompt, prompt_mask, limit)
 
 
 def _given_prefix(
@@ -71,21 +85,34 @@ def start_decoder(
             f'{c.max_positions} positions, {prefix.shape[1]} of them queries'
         )
 
-    def read(model: Blip2, x: Float['B T L'], exists: Bool['B T'], cache: Cache) -> tuple[Array, Cache]:
-        out = model.lm(x, exists, cache)
-        return model.lm.word_logits(out.hidden[:, -1:])[:, 0], out.cache
-
     empty_cache = {'opt': opt, 'llama': llama}[c.family].empty_cache
 
     def begin(model: Blip2) -> tuple[Array, Cache]:
         x, exists = _given_prefix(model, prefix, prompt, prompt_mask)
-        return read(model, x, exists, empty_cache(c, len(x), slots, model.dtype))
-
-    def go_on(model: Blip2, cache: Cache, last: Int['R']) -> tuple[Array, Cache]:
-        return read(model, model.lm.embed(last[:, None]), jnp.ones((len(last), 1), bool), cache)
+        return _read(model, x, exists, empty_cache(c, len(x), slots, model.dtype))
 
     logits, cache = nn.apply(begin, model)({'params': params})
-    return partial(nn.apply(go_on, model), {'params': params}), Start(logits, cache, prompt, prompt_mask)
+    return lm_step(model, params), Start(logits, cache, prompt, prompt_mask)
+
+
+def _read(model: Blip2, x: Float['B T L'], exists: Bool['B T'], cache: Cache) -> tuple[Float['B N'], Cache]:
+    out = model.lm(x, exists, cache)
+    return model.lm.word_logits(out.hidden[:, -1:])[:, 0], out.cache
+
+
+def lm_step(model: Blip2, params: Params) -> Step:
+    """Return how the language model goes on, whatever it has read."""
+
+    def decoder(model: Blip2, cache: Cache, last: Int['R']) -> tuple[Array, Cache]:
+        return _read(model, model.lm.embed(last[:, None]), jnp.ones((len(last), 1), bool), cache)
+
+    def encoder_decoder(model: Blip2, cache: tuple[t5.Memory, Cache], last: Int['R']) -> tuple[Array, tuple]:
+        memory, written = cache
+        out = model.lm(model.lm.embed(last[:, None]), jnp.ones((len(last), 1), bool), memory, written)
+        return model.lm.word_logits(out.hidden)[:, 0], (memory, out.cache)
+
+    go_on = encoder_decoder if model.config.lm.family == 't5' else decoder
+    return partial(nn.apply(go_on, model), {'params': params})
 
 
 def start_t5(
@@ -103,12 +130,8 @@ def start_t5(
         memory = memory.replace(hidden_states=())  # beams would carry them along
         return memory, t5.empty_cache(model.config.lm, len(prompt), limit, model.dtype)
 
-    def go_on(model: Blip2, cache: tuple[t5.Memory, Cache], last: Int['R']) -> tuple[Array, tuple[t5.Memory, Cache]]:
-        memory, written = cache
-        out = model.lm(model.lm.embed(last[:, None]), jnp.ones((len(last), 1), bool), memory, written)
-        return model.lm.word_logits(out.hidden)[:, 0], (memory, out.cache)
-
-    return _after_first(model, params, begin, go_on, jnp.full((len(prompt), 1), t5.START_ID))
+    first = jnp.full((len(prompt), 1), t5.START_ID)
+    return _after_first(lm_step(model, params), nn.apply(begin, model)({'params': params}), first)
 
 
 def start_qformer(
@@ -141,13 +164,11 @@ def start_qformer(
         return model.qformer.word_logits(out.text)[:, 0], Cache(layers, exists, cache.end + 1)
 
     first = jnp.full((len(features), 1), c.vocab_size)  # [DEC] is the row after the vocabulary
-    return _after_first(model, params, begin, go_on, first)
-
-
-def _after_first(
-    model: Blip2, params: Params, begin: Callable, go_on: Callable, first: Int['B 1']
-) -> tuple[Step, Start]:
-    """Return the step, and the start for a writer whose prompt is one token."""
     step = partial(nn.apply(go_on, model), {'params': params})
-    logits, cache = step(nn.apply(begin, model)({'params': params}), first[:, 0])
+    return _after_first(step, nn.apply(begin, model)({'params': params}), first)
+
+
+def _after_first(step: Step, cache: Any, first: Int['B 1']) -> tuple[Step, Start]:
+    """Return the step, and the start for a writer whose prompt is one token."""
+    logits, cache = step(cache, first[:, 0])
     return step, Start(logits, cache, first, jnp.ones(first.shape, bool))

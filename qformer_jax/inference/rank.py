@@ -69,8 +69,7 @@ def scores(
     Candidate c of all rows goes through together, and as many candidates side by side as `rows_at_once` rows allow;
     all continue the same cache.
     """
-    begin = decode.start_t5 if model.config.lm.family == 't5' else decode.start_decoder
-    _, start = begin(model, params, prefix, prompt, prompt_mask, candidates.shape[2])
+    _, start = decode.start_lm(model, params, prefix, prompt, prompt_mask, candidates.shape[2])
     go_on = partial(nn.apply(_read_on, model), {'params': params}, start.cache)
 
     def score(candidate: tuple[Int['B G'], Bool['B G']]) -> Float['B']:

@@ -1,4 +1,4 @@
-"""Greedy and beam search as one compiled loop over an abstract step; knows no network.
+"""Greedy search, sampling and beam search, each one compiled loop over an abstract step; knows no network.
 
     Start (logits, cache) --> choose --> step(cache, last tokens) --> choose --> ... until every row has ended
 
@@ -9,6 +9,10 @@ Two rules exist for what a text scores (total = the sum of log p of its tokens, 
 
 They choose other beams from the same logits; greedy search is the same. A repetition penalty acts on log p in beam
 search and on raw logits in greedy search, in either library, so that one beam and greedy search differ under it.
+
+Sampling draws each token from softmax(logits / temperature), cut to the `top_k` likeliest and then to the likeliest
+that together hold `top_p`. A row has a key of its own, and each of its tokens one of that: what a row draws depends on
+no other row.
 """
 
 from collections.abc import Callable
@@ -20,7 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ..errors import UserError
-from ..typing import Array, Bool, Float, Int
+from ..typing import Array, Bool, Float, Int, UInt32
 
 UNBORN = -1e9  # total of beams that do not exist yet: all start as copies of the first
 Step = Callable[[Any, Int['R']], tuple[Float['R N'], Any]]
@@ -38,7 +42,7 @@ class Settings:
     num_beams: int = 1
     """Texts that are pursued at a time; 1: greedy."""
     num_return: int = 1
-    """Texts to return for each row, best first; at most as many as beams."""
+    """Texts to return for each row, best first; at most as many as beams, any number when tokens are drawn."""
     length_penalty: float = 1.0
     """Exponent of the length in a text's score: above 0 favours long texts, below 0 short ones."""
     repetition_penalty: float = 1.0
@@ -47,13 +51,27 @@ class Settings:
     """What counts as the length: prompt and text without its end token, or the text with it."""
     end_ids: tuple[int, ...] = ()
     """Tokens that end a text."""
+    temperature: float = 0.0
+    """Above 0: draw tokens, from logits divided by it; 0: take the likeliest."""
+    top_k: int = 0
+    """Draw among so many likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together have this probability (nucleus sampling); 1: all."""
 
     def __post_init__(self):
         if min(self.max_new_tokens, self.num_beams, self.num_return) < 1 or self.repetition_penalty <= 0:
             raise UserError(f'{self}: tokens, beams, returned texts and the repetition penalty must be above 0')
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(f'min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}')
-        if self.num_return > self.num_beams:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError(f'{self}: temperature and top_k must not be below 0, top_p must be in (0, 1]')
+        if not self.temperature and (self.top_k or self.top_p < 1):
+            raise UserError(
+                'top_k and top_p cut what is drawn: give a temperature, 1 for the probabilities as they are'
+            )
+        if self.temperature and self.num_beams > 1:
+            raise UserError(f'a text is drawn (temperature {self.temperature}) or searched ({self.num_beams} beams)')
+        if not self.temperature and self.num_return > self.num_beams:
             raise UserError(f'{self.num_return} texts a row need as many beams, not {self.num_beams}: raise num_beams')
 
     @property
@@ -64,10 +82,10 @@ class Settings:
 
 @struct.dataclass
 class Start:
-    """A prompt that was read: what the search begins with."""
+    """What was read so far: at first the prompt."""
 
     logits: Float['B N']
-    """Of the first new token."""
+    """Of the next token."""
     cache: Any
     prompt: Int['B T']
     """Ids that penalties and lengths count as the prompt."""
@@ -84,9 +102,18 @@ class Written:
     """The sum of log p, divided as the length rule says (nats)."""
 
 
-def search(step: Step, start: Start, settings: Settings) -> Written:
-    """Write after a prompt: greedily with one beam, else with `num_beams`."""
-    return (_greedy if settings.num_beams == 1 else beam_search)(step, start, settings)
+def search(step: Step, start: Start, settings: Settings, keys: UInt32['B 2'] | None = None) -> Written:
+    """Write after a prompt: drawn with a temperature (and `keys`), with `num_beams` beams, or greedily."""
+    if settings.num_beams > 1:
+        return beam_search(step, start, settings)
+    if settings.temperature and keys is None:
+        raise UserError(f'temperature {settings.temperature} draws tokens: give a key, as jax.random.key(0)')
+    return _one_by_one(step, start, settings, keys)
+
+
+def row_keys(key: jax.Array, rows: int) -> UInt32['B 2']:
+    """Return a key (its data) for each row: row i has the same one whatever the number of rows."""
+    return jax.random.key_data(jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows)))
 
 
 def processed(scores: Float['R N'], start: Start, tokens: Int['R G'], count: Array | int, s: Settings) -> Float['R N']:
@@ -128,28 +155,81 @@ def _score(total: Float['B W'], start: Start, new: Array | int, ended: Array | b
     return total / length.astype(total.dtype) ** s.length_penalty
 
 
-def _greedy(step: Step, start: Start, s: Settings) -> Written:
-    batch = len(start.logits)
-    ends = jnp.array(s.end_ids, int)
+@struct.dataclass
+class Texts:
+    """Texts on the way, one a row."""
 
-    def choose(count, tokens, total, ended, logits):
-        token = processed(logits, start, tokens, count, s).argmax(axis=-1).astype(tokens.dtype)
-        gain = jnp.take_along_axis(_log_p(logits), token[:, None], axis=1)[:, 0]
-        tokens = tokens.at[:, count].set(jnp.where(ended, s.fill, token))
-        return count + 1, tokens, total + jnp.where(ended, 0, gain), ended | jnp.isin(token, ends)
+    count: Int['']
+    """Tokens written."""
+    tokens: Int['B G']
+    total: Float['B']
+    """Sum of log p so far."""
+    ended: Bool['B']
 
-    def write(carry):
-        (count, tokens, total, ended), cache = carry
-        logits, cache = step(cache, tokens[:, count - 1])
-        return choose(count, tokens, total, ended, logits), cache
 
+def blank(start: Start, s: Settings) -> Texts:
+    """Return texts of which nothing is written."""
+    batch, dtype = len(start.logits), _log_p(start.logits).dtype
     tokens = jnp.full((batch, s.max_new_tokens), s.fill, jnp.int32)
-    first = choose(0, tokens, jnp.zeros(batch, _log_p(start.logits).dtype), jnp.zeros(batch, bool), start.logits)
-    (_, tokens, total, ended), _ = jax.lax.while_loop(
-        lambda carry: (carry[0][0] < s.max_new_tokens) & ~carry[0][3].all(), write, (first, start.cache)
+    return Texts(jnp.int32(0), tokens, jnp.zeros(batch, dtype), jnp.zeros(batch, bool))
+
+
+def choose(texts: Texts, read: Start, s: Settings, keys: UInt32['B 2'] | None) -> Texts:
+    """Write one token to each text that has not ended: a drawn one, or the likeliest."""
+    scores = processed(read.logits, read, texts.tokens, texts.count, s)
+    token = _draw(scores, texts.count, s, keys) if s.temperature else scores.argmax(axis=-1)
+    token = token.astype(texts.tokens.dtype)
+    gain = jnp.take_along_axis(_log_p(read.logits), token[:, None], axis=1)[:, 0]
+    return Texts(
+        texts.count + 1,
+        texts.tokens.at[:, texts.count].set(jnp.where(texts.ended, s.fill, token)),
+        texts.total + jnp.where(texts.ended, 0, gain),
+        texts.ended | jnp.isin(token, jnp.array(s.end_ids, int)),
     )
-    new = (~jnp.isin(tokens, ends)).sum(axis=1, keepdims=True)
-    return Written(tokens[:, None], _score(total[:, None], start, new, ended[:, None], s))
+
+
+def write(step: Step, texts: Texts, read: Start, s: Settings, keys: UInt32['B 2'] | None) -> tuple[Texts, Start]:
+    """Read the last token of each text, and write the next one."""
+    logits, cache = step(read.cache, texts.tokens[:, texts.count - 1])
+    read = read.replace(logits=logits, cache=cache)
+    return choose(texts, read, s, keys), read
+
+
+def _one_by_one(step: Step, start: Start, s: Settings, keys: UInt32['B 2'] | None) -> Written:
+    if s.num_return > 1:  # text w of row b is row b * W + w
+        start = jax.tree.map(lambda x: jnp.repeat(x, s.num_return, axis=0) if jnp.ndim(x) else x, start)
+        keys = jax.vmap(lambda key: row_keys(jax.random.wrap_key_data(key), s.num_return))(keys).reshape(-1, 2)
+    texts, _ = jax.lax.while_loop(
+        lambda carry: (carry[0].count < s.max_new_tokens) & ~carry[0].ended.all(),
+        lambda carry: write(step, *carry, s, keys),
+        (choose(blank(start, s), start, s, keys), start),
+    )
+    new = (~jnp.isin(texts.tokens, jnp.array(s.end_ids, int))).sum(axis=1, keepdims=True)
+    scores = _score(texts.total[:, None], start, new, texts.ended[:, None], s)
+    every = Written(texts.tokens[:, None], scores)
+    every = jax.tree.map(lambda x: x.reshape(-1, s.num_return, *x.shape[2:]), every)
+    return every if s.num_return == 1 else _sorted(every, s.num_return)
+
+
+def _draw(scores: Float['B N'], count: Int[''], s: Settings, keys: UInt32['B 2']) -> Int['B']:
+    """Draw a token a row, with the row's key for token number `count`."""
+    each = jax.vmap(lambda key: jax.random.fold_in(jax.random.wrap_key_data(key), count))(keys)
+    return jax.vmap(jax.random.categorical)(each, warped(scores, s))
+
+
+def warped(scores: Float['R N'], s: Settings) -> Float['R N']:
+    """Return the logits to draw from: divided by the temperature, -inf for what is cut."""
+    scores = scores / s.temperature
+    if s.top_k:
+        smallest = jax.lax.top_k(scores, min(s.top_k, scores.shape[1]))[0][:, -1:]
+        scores = jnp.where(scores < smallest, -jnp.inf, scores)
+    if s.top_p < 1:  # a token stays if those before it hold less than top_p: 0.5, 0.3, 0.2 and 0.7 keep two
+        likeliest = jnp.sort(scores, axis=1, descending=True)
+        share = jax.nn.softmax(likeliest)
+        stays = share.cumsum(axis=1) - share < s.top_p
+        smallest = jnp.where(stays, likeliest, jnp.inf).min(axis=1, keepdims=True)
+        scores = jnp.where(scores < smallest, -jnp.inf, scores)
+    return scores
 
 
 @struct.dataclass
@@ -231,6 +311,9 @@ def _take(x: Array, beams: Int['B C']) -> Array:
 
 def _best(width: int, these: Written, those: Written) -> Written:
     """Return the best `width` texts of each row, best first."""
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), these, those)
-    scores, order = jax.lax.top_k(both.scores, width)
-    return Written(_take(both.tokens, order), scores)
+    return _sorted(jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), these, those), width)
+
+
+def _sorted(texts: Written, width: int) -> Written:
+    scores, order = jax.lax.top_k(texts.scores, width)
+    return Written(_take(texts.tokens, order), scores)
