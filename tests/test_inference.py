@@ -115,7 +115,22 @@ def test_writing_stops_at_the_end_token(instructed, pictures_drawn):
     for row, count in enumerate(ends):
         assert stopped[row].tolist() == [*endless[row, :count], *[end] * (6 - count)]
     texts = [instructed.lm_tokenizer.decode(row[:count]).strip() for row, count in zip(endless, ends, strict=True)]
-    assert instructed.generate(seen, QUESTIONS, Settings(max_new_tokens=6)) == texts
+    assert [text.text for text in instructed.generate(seen, QUESTIONS, Settings(max_new_tokens=6))] == texts
+
+
+@pytest.mark.parametrize('settings', [Settings(6), Settings(6, temperature=2.0, top_p=0.95)])
+def test_a_streamed_text_is_the_text(instructed, pictures_drawn, settings):
+    key = jax.random.key(3) if settings.temperature else None
+    for picture, question in zip(pictures_drawn[:3], QUESTIONS, strict=False):
+        (whole,) = instructed.generate([picture], [question], settings, key=key)
+        assert ''.join(instructed.stream(picture, question, settings, key=key)) == whole.text
+
+
+def test_several_drawn_captions_a_picture(instructed, pictures_drawn):
+    settings = Settings(4, temperature=3.0, num_return=3)
+    texts = instructed.caption(pictures_drawn, settings, jax.random.key(0))
+    few = dataclasses.replace(instructed, batch_size=2).caption(pictures_drawn[:3], settings, jax.random.key(0))
+    assert len(texts) == 24 and few == texts[:9]
 
 
 @pytest.mark.parametrize(

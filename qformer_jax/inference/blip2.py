@@ -11,6 +11,7 @@ any input.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from ..objectives import contrastive
 from ..rules import unflatten
 from ..training import exchange, start
 from ..typing import Bool, Float, Int, Params
-from . import decode, passes
+from . import decode, passes, stream
 from . import rank as ranking
 from .search import Settings, row_keys
 
@@ -224,6 +225,26 @@ class Blip2:
         prefix = self._prefix(seen, questions or prompts)
         settings = _ending(settings, self.lm_tokenizer.end_id)
         return self._write(decode.with_lm, settings, key, self.lm_tokenizer, prefix, ids, mask)
+
+    def stream(
+        self,
+        picture: Picture | Seen,
+        prompt: str,
+        settings: Settings = CAPTION,
+        question: str | None = None,
+        key: jax.Array | None = None,
+    ) -> Iterator[str]:
+        """Yield what `generate` returns for one picture, in pieces, as it is written."""
+        self._needs('lm')
+        if settings.num_beams > 1 or settings.num_return > 1:
+            raise UserError('a text that is streamed is written once: num_beams and num_return must be 1')
+        seen = self.encode(picture if isinstance(picture, Seen) else [picture])
+        settings = _ending(settings, self.lm_tokenizer.end_id)
+        inputs = self._prefix(seen, [question or prompt]), *self._left_padded([prompt])
+        read = stream.begin(self.model, self.params, *inputs, settings=settings)
+        keys = None if key is None else row_keys(key, 1)
+        ids = (int(token[0]) for token, _ in stream.tokens(self.model, self.params, read, settings, keys))
+        yield from stream.pieces(self.lm_tokenizer, itertools.takewhile(lambda i: i not in settings.end_ids, ids))
 
     def _write(
         self,

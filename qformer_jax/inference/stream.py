@@ -1,0 +1,69 @@
+"""Text while it is being written: the loop of `search` with its body called from outside, a token at a time.
+
+Reading the prompt and going on by a token are one compilation each, per shape; the ids are those of `search`.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import jax
+import numpy as np
+
+from ..data.tokenizers import LmTokenizer
+from ..models.blip2 import Blip2
+from ..typing import Params, UInt32
+from . import decode
+from .search import Settings, Start, Texts, blank, choose, write
+
+_CUT = '\ufffd'  # what a tokenizer writes for the first bytes of a character
+
+
+@partial(jax.jit, static_argnames=('model', 'settings'))
+def begin(model: Blip2, params: Params, *prompt, settings: Settings) -> Start:
+    """Let the language model read (prefix, left-padded prompt, its mask)."""
+    return decode.start_lm(model, params, *prompt, settings.max_new_tokens)[1]
+
+
+@partial(jax.jit, static_argnames=('settings',))
+def _first(read: Start, keys: UInt32['B 2'] | None, *, settings: Settings) -> Texts:
+    return choose(blank(read, settings), read, settings, keys)
+
+
+@partial(jax.jit, static_argnames=('model', 'settings'), donate_argnames=('read',))
+def _next(
+    model: Blip2, params: Params, texts: Texts, read: Start, keys: UInt32['B 2'] | None, *, settings: Settings
+) -> tuple[Texts, Start]:
+    return write(decode.lm_step(model, params), texts, read, settings, keys)
+
+
+def tokens(
+    model: Blip2, params: Params, read: Start, settings: Settings, keys: UInt32['B 2'] | None = None
+) -> Iterator[tuple[np.ndarray, Start]]:
+    """Yield the next token of each row [B], and what was read before it; ends when every text has.
+
+    What was read is used up by the next token: its cache is written in place.
+    """
+    texts = _first(read, keys, settings=settings)
+    while True:
+        count = int(texts.count)
+        yield np.asarray(texts.tokens[:, count - 1]), read
+        if count == settings.max_new_tokens or texts.ended.all():
+            return
+        texts, read = _next(model, params, texts, read, keys, settings=settings)
+
+
+def pieces(tokenizer: LmTokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Yield text as its ids come; joined, the pieces are the whole text without blanks at its ends.
+
+    A character of several tokens comes with its last one, and a blank with the word behind it.
+    """
+    said, written = '', []
+    for token in ids:
+        written.append(token)
+        text = tokenizer.decode(written).strip()
+        if not text.endswith(_CUT) and len(text) > len(said) and text.startswith(said):
+            yield text[len(said) :]
+            said = text
+    rest = tokenizer.decode(written).strip()[len(said) :]
+    if rest:
+        yield rest

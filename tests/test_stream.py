@@ -1,0 +1,54 @@
+"""A token at a time: the ids of the compiled loop, and pieces that join to the text."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qformer_jax import config
+from qformer_jax.data.tokenizers import LmTokenizer, train_byte_bpe
+from qformer_jax.inference import decode, stream
+from qformer_jax.inference.search import Settings, row_keys
+from qformer_jax.models import blip2
+
+LMS = (
+    config.Opt(vocab_size=40, width=16, depth=2, heads=2, mlp_width=24, max_positions=32),
+    config.Llama(
+        vocab_size=40, width=16, depth=2, heads=2, kv_heads=1, head_width=8, mlp_width=24, max_positions=32, tied=True
+    ),
+    config.T5(vocab_size=40, width=16, depth=2, decoder_depth=2, heads=2, head_width=8, mlp_width=24),
+)
+NUMBERS = np.random.default_rng(0)
+PROMPT = NUMBERS.integers(4, 40, size=(3, 4)).astype(np.int32)
+MASK = np.arange(4)[None] >= np.array([[0], [3], [1]])
+PREFIX = NUMBERS.standard_normal((3, 2, 16), dtype=np.float32)
+
+
+@pytest.mark.parametrize('lm', LMS, ids=lambda lm: lm.family)
+@pytest.mark.parametrize('settings', [Settings(7, end_ids=(3,)), Settings(7, end_ids=(3, 9), temperature=1.5)])
+def test_streamed_ids_are_those_of_the_loop(lm, settings):
+    model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=lm))
+    shapes = blip2.shapes(model.config)
+    random = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: jnp.asarray(0.4 * random.standard_normal(x.shape), jnp.float32), shapes)
+    keys = row_keys(jax.random.key(5), 3)
+    read = stream.begin(model, params, PREFIX, PROMPT, MASK, settings=settings)
+    ids = np.stack([token for token, _ in stream.tokens(model, params, read, settings, keys)], axis=1)
+    whole = decode.with_lm(model, params, PREFIX, PROMPT, MASK, keys, settings=settings).tokens[:, 0]
+    np.testing.assert_array_equal(ids, whole[:, : ids.shape[1]])
+    assert (np.asarray(whole)[:, ids.shape[1] :] == 3).all(), 'the stream ends when the last text has'
+
+
+@pytest.mark.parametrize('text', ['a red  circle', ' naïve café 你好 ', 'x', '', '🙂'])
+def test_pieces_join_to_the_text_and_split_no_character(text):
+    tokenizer = LmTokenizer(train_byte_bpe(['a red circle in a café'], 280))
+    ids = tokenizer.ids(text)
+    found = list(stream.pieces(tokenizer, ids))
+    assert ''.join(found) == tokenizer.decode(ids).strip()
+    assert not any('\ufffd' in piece for piece in found)
+
+
+def test_a_text_that_ends_within_a_character_is_still_given_whole():
+    tokenizer = LmTokenizer(train_byte_bpe(['a'], 270))
+    ids = tokenizer.ids('a🙂')[:-1]
+    assert ''.join(stream.pieces(tokenizer, ids)) == tokenizer.decode(ids).strip()
