@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from . import config, recipes
+from .commands.chat import Chat, chat
 from .commands.encode import Encode, encode
 from .commands.rank import Rank, rank
 from .commands.search import Embed, Search, embed, search
@@ -31,6 +32,7 @@ qformer: train a Q-Former between a frozen vision tower and a frozen language mo
   qformer convert SOURCE... DEST    bring published checkpoints in, or take a run out
   qformer caption RUN PICTURE...    describe pictures
   qformer ask RUN PICTURE QUESTION  answer a question about a picture
+  qformer chat RUN PICTURE          talk about pictures in the terminal
   qformer rank RUN PICTURE QUESTION ANSWER...  choose among given answers
   qformer search RUN FOLDER TEXT    find the pictures of a folder that fit a text
   qformer embed RUN PICTURE...      write ITC vectors of pictures and texts
@@ -322,6 +324,7 @@ COMMANDS: dict[str, tuple[type, Callable]] = {
     'caption': (Caption, caption),
     'ask': (Ask, ask),
     'rank': (Rank, rank),
+    'chat': (Chat, chat),
     'search': (Search, search),
     'embed': (Embed, embed),
     'evaluate': (Evaluate, evaluate),

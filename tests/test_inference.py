@@ -64,11 +64,11 @@ def test_the_cache_changes_nothing(instructed, pictures_drawn):
     prompts = QUESTIONS[:3]
     written = instructed.generate(seen, prompts, Settings(max_new_tokens=5))
     for row, prompt in enumerate(prompts):
-        assert written[row] == written_anew(instructed, seen.take([row]), prompt, 5)
+        assert written[row].text == written_anew(instructed, seen.take([row]), prompt, 5)
 
 
 def written_anew(model: Blip2, seen, prompt: str, limit: int) -> str:
-    prefix = jnp.asarray(model._prefix(seen, [prompt]))
+    prefix = jnp.asarray(model.soft_prefix(seen, [prompt]))
     ids = prompt_ids(model.lm_tokenizer, prompt)
     begin = len(ids)
     while len(ids) < begin + limit:
@@ -103,8 +103,8 @@ def test_padding_of_a_prompt_changes_nothing(instructed, pictures_drawn):
 def test_writing_stops_at_the_end_token(instructed, pictures_drawn):
     """Up to its end a row is what it would be without one; from there on it holds nothing but end tokens."""
     seen = instructed.encode(pictures_drawn)
-    end, prefix = instructed.lm_tokenizer.end_id, instructed._prefix(seen, QUESTIONS)
-    ids, mask = instructed._left_padded(QUESTIONS)
+    end, prefix = instructed.lm_tokenizer.end_id, instructed.soft_prefix(seen, QUESTIONS)
+    ids, mask = instructed.padded_prompts(QUESTIONS)
     stopped, endless = (
         np.asarray(decode.with_lm(instructed.model, instructed.params, prefix, ids, mask, settings=settings).tokens)[
             :, 0

@@ -144,7 +144,7 @@ class Blip2:
             yield Seen(*self._in_batches(passes.see, np.stack(batch))) if kinds == {True} else self._pad_features(batch)
 
     def _pad_features(self, arrays: Sequence[np.ndarray]) -> Seen:
-        self._needs('qformer')
+        self.needs('qformer')
         width = self.run.model.qformer.feature_width
         for array in arrays:
             if array.ndim != 2 or array.shape[1] != width:
@@ -162,7 +162,7 @@ class Blip2:
         """
         seen = self.encode(pictures)
         if self.run.stage == 'stage1':
-            settings = _ending(settings, self.text_tokenizer.sep_id)
+            settings = ending(settings, self.text_tokenizer.sep_id)
             texts = self._write(decode.with_qformer, settings, key, self.text_tokenizer, seen.features, seen.mask)
         else:
             prompts = [self.run.data.caption_prompt] * len(seen)
@@ -177,7 +177,9 @@ class Blip2:
         key: jax.Array | None = None,
     ) -> list[str]:
         """Return the answers to questions, one a picture; an instruction-aware Q-Former reads the question too."""
-        return [text.text for text in self.generate(pictures, self._prompts(questions), settings, questions, key)]
+        return [
+            text.text for text in self.generate(pictures, self.question_prompts(questions), settings, questions, key)
+        ]
 
     def rank(
         self,
@@ -191,18 +193,19 @@ class Blip2:
         `candidates` are the same for all questions, or a list a question; what a shorter list lacks scores -inf. The
         rules are those of `inference/rank.py`.
         """
-        self._needs('lm')
-        seen, prompts = self.encode(pictures), self._prompts(questions)
+        self.needs('lm')
+        seen, prompts = self.encode(pictures), self.question_prompts(questions)
         _as_many(seen, questions, 'question')
         shared = all(isinstance(candidate, str) for candidate in candidates)
         each = [candidates] * len(questions) if shared else candidates
         ids, exists = ranking.rows(self.lm_tokenizer, prompts, each)
         score = functools.partial(ranking.scores, rows_at_once=self.batch_size)
-        inputs = self._prefix(seen, questions), *self._left_padded(prompts), ids, exists
+        inputs = self.soft_prefix(seen, questions), *self.padded_prompts(prompts), ids, exists
         total, tokens = self._in_batches(score, *inputs)[0], exists.sum(axis=2)
         return np.where(tokens, total / np.maximum(tokens, 1) if rule == 'mean' else total, -np.inf)
 
-    def _prompts(self, questions: Sequence[str]) -> list[str]:
+    def question_prompts(self, questions: Sequence[str]) -> list[str]:
+        """Return the run's prompt for each question."""
         return [self.run.data.question_prompt.format(question=q.lower().strip()) for q in questions]
 
     def generate(
@@ -218,12 +221,12 @@ class Blip2:
         Texts end at `settings.end_ids`, or at the tokenizer's end token where those are not given. A temperature needs
         a `key`.
         """
-        self._needs('lm')
+        self.needs('lm')
         seen = self.encode(pictures)
         _as_many(seen, prompts, 'prompt')
-        ids, mask = self._left_padded(prompts)
-        prefix = self._prefix(seen, questions or prompts)
-        settings = _ending(settings, self.lm_tokenizer.end_id)
+        ids, mask = self.padded_prompts(prompts)
+        prefix = self.soft_prefix(seen, questions or prompts)
+        settings = ending(settings, self.lm_tokenizer.end_id)
         return self._write(decode.with_lm, settings, key, self.lm_tokenizer, prefix, ids, mask)
 
     def stream(
@@ -235,12 +238,12 @@ class Blip2:
         key: jax.Array | None = None,
     ) -> Iterator[str]:
         """Yield what `generate` returns for one picture, in pieces, as it is written."""
-        self._needs('lm')
+        self.needs('lm')
         if settings.num_beams > 1 or settings.num_return > 1:
             raise UserError('a text that is streamed is written once: num_beams and num_return must be 1')
         seen = self.encode(picture if isinstance(picture, Seen) else [picture])
-        settings = _ending(settings, self.lm_tokenizer.end_id)
-        inputs = self._prefix(seen, [question or prompt]), *self._left_padded([prompt])
+        settings = ending(settings, self.lm_tokenizer.end_id)
+        inputs = self.soft_prefix(seen, [question or prompt]), *self.padded_prompts([prompt])
         read = stream.begin(self.model, self.params, *inputs, settings=settings)
         keys = None if key is None else row_keys(key, 1)
         ids = (int(token[0]) for token, _ in stream.tokens(self.model, self.params, read, settings, keys))
@@ -272,15 +275,15 @@ class Blip2:
 
         The Q-Former reads `questions` (default: the prompts) if it can.
         """
-        self._needs('lm')
+        self.needs('lm')
         rows = [lm_row(self.lm_tokenizer, *pair) for pair in zip(prompts, targets, strict=True)]
         length = max(len(ids) for ids, _ in rows)
         ids, mask = map(np.stack, zip(*(pad(row, length, self.lm_tokenizer.pad_id) for row, _ in rows), strict=True))
         target = mask & (np.arange(length)[None] >= np.array([begin for _, begin in rows])[:, None])
-        prefix = self._prefix(self.encode(pictures), questions or prompts)
+        prefix = self.soft_prefix(self.encode(pictures), questions or prompts)
         return self._in_batches(passes.target_losses, prefix, ids, mask, target)[0], target
 
-    def _prefix(self, seen: Seen, questions: Sequence[str]) -> Float['N Q L']:
+    def soft_prefix(self, seen: Seen, questions: Sequence[str]) -> Float['N Q L']:
         """Return the soft prefixes; an instruction-aware Q-Former reads the questions."""
         inputs = [seen.features, seen.mask]
         if self.run.objective.instruction_aware:
@@ -294,7 +297,7 @@ class Blip2:
         mode: Literal['image', 'text', 'multimodal'] = 'image',
     ) -> np.ndarray:
         """Return unit vectors [N, Q, E] of pictures, [N, E] of texts, or the queries that read both [N, Q, D]."""
-        self._needs('qformer') if mode == 'multimodal' else self._needs_heads()
+        self.needs('qformer') if mode == 'multimodal' else self._needs_heads()
         if mode == 'image':
             seen = self.encode(pictures)
             return self._in_batches(passes.embed_image, seen.features, seen.mask)[0]
@@ -338,13 +341,9 @@ class Blip2:
         rows = [self.text_tokenizer.encode(text, self.run.data.max_text) for text in texts]
         return [np.stack(column) for column in zip(*rows, strict=True)]
 
-    def _left_padded(self, prompts: Sequence[str]) -> tuple[Int['N T'], Bool['N T']]:
-        rows = [prompt_ids(self.lm_tokenizer, prompt) for prompt in prompts]
-        length = -(-max(map(len, rows)) // PROMPT_BUCKET) * PROMPT_BUCKET
-        ids = np.full((len(rows), length), self.lm_tokenizer.pad_id, np.int32)
-        for row, given in zip(ids, rows, strict=True):
-            row[length - len(given) :] = given
-        return ids, np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
+    def padded_prompts(self, prompts: Sequence[str]) -> tuple[Int['N T'], Bool['N T']]:
+        """Return the ids of prompts, padded at the left to one length of a bucket, and which of them exist."""
+        return left_padded([prompt_ids(self.lm_tokenizer, prompt) for prompt in prompts], self.lm_tokenizer.pad_id)
 
     def _in_batches(self, function: Callable, *arrays: np.ndarray) -> list[np.ndarray]:
         """Apply `function(model, params, *rows)` to `batch_size` rows at a time.
@@ -360,13 +359,14 @@ class Blip2:
             parts.append([np.asarray(o)[: len(rows[0])] for o in out])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
-    def _needs(self, part: str) -> None:
+    def needs(self, part: Literal['lm', 'qformer']) -> None:
+        """Raise UserError when the run lacks a part of the model."""
         if getattr(self.run.model, part) is None:
             later = {'lm': "a 'stage2' or 'instruct' run", 'qformer': "a run from 'stage1' on"}[part]
             raise UserError(f"this is a '{self.run.stage}' run, which has no {part}: give {later}")
 
     def _needs_heads(self) -> None:
-        self._needs('qformer')
+        self.needs('qformer')
         side = self.run.model.qformer.text_side
         if side not in ('full', 'retrieval'):
             raise UserError(
@@ -379,7 +379,17 @@ def _as_many(seen: Seen, texts: Sequence[str], what: str) -> None:
         raise UserError(f'{len(seen)} picture(s) but {len(texts)} {what}(s): give one {what} a picture')
 
 
-def _ending(settings: Settings, end_id: int) -> Settings:
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int['N T'], Bool['N T']]:
+    """Return rows of ids, padded at the left to a multiple of PROMPT_BUCKET, and which of them exist."""
+    length = -(-max(map(len, rows)) // PROMPT_BUCKET) * PROMPT_BUCKET
+    ids = np.full((len(rows), length), pad_id, np.int32)
+    for row, given in zip(ids, rows, strict=True):
+        row[length - len(given) :] = given
+    return ids, np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
+
+
+def ending(settings: Settings, end_id: int) -> Settings:
+    """Return settings that end texts: at `end_id` where they name no end themselves."""
     return settings if settings.end_ids else dataclasses.replace(settings, end_ids=(end_id,))
 
 

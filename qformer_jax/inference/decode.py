@@ -89,13 +89,14 @@ def start_decoder(
 
     def begin(model: Blip2) -> tuple[Array, Cache]:
         x, exists = _given_prefix(model, prefix, prompt, prompt_mask)
-        return _read(model, x, exists, empty_cache(c, len(x), slots, model.dtype))
+        return read(model, x, exists, empty_cache(c, len(x), slots, model.dtype))
 
     logits, cache = nn.apply(begin, model)({'params': params})
     return lm_step(model, params), Start(logits, cache, prompt, prompt_mask)
 
 
-def _read(model: Blip2, x: Float['B T L'], exists: Bool['B T'], cache: Cache) -> tuple[Float['B N'], Cache]:
+def read(model: Blip2, x: Float['B T L'], exists: Bool['B T'], cache: Cache) -> tuple[Float['B N'], Cache]:
+    """Let a decoder read on; returns the logits of the next token, and the cache."""
     out = model.lm(x, exists, cache)
     return model.lm.word_logits(out.hidden[:, -1:])[:, 0], out.cache
 
@@ -104,7 +105,7 @@ def lm_step(model: Blip2, params: Params) -> Step:
     """Return how the language model goes on, whatever it has read."""
 
     def decoder(model: Blip2, cache: Cache, last: Int['R']) -> tuple[Array, Cache]:
-        return _read(model, model.lm.embed(last[:, None]), jnp.ones((len(last), 1), bool), cache)
+        return read(model, model.lm.embed(last[:, None]), jnp.ones((len(last), 1), bool), cache)
 
     def encoder_decoder(model: Blip2, cache: tuple[t5.Memory, Cache], last: Int['R']) -> tuple[Array, tuple]:
         memory, written = cache

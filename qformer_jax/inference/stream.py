@@ -3,7 +3,7 @@
 Reading the prompt and going on by a token are one compilation each, per shape; the ids are those of `search`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -29,7 +29,7 @@ def _first(read: Start, keys: UInt32['B 2'] | None, *, settings: Settings) -> Te
     return choose(blank(read, settings), read, settings, keys)
 
 
-@partial(jax.jit, static_argnames=('model', 'settings'), donate_argnames=('read',))
+@partial(jax.jit, static_argnames=('model', 'settings'))
 def _next(
     model: Blip2, params: Params, texts: Texts, read: Start, keys: UInt32['B 2'] | None, *, settings: Settings
 ) -> tuple[Texts, Start]:
@@ -39,10 +39,7 @@ def _next(
 def tokens(
     model: Blip2, params: Params, read: Start, settings: Settings, keys: UInt32['B 2'] | None = None
 ) -> Iterator[tuple[np.ndarray, Start]]:
-    """Yield the next token of each row [B], and what was read before it; ends when every text has.
-
-    What was read is used up by the next token: its cache is written in place.
-    """
+    """Yield the next token of each row [B], and what was read before it; ends when every text has."""
     texts = _first(read, keys, settings=settings)
     while True:
         count = int(texts.count)
@@ -53,17 +50,20 @@ def tokens(
 
 
 def pieces(tokenizer: LmTokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Yield text as its ids come; joined, the pieces are the whole text without blanks at its ends.
-
-    A character of several tokens comes with its last one, and a blank with the word behind it.
-    """
+    """Yield text as its ids come; joined, the pieces are the whole text without blanks at its ends."""
     said, written = '', []
     for token in ids:
         written.append(token)
-        text = tokenizer.decode(written).strip()
-        if not text.endswith(_CUT) and len(text) > len(said) and text.startswith(said):
-            yield text[len(said) :]
-            said = text
-    rest = tokenizer.decode(written).strip()[len(said) :]
-    if rest:
-        yield rest
+        yield (new := piece(tokenizer, written, said))
+        said += new
+    yield piece(tokenizer, written, said, last=True)
+
+
+def piece(tokenizer: LmTokenizer, ids: Sequence[int], said: str, last: bool = False) -> str:
+    """Return what can be said of a text beyond what was said, perhaps nothing.
+
+    A character of several tokens comes with its last one, and a blank with the word behind it; what is half there at
+    the end comes with `last`.
+    """
+    text = tokenizer.decode(ids).strip()
+    return text[len(said) :] if last or not text.endswith(_CUT) else ''

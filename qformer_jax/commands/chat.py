@@ -1,0 +1,93 @@
+"""`qformer chat`: a dialogue in the terminal."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+
+    from ..inference.blip2 import Blip2
+    from ..inference.chat import Dialogue
+    from ..inference.search import Settings
+
+IMAGE = '/image '
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Talk about a picture with a finished run of stage 2 or later; answers appear as they are written.
+
+    Each line is a question. `/image FILE` shows one more picture, `/quit` or the end of input (Ctrl-D) ends the
+    dialogue, Ctrl-C ends an answer. Between turns the picture's features are kept, and where the Q-Former does not read
+    the question and the language model is a decoder, also the queries and everything that the language model has read.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    picture: tyro.conf.Positional[Path]
+    """Picture file (or a .npy feature array, where the run reads those)."""
+    max_new_tokens: int = 64
+    """Longest answer, in tokens."""
+    temperature: float = 0.0
+    """Above 0: draw the words; 0: take the likeliest."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together have this probability; 1: all."""
+    seed: int = 0
+    """Of what is drawn: the same seed gives the same dialogue."""
+
+
+def chat(options: Chat) -> None:
+    """Answer each line of the input."""
+    import jax
+
+    from ..inference import chat as dialogues
+    from ..inference.blip2 import Blip2
+    from ..inference.search import Settings
+
+    settings = Settings(options.max_new_tokens, temperature=options.temperature, top_p=options.top_p)
+    key = jax.random.key(options.seed) if options.temperature else None
+    model = Blip2.load(options.run)
+    dialogue = dialogues.start(model, options.picture)
+    print('a line is a question; /image FILE shows another picture, /quit ends, Ctrl-C ends an answer', file=sys.stderr)
+    while (line := _line()) not in (None, '/quit'):
+        try:
+            if line.startswith(IMAGE):
+                dialogue = dialogues.add_picture(model, dialogue, Path(line.removeprefix(IMAGE).strip()))
+            elif line:
+                turn = None if key is None else jax.random.fold_in(key, len(dialogue.turns))
+                dialogue = _answer(model, dialogue, line, settings, turn)
+        except UserError as error:  # of this line; the dialogue goes on
+            print(f'error: {error}', file=sys.stderr)
+
+
+def _line() -> str | None:
+    """Return the next line of the input without blanks around it; None at the end of input."""
+    try:
+        return input('> ' if sys.stdin.isatty() else '').strip()
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        print('\n/quit ends the dialogue', file=sys.stderr)
+        return ''
+
+
+def _answer(
+    model: 'Blip2', dialogue: 'Dialogue', question: str, settings: 'Settings', key: 'jax.Array | None'
+) -> 'Dialogue':
+    """Print the answer as it comes; Ctrl-C ends it, and what was said until then counts as said."""
+    from ..inference.chat import say
+
+    try:
+        for piece, so_far in say(model, dialogue, question, settings, key):
+            print(piece, end='', flush=True)
+            dialogue = so_far
+    except KeyboardInterrupt:
+        print(' (stopped)', end='')
+    print(flush=True)
+    return dialogue

@@ -1,0 +1,174 @@
+"""Dialogue about pictures: what was read stays read, as far as the model allows.
+
+    decoder, queries that read no question    one cache for the whole dialogue: a turn reads its own words only
+    T5, or queries that read the question     features are kept; queries and the dialogue so far are read again
+
+A turn is the run's prompt for a question and the answer to it; turns are joined by blanks. The cache holds
+`[queries][start, prompt][answer][prompt][answer]...`; a turn's words are padded at their left to a multiple of 8, and
+the cache grows by multiples of 128 slots, so that few shapes are compiled. Padding is a hole that no position counts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..data.tokenizers import prompt_ids
+from ..errors import UserError
+from ..models import blip2, llama, opt
+from ..models.cache import Cache
+from ..typing import Array, Bool, Float, Int, Params
+from . import decode, stream
+from .blip2 import Blip2, Picture, Seen, ending, left_padded
+from .search import Settings, Start, row_keys
+
+SLOTS = 128
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A dialogue so far; every token of an answer makes a new one, from which the dialogue may go on."""
+
+    seen: Seen
+    """The pictures, in the order in which they came."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """(question, answer)."""
+    cache: Cache | None = None
+    """What the language model has read, where that is kept."""
+    unread: tuple[int, ...] = ()
+    """The last word of the answer, which the language model has not read yet."""
+    pictures_encoded: int = 0
+    """Pictures that went through the tower."""
+    words_read: int = 0
+    """Ids that the language model was given to read at a time, answers not among them."""
+
+
+def start(model: Blip2, picture: Picture) -> Dialogue:
+    """Begin a dialogue about a picture; raises UserError when the run has no language model."""
+    model.needs('lm')
+    seen = model.encode([picture])
+    return _look(model, Dialogue(seen, pictures_encoded=1), seen)
+
+
+def add_picture(model: Blip2, dialogue: Dialogue, picture: Picture) -> Dialogue:
+    """Show one more picture; its queries follow what was said."""
+    new = model.encode([picture])
+    seen, count = Seen.join([dialogue.seen, new]), dialogue.pictures_encoded + 1
+    return _look(model, replace(dialogue, seen=seen, pictures_encoded=count), new)
+
+
+def say(
+    model: Blip2, dialogue: Dialogue, question: str, settings: Settings, key: jax.Array | None = None
+) -> Iterator[tuple[str, Dialogue]]:
+    """Yield the answer piece by piece, each with the dialogue up to there.
+
+    Raises UserError when the question and an answer of `settings.max_new_tokens` do not fit the language model.
+    """
+    tokenizer = model.lm_tokenizer
+    settings = ending(settings, tokenizer.end_id)
+    read, dialogue = (_go_on if keeps_cache(model) else _read_again)(model, dialogue, question, settings)
+    keys = None if key is None else row_keys(key, 1)
+    said, ids = '', []
+    for row, now in stream.tokens(model.model, model.params, read, settings, keys):
+        token = int(row[0])
+        ended = token in settings.end_ids
+        ids += [] if ended else [token]
+        piece = stream.piece(tokenizer, ids, said, last=ended or len(ids) == settings.max_new_tokens)
+        said += piece
+        yield (
+            piece,
+            replace(
+                dialogue,
+                turns=(*dialogue.turns, (question, said)),
+                cache=now.cache if keeps_cache(model) else None,
+                unread=() if ended else (token,),
+            ),
+        )
+
+
+def keeps_cache(model: Blip2) -> bool:
+    """Whether a turn need not read what the turns before it have read."""
+    return model.run.model.lm.family != 't5' and not model.run.objective.instruction_aware
+
+
+def _look(model: Blip2, dialogue: Dialogue, new: Seen) -> Dialogue:
+    if not keeps_cache(model):
+        return dialogue
+    if dialogue.unread:
+        dialogue = _read_ids(model, dialogue, list(dialogue.unread), 0)[1]
+    prefix = model.soft_prefix(new, [''])
+    cache = _room(model, dialogue.cache, prefix.shape[1], 0)
+    _, cache = _read(model.model, model.params, cache, prefix, np.ones(prefix.shape[:2], bool))
+    return replace(dialogue, cache=cache, unread=())
+
+
+def _go_on(model: Blip2, dialogue: Dialogue, question: str, settings: Settings) -> tuple[Start, Dialogue]:
+    """Read the last word of the answer before, and the new prompt."""
+    (prompt,), tokenizer = model.question_prompts([question]), model.lm_tokenizer
+    ids = prompt_ids(tokenizer, prompt)
+    if dialogue.turns:
+        ids = [*tokenizer.ids(tokenizer.marks.blank + prompt.rstrip()), *tokenizer.marks.close]
+    return _read_ids(model, dialogue, [*dialogue.unread, *ids], settings.max_new_tokens)
+
+
+def _read_ids(model: Blip2, dialogue: Dialogue, ids: list[int], more: int) -> tuple[Start, Dialogue]:
+    row, exists = left_padded([ids], model.lm_tokenizer.pad_id)
+    cache = _room(model, dialogue.cache, row.shape[1], more, len(ids))
+    logits, cache = _read(model.model, model.params, cache, row, exists)
+    count = dialogue.words_read + len(ids)
+    return Start(logits, cache, row, exists), replace(dialogue, cache=cache, unread=(), words_read=count)
+
+
+def _read_again(model: Blip2, dialogue: Dialogue, question: str, settings: Settings) -> tuple[Start, Dialogue]:
+    """Read the whole dialogue, and each picture's queries for this question."""
+    said = [f'{prompt} {answer}' for prompt, answer in _prompted(model, dialogue)]
+    (prompt,) = model.question_prompts([question])
+    ids, exists = model.padded_prompts([' '.join([*said, prompt])])
+    prefix = model.soft_prefix(dialogue.seen, [question] * len(dialogue.seen))
+    prefix = prefix.reshape(1, -1, prefix.shape[-1])
+    read = stream.begin(model.model, model.params, prefix, ids, exists, settings=settings)
+    return read, replace(dialogue, words_read=dialogue.words_read + int(exists.sum()))
+
+
+def _prompted(model: Blip2, dialogue: Dialogue) -> Iterator[tuple[str, str]]:
+    questions, answers = [q for q, _ in dialogue.turns], [a for _, a in dialogue.turns]
+    return zip(model.question_prompts(questions), answers, strict=True)
+
+
+def _room(model: Blip2, cache: Cache | None, slots: int, more: int, words: int | None = None) -> Cache:
+    """Return the cache with room for `slots` slots and an answer of `more` words.
+
+    20 slots used of 128, 8 + 64 needed: nothing grows. 100 used: 172 are needed, so 256 there are.
+    """
+    c = model.run.model.lm
+    used = int(cache.exists.sum()) if cache is not None else 0
+    if used + (slots if words is None else words) + more > c.max_positions:
+        raise UserError(
+            f'the dialogue is full: {used} of {c.max_positions} positions are read, and {more} are kept for an answer; '
+            'begin another one, or ask for shorter answers'
+        )
+    end = int(cache.end) if cache is not None else 0
+    wanted = -(-(end + slots + more) // SLOTS) * SLOTS
+    if cache is None:
+        empty_cache = {'opt': opt, 'llama': llama}[c.family].empty_cache
+        return empty_cache(c, 1, wanted, model.model.dtype)
+    missing = max(0, wanted - cache.exists.shape[1])
+    grow = partial(jax.tree.map, lambda x: jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)))
+    return cache if not missing else Cache(grow(cache.layers), grow(cache.exists), cache.end)
+
+
+@partial(jax.jit, static_argnames=('model',))
+def _read(
+    model: blip2.Blip2, params: Params, cache: Cache, given: Int['B T'] | Float['B T L'], exists: Bool['B T']
+) -> tuple[Array, Cache]:
+    """Let the decoder read ids, or queries as they are."""
+
+    def go_on(model: blip2.Blip2) -> tuple[Array, Cache]:
+        x = given if given.ndim == 3 else model.lm.embed(given)
+        return decode.read(model, x, exists, cache)
+
+    return nn.apply(go_on, model)({'params': params})

@@ -1,0 +1,149 @@
+"""Dialogue: a turn reads what is new and nothing else, and says what it would say had it read everything at once."""
+
+import dataclasses
+import os
+import signal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from qformer_jax import cli
+from qformer_jax.data.tokenizers import prompt_ids
+from qformer_jax.errors import UserError
+from qformer_jax.inference import chat, decode
+from qformer_jax.inference.blip2 import Blip2
+from qformer_jax.inference.search import Settings
+
+QUESTIONS = ('is it red?', 'what color is it?', 'is it blue?')
+SETTINGS = Settings(max_new_tokens=3)
+RED, BLUE = small.draw_picture('red', 'square'), small.draw_picture('blue', 'circle')
+
+
+@pytest.fixture(scope='module')
+def talker(line) -> Blip2:
+    """A run with room for a few turns; 60 steps of training make poor answers, but answers."""
+    return roomy(Blip2.load(line / 'stage2'))
+
+
+def roomy(model: Blip2) -> Blip2:
+    """Return the model with a longer position table, by repeating what it has."""
+    lm = dataclasses.replace(model.run.model.lm, max_positions=200)
+    table = model.params['lm']['position_embedding']
+    more = {'position_embedding': jnp.tile(table, (6, 1))[:202]}
+    params = model.params | {'lm': model.params['lm'] | more}
+    run = dataclasses.replace(model.run, model=dataclasses.replace(model.run.model, lm=lm))
+    return dataclasses.replace(model, run=run, params=params)
+
+
+def talk(model, dialogue, question, settings=SETTINGS):
+    """Return the dialogue after one more turn."""
+    pieces, dialogues = zip(*chat.say(model, dialogue, question, settings), strict=True)
+    assert dialogues[-1].turns[-1] == (question, ''.join(pieces))
+    return dialogues[-1]
+
+
+def test_a_turn_encodes_no_picture_and_reads_its_own_words_only(talker, monkeypatch):
+    first = talk(talker, chat.start(talker, RED), QUESTIONS[0])
+    monkeypatch.setattr(Blip2, 'encode', None)  # nobody may ask
+    monkeypatch.setattr(Blip2, 'soft_prefix', None)
+    second = talk(talker, first, QUESTIONS[1])
+    assert first.pictures_encoded == second.pictures_encoded == 1
+    (prompt,) = talker.question_prompts([QUESTIONS[1]])
+    new = len(talker.lm_tokenizer.ids(' ' + prompt)) + len(first.unread)
+    assert second.words_read - first.words_read == new
+    queries = talker.run.model.qformer.num_queries
+    answers = int(second.cache.exists.sum()) - queries - second.words_read
+    assert 0 < answers <= 2 * SETTINGS.max_new_tokens
+
+
+def test_a_kept_cache_says_what_a_fresh_reading_says(talker):
+    """Logits and words of the third turn, from the cache and from all ids read at once."""
+    dialogue = chat.start(talker, RED)
+    tokenizer = talker.lm_tokenizer
+    ids, endless = [], Settings(max_new_tokens=4, end_ids=(10**6,))
+    for i, question in enumerate(QUESTIONS):
+        (prompt,) = talker.question_prompts([question])
+        ids += tokenizer.ids(' ' + prompt) if i else prompt_ids(tokenizer, prompt)
+        prefix = talker.soft_prefix(dialogue.seen, [''])
+        row, exists = np.array([ids], np.int32), np.ones((1, len(ids)), bool)
+        fresh = decode.with_lm(talker.model, talker.params, prefix, row, exists, settings=endless).tokens[0, 0]
+        read, _ = chat._go_on(talker, dialogue, question, endless)
+        _, start = decode.start_lm(talker.model, talker.params, prefix, row, exists, 4)
+        np.testing.assert_allclose(read.logits, start.logits, atol=1e-5)
+        dialogue = talk(talker, dialogue, question, endless)
+        assert dialogue.turns[-1][1] == tokenizer.decode(fresh).strip()
+        ids += fresh.tolist()
+
+
+def test_an_answer_that_was_stopped_counts_as_far_as_it_went(talker):
+    endless = Settings(max_new_tokens=6, end_ids=(10**6,))
+    steps = [dialogue for _, dialogue in chat.say(talker, chat.start(talker, RED), QUESTIONS[0], endless)]
+    stopped = talk(talker, steps[2], QUESTIONS[1], endless)
+    assert stopped.turns[0][1] == steps[2].turns[0][1]
+    short = talk(talker, chat.start(talker, RED), QUESTIONS[0], dataclasses.replace(endless, max_new_tokens=3))
+    assert talk(talker, short, QUESTIONS[1], endless).turns[1] == stopped.turns[1]
+
+
+def test_one_more_picture_is_seen(talker):
+    one = talk(talker, chat.start(talker, RED), QUESTIONS[0])
+    two = chat.add_picture(talker, one, BLUE)
+    assert two.pictures_encoded == len(two.seen) == 2
+    queries = talker.run.model.qformer.num_queries
+    assert int(two.cache.exists.sum()) == int(one.cache.exists.sum()) + queries + len(one.unread)
+    assert talk(talker, two, QUESTIONS[1]).turns[0] == one.turns[0]
+
+
+def test_an_instruction_aware_model_keeps_features_only(talker, monkeypatch):
+    objective = dataclasses.replace(talker.run.objective, instruction_aware=True)
+    aware = dataclasses.replace(talker, run=dataclasses.replace(talker.run, objective=objective))
+    dialogue = talk(aware, chat.start(aware, RED), QUESTIONS[0])
+    assert dialogue.cache is None and dialogue.pictures_encoded == 1
+    again = talk(aware, dialogue, QUESTIONS[1])
+    assert again.pictures_encoded == 1
+    said = f'{aware.question_prompts(QUESTIONS[:1])[0]} {dialogue.turns[0][1]} '
+    (whole,) = aware.generate(again.seen, [said + aware.question_prompts(QUESTIONS[1:2])[0]], SETTINGS, QUESTIONS[1:2])
+    assert again.turns[1][1] == whole.text
+
+
+def test_a_full_dialogue_is_refused_in_one_line(talker):
+    with pytest.raises(UserError, match=r'the dialogue is full: \d+ of 200 positions are read') as caught:
+        talk(talker, chat.start(talker, RED), QUESTIONS[0], Settings(max_new_tokens=199))
+    assert '\n' not in str(caught.value)
+
+
+def test_the_terminal(line, tmp_path, monkeypatch, capsys):
+    """Two turns, a file that is no picture, and the end of input; the program ends well."""
+    RED.save(tmp_path / 'red.png')
+    (tmp_path / 'no.png').write_text('text')
+    lines = iter(['is it red?', f'/image {tmp_path / "no.png"}', '', 'is it blue?'])
+    monkeypatch.setattr('builtins.input', lambda prompt: _next(lines))
+    cli.run(['chat', str(line / 'instruct'), str(tmp_path / 'red.png'), '--max-new-tokens', '2'])
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 2
+    assert 'no.png' in said.err and said.err.count('error: ') == 1
+
+
+def _next(lines):
+    try:
+        return next(lines)
+    except StopIteration:
+        raise EOFError from None
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_program(line, tmp_path, monkeypatch, capsys):
+    RED.save(tmp_path / 'red.png')
+    lines, say = iter(['is it red?', 'is it blue?']), chat.say
+
+    def slow(*arguments):
+        for i, step in enumerate(say(*arguments)):
+            yield step
+            if i == 0 and len(step[1].turns) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(chat, 'say', slow)
+    monkeypatch.setattr('builtins.input', lambda prompt: _next(lines))
+    cli.run(['chat', str(line / 'stage2'), str(tmp_path / 'red.png'), '--max-new-tokens', '2'])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith('(stopped)') and not second.endswith('(stopped)')
