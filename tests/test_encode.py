@@ -73,8 +73,9 @@ def test_training_from_features_is_training_from_pictures(name, line, pictures, 
 def test_rows_differ_in_the_picture_only(name, line, pictures, features):
     batches = []
     for data in (pictures, features):
-        run = start.complete(stage(name, data, line, **BEGINNINGS[name]), Dataset.open(data))
-        batches.append(next(pipeline.batches(run, 'train', training=True)))
+        dataset = Dataset.open(data)
+        run = start.complete(stage(name, data, line, **BEGINNINGS[name]), dataset)
+        batches.append(next(pipeline.batches(run, dataset, 'train', training=True)))
     image, seen = batches[0].pop('image'), batches[1].pop('features')
     assert image.shape == (8, 16, 16, 3) and seen.shape == (8, 5, 16) and batches[1].pop('feature_mask').all()
     jax.tree.map(np.testing.assert_array_equal, *batches)
