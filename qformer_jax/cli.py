@@ -253,9 +253,9 @@ class Convert:
     language model's checkpoints too:
 
       qformer convert blip2_pretrained.pth eva_vit_g.pth runs/blip2
-      qformer convert blip2_pretrained_opt2.7b.pth eva_vit_g.pth opt-2.7b/ runs/blip2_opt --lm-tokenizer opt-2.7b/
+      qformer convert blip2_pretrained_opt2.7b.pth eva_vit_g.pth opt-2.7b/ runs/blip2_opt
       qformer convert blip2-opt-2.7b/ runs/blip2_opt            (a Hugging Face folder has all parts)
-      qformer convert SmolLM2-135M.gguf runs/smollm2          (a GGUF file has its tokenizer too)
+      qformer convert SmolLM2-135M.gguf runs/smollm2          (with its tokenizer)
       qformer convert bert-base-uncased/ runs/bert --recipe blip2_vitg_stage1
       qformer convert runs/mine blip2.pth --to lavis
       qformer convert runs/mine blip2_huggingface --to huggingface
@@ -276,7 +276,8 @@ class Convert:
     """For `ours`: the Q-Former's vocabulary, BERT's vocab.txt or a tokenizer.json; the run needs it to read texts."""
     lm_tokenizer: Path | None = None
     """For `ours`: the language model's tokenizer: a tokenizer.json, a folder that holds one, or OPT's vocab.json and
-    merges.txt, or a GGUF file; default: that of the GGUF file among the sources, if there is one."""
+    merges.txt, or a GGUF file; default: what lies in a source's folder or GGUF file, if the model has a
+    language model."""
 
 
 def convert(options: Convert) -> None:

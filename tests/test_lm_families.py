@@ -11,6 +11,8 @@ import test_gguf
 from small import change, recipe, without_tower
 
 from qformer_jax import cli, config
+from qformer_jax.convert import huggingface_config, stream, t5
+from qformer_jax.convert.table import to_theirs
 from qformer_jax.convert.tensors import in_memory
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.pack import BYTE_BPE
@@ -51,15 +53,23 @@ QUESTIONS = ['what color is it?', 'is it red?', 'what color is it?']
 
 @pytest.fixture(scope='module')
 def voices(tmp_path_factory):
-    """Finished runs of a Llama out of a GGUF file, as the command writes it, and of a T5 with its tokenizer.json."""
+    """Finished runs of a Llama out of a GGUF file and of a T5 out of a folder, as the command writes them."""
     folder = tmp_path_factory.mktemp('voices')
     file = test_gguf.write(
         folder / 'm.gguf', test_gguf.stored(LLAMA, test_gguf.random_model(LLAMA)), test_gguf.header(LLAMA)
     )
     cli.run(['convert', str(file), str(folder / 'llama')])
-    lm_tokenizers.t5().save(str(folder / 'tokenizer.json'))
-    exchange.to_ours(random_run(T5), folder / 't5', lm=folder / 'tokenizer.json')
+    hugging_face(folder / 'flan')
+    cli.run(['convert', str(folder / 'flan'), str(folder / 't5')])
     return folder
+
+
+def hugging_face(folder) -> None:
+    """Write a T5 as `save_pretrained` does."""
+    folder.mkdir()
+    (folder / 'config.json').write_text(json.dumps(huggingface_config.of_language_model(T5)))
+    stream.write(folder / 'model.safetensors', to_theirs(t5.T5, random_run(T5).tensors), None)
+    lm_tokenizers.t5().save(str(folder / 'tokenizer.json'))
 
 
 def random_run(lm) -> exchange.Model:

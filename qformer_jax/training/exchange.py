@@ -43,6 +43,8 @@ class Model:
     tensors: State
     files: tuple[Path, ...]
     notes: tuple[str, ...]
+    lm_tokenizer: Path | None = None
+    """Where the language model's tokenizer lies, if that is beside the weights: a folder, or a GGUF file."""
 
     @property
     def reads(self) -> bool:
@@ -61,7 +63,9 @@ def read(sources: Sequence[Path], like: config.Blip2 = NOTHING) -> Model:
     check_repeats(whole)
     notes = tuple(f'{source.path}: {source.family}' for source in whole.sources) + whole.notes
     files = tuple(file for source in sources for file in files_of(source))
-    return Model(_run_of(whole.model), whole.tensors, files, notes)
+    speaks = next(filter(None, map(_tokenizer_beside, files)), None) if whole.model.lm else None
+    notes += (f"the language model's tokenizer: {speaks}",) if speaks else ()
+    return Model(_run_of(whole.model), whole.tensors, files, notes, speaks)
 
 
 def _read_run(done: start.Finished) -> Model:
@@ -87,10 +91,11 @@ def to_ours(
 ) -> list[Path]:
     """Write a finished run at `dest` and its weights into the store beside it; returns what was written.
 
-    `text` and `lm` are the tokenizers' files; without them the run cannot be asked with texts. A GGUF file among the
-    sources has the language model's in it.
+    `text` and `lm` are the tokenizers' files; without them the run cannot be asked with texts. The language model's is
+    found in a GGUF file, or beside the weights in their folder.
     """
-    speaks = _lm_tokenizer(lm, model)
+    lm = lm or model.lm_tokenizer
+    speaks = _read_lm_tokenizer(lm) if lm else None
     weights, digests, sources = dest.parent / 'weights', {}, _sources(model.files)
     inputs = {f'source {i}': source['sha256'] for i, source in enumerate(sources, 1)}
     with _all_or_nothing(dest) as scratch, store.taken_back_on_error(weights) as save:
@@ -110,14 +115,23 @@ def to_ours(
     return [dest, *(store.path(weights, digest) for digest in digests.values())]
 
 
-def _lm_tokenizer(given: Path | None, model: Model) -> LmTokenizer | None:
-    """Return the tokenizer in the file that is named, else in the GGUF file that the language model came from."""
-    path = given or next((file for file in model.files if file.suffix == '.gguf'), None)
-    if path is None or path.suffix != '.gguf':
-        return LmTokenizer.load(path) if path else None
+def _read_lm_tokenizer(path: Path) -> LmTokenizer:
+    if path.suffix != '.gguf':
+        return LmTokenizer.load(path)
     from ..convert import gguf
 
     return LmTokenizer(gguf.tokenizer_of(path))
+
+
+def _tokenizer_beside(weights: Path) -> Path | None:
+    """Return where a language model's tokenizer lies: in its GGUF file, or in the folder of its weights.
+
+    Of a folder, `tokenizer.json` or OPT's two files are taken; Hugging Face keeps a Q-Former's in a folder of its own.
+    """
+    if weights.suffix == '.gguf':
+        return weights
+    there = {name for name in ('tokenizer.json', 'vocab.json', 'merges.txt') if (weights.parent / name).is_file()}
+    return weights.parent if 'tokenizer.json' in there or {'vocab.json', 'merges.txt'} <= there else None
 
 
 def to_theirs(
