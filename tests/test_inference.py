@@ -12,8 +12,9 @@ from qformer_jax import cli, config
 from qformer_jax.data.tokenizers import lm_row, prompt_ids
 from qformer_jax.errors import UserError
 from qformer_jax.inference import decode
-from qformer_jax.inference.blip2 import Blip2, Seen
+from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.inference.search import Settings
+from qformer_jax.inference.seen import Seen
 from qformer_jax.models import masks
 from qformer_jax.training import loop, start
 from qformer_jax.training.alignment import align

@@ -23,8 +23,9 @@ from ..data.dataset import Dataset
 from ..data.records import Record
 from ..data.tokenizers import clean_caption
 from ..errors import UserError
-from ..inference.blip2 import Blip2, Seen
+from ..inference.blip2 import Blip2
 from ..inference.rerank import RERANKED, rerank
+from ..inference.seen import Seen
 from ..objectives import matching
 from ..training import start
 from ..typing import Array

@@ -20,14 +20,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from .. import config
 from ..data import ahead
-from ..data.jsonl import read_features
 from ..data.pack import BYTE_BPE, WORDPIECE
 from ..data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, clean_question, lm_row, pad, prompt_ids
-from ..data.transforms import eval_image
 from ..errors import UserError
 from ..models import blip2
 from ..objectives import contrastive
@@ -37,34 +34,10 @@ from ..typing import Bool, Float, Int, Params
 from . import decode, passes, stream
 from . import rank as ranking
 from .search import Settings, row_keys
+from .seen import Picture, Seen, read
 
-Picture = str | Path | bytes | Image.Image | np.ndarray  # a file, its bytes, a picture, or features [P, V]
 CAPTION, ANSWER = Settings(max_new_tokens=20), Settings(max_new_tokens=10)
 PROMPT_BUCKET = 8  # prompts are padded to a multiple of this many tokens
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Frozen features of some pictures, [N, P, V] and which of them exist, on the host."""
-
-    features: np.ndarray
-    mask: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    @classmethod
-    def join(cls, parts: Sequence['Seen']) -> 'Seen':
-        """Return all pictures of the parts, their rows padded with zeros to the longest."""
-        longest = max(part.mask.shape[1] for part in parts)
-        grow = [(0, longest - part.mask.shape[1]) for part in parts]
-        features = [np.pad(p.features, ((0, 0), g, (0, 0))) for p, g in zip(parts, grow, strict=True)]
-        masks = [np.pad(p.mask, ((0, 0), g)) for p, g in zip(parts, grow, strict=True)]
-        return cls(np.concatenate(features), np.concatenate(masks))
-
-    def take(self, rows: Sequence[int] | Int['R']) -> 'Seen':
-        """Return the pictures `rows`, in that order (a picture may be asked many times)."""
-        return Seen(self.features[np.asarray(rows)], self.mask[np.asarray(rows)])
 
 
 @dataclass(frozen=True)
@@ -137,7 +110,7 @@ class Blip2:
     def encoded(self, pictures: Iterable[Picture]) -> Iterator[Seen]:
         """Yield what `encode` returns, `batch_size` pictures at a time; the next ones are decoded meanwhile."""
         size = self.run.model.vit.image_size if self.run.model.vit else 0
-        for batch in ahead.batches(pictures, self.batch_size, functools.partial(_read, size=size)):
+        for batch in ahead.batches(pictures, self.batch_size, functools.partial(read, size=size)):
             kinds = {array.dtype == np.uint8 for array in batch}
             if len(kinds) > 1:
                 raise UserError('pictures and feature arrays do not go through together: give one kind at a time')
@@ -391,27 +364,3 @@ def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int['N T'],
 def ending(settings: Settings, end_id: int) -> Settings:
     """Return settings that end texts: at `end_id` where they name no end themselves."""
     return settings if settings.end_ids else dataclasses.replace(settings, end_ids=(end_id,))
-
-
-def _read(picture: Picture, size: int) -> np.ndarray:
-    """Return pixels [size, size, 3] (with size 0 there is no tower to see them), or a feature array."""
-    if isinstance(picture, np.ndarray):
-        return picture.astype(np.float32)
-    if isinstance(picture, str | Path) and (not size or Path(picture).suffix == '.npy'):
-        return read_features(Path(picture))
-    if not size:
-        raise UserError('this run has no vision tower: give feature arrays')
-    return _pixels(picture, size)
-
-
-def _pixels(picture: Picture, size: int) -> np.ndarray:
-    name = str(picture) if isinstance(picture, str | Path) else 'the picture'
-    if isinstance(picture, str | Path):
-        try:
-            picture = Path(picture).read_bytes()
-        except OSError as error:
-            raise UserError(f'{name}: {error.strerror.lower()}') from error
-    try:
-        return eval_image(picture, size)
-    except UserError as error:
-        raise UserError(str(error).replace('the picture', name, 1)) from error

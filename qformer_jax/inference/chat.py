@@ -23,8 +23,9 @@ from ..models import blip2, llama, opt
 from ..models.cache import Cache
 from ..typing import Array, Bool, Float, Int, Params
 from . import decode, stream
-from .blip2 import Blip2, Picture, Seen, ending, left_padded
+from .blip2 import Blip2, ending, left_padded
 from .search import Settings, Start, row_keys
+from .seen import Picture, Seen
 
 SLOTS = 128
 

@@ -27,8 +27,9 @@ from ..data.transforms import READ
 from ..errors import UserError
 from ..objectives import contrastive
 from ..typing import Array, Float
-from .blip2 import Blip2, Seen
+from .blip2 import Blip2
 from .rerank import OUTSIDE, RERANKED, rerank
+from .seen import Seen
 
 _GROUP = 256  # pictures whose features are in memory together
 

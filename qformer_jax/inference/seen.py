@@ -1,0 +1,63 @@
+"""Pictures as they are given, and their frozen features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..data.jsonl import read_features
+from ..data.transforms import eval_image
+from ..errors import UserError
+from ..typing import Int
+
+Picture = str | Path | bytes | Image.Image | np.ndarray  # a file, its bytes, a picture, or features [P, V]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Frozen features of some pictures, [N, P, V] and which of them exist, on the host."""
+
+    features: np.ndarray
+    mask: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @classmethod
+    def join(cls, parts: Sequence['Seen']) -> 'Seen':
+        """Return all pictures of the parts, their rows padded with zeros to the longest."""
+        longest = max(part.mask.shape[1] for part in parts)
+        grow = [(0, longest - part.mask.shape[1]) for part in parts]
+        features = [np.pad(p.features, ((0, 0), g, (0, 0))) for p, g in zip(parts, grow, strict=True)]
+        masks = [np.pad(p.mask, ((0, 0), g)) for p, g in zip(parts, grow, strict=True)]
+        return cls(np.concatenate(features), np.concatenate(masks))
+
+    def take(self, rows: Sequence[int] | Int['R']) -> 'Seen':
+        """Return the pictures `rows`, in that order (a picture may be asked many times)."""
+        return Seen(self.features[np.asarray(rows)], self.mask[np.asarray(rows)])
+
+
+def read(picture: Picture, size: int) -> np.ndarray:
+    """Return pixels [size, size, 3] (with size 0 there is no tower to see them), or a feature array."""
+    if isinstance(picture, np.ndarray):
+        return picture.astype(np.float32)
+    if isinstance(picture, str | Path) and (not size or Path(picture).suffix == '.npy'):
+        return read_features(Path(picture))
+    if not size:
+        raise UserError('this run has no vision tower: give feature arrays')
+    return _pixels(picture, size)
+
+
+def _pixels(picture: Picture, size: int) -> np.ndarray:
+    name = str(picture) if isinstance(picture, str | Path) else 'the picture'
+    if isinstance(picture, str | Path):
+        try:
+            picture = Path(picture).read_bytes()
+        except OSError as error:
+            raise UserError(f'{name}: {error.strerror.lower()}') from error
+    try:
+        return eval_image(picture, size)
+    except UserError as error:
+        raise UserError(str(error).replace('the picture', name, 1)) from error
