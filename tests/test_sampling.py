@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qformer_jax.errors import UserError
-from qformer_jax.inference.search import Settings, Start, row_keys, search, warped
+from qformer_jax.inference.search import Settings, Start, blank, choose, row_keys, search, warped
 
 VOCAB, END = 6, 5
 TABLE = np.random.default_rng(1).normal(0, 1.5, size=(VOCAB + 1, VOCAB)).astype(np.float32)  # the last row is the start
@@ -112,7 +112,11 @@ def test_the_other_rules_hold_for_drawn_texts():
 @pytest.mark.parametrize(
     'wrong, message',
     [
-        ({'temperature': -1.0}, 'must not be below 0'),
+        ({'temperature': -1.0}, 'must be a number from 0 on'),
+        ({'temperature': float('nan')}, 'must be a number from 0 on'),
+        ({'temperature': float('inf')}, 'must be a number from 0 on'),
+        ({'temperature': 1.0, 'top_k': -1}, 'top_k must not be below 0'),
+        ({'temperature': 1.0, 'top_p': float('nan')}, r'top_p must be in \(0, 1\]'),
         ({'temperature': 1.0, 'top_p': 0.0}, r'top_p must be in \(0, 1\]'),
         ({'top_k': 3}, 'give a temperature'),
         ({'temperature': 1.0, 'num_beams': 2}, 'drawn .* or searched'),
@@ -124,5 +128,6 @@ def test_settings_that_contradict_themselves_are_refused(wrong, message):
 
 
 def test_a_temperature_needs_a_key():
-    with pytest.raises(UserError, match=r'give a key, as jax\.random\.key\(0\)'):
-        search(step, start(1), SETTINGS)
+    for draw in (search, lambda _, read, s: choose(blank(read, s), read, s, None)):  # at once, and token by token
+        with pytest.raises(UserError, match=r'give a key, as jax\.random\.key\(0\)'):
+            draw(step, start(1), SETTINGS)

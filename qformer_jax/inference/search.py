@@ -15,6 +15,7 @@ that together hold `top_p`. A row has a key of its own, and each of its tokens o
 no other row.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -63,8 +64,10 @@ class Settings:
             raise UserError(f'{self}: tokens, beams, returned texts and the repetition penalty must be above 0')
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(f'min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}')
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError(f'{self}: temperature and top_k must not be below 0, top_p must be in (0, 1]')
+        if not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError(
+                f'{self}: temperature must be a number from 0 on, top_k must not be below 0, top_p must be in (0, 1]'
+            )
         if not self.temperature and (self.top_k or self.top_p < 1):
             raise UserError(
                 'top_k and top_p cut what is drawn: give a temperature, 1 for the probabilities as they are'
@@ -106,8 +109,6 @@ def search(step: Step, start: Start, settings: Settings, keys: UInt32['B 2'] | N
     """Write after a prompt: drawn with a temperature (and `keys`), with `num_beams` beams, or greedily."""
     if settings.num_beams > 1:
         return beam_search(step, start, settings)
-    if settings.temperature and keys is None:
-        raise UserError(f'temperature {settings.temperature} draws tokens: give a key, as jax.random.key(0)')
     return _one_by_one(step, start, settings, keys)
 
 
@@ -175,7 +176,12 @@ def blank(start: Start, s: Settings) -> Texts:
 
 
 def choose(texts: Texts, read: Start, s: Settings, keys: UInt32['B 2'] | None) -> Texts:
-    """Write one token to each text that has not ended: a drawn one, or the likeliest."""
+    """Write one token to each text that has not ended: a drawn one, or the likeliest.
+
+    Raises UserError for a temperature without keys.
+    """
+    if s.temperature and keys is None:
+        raise UserError(f'temperature {s.temperature} draws tokens: give a key, as jax.random.key(0)')
     scores = processed(read.logits, read, texts.tokens, texts.count, s)
     token = _draw(scores, texts.count, s, keys) if s.temperature else scores.argmax(axis=-1)
     token = token.astype(texts.tokens.dtype)
