@@ -54,7 +54,7 @@ def search(options: Search) -> None:
         score = '' if hit.score is None else f'{hit.score:.4f}'
         view.add_row(str(place), str(hit.file), score, f'{hit.cosine:.4f}')
     Console().print(view)
-    print(f'index: {gallery.cache.folder}; next: qformer caption RUN {hits[0].file}')
+    print(f'index: {gallery.cache.folder}; next: qformer caption {options.run} {hits[0].file}')
 
 
 @dataclass(frozen=True)
