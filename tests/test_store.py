@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from qformer_jax.convert import store
 from qformer_jax.errors import UserError
@@ -60,3 +61,19 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, params, monk
     with pytest.raises(UserError, match='disk full'):
         store.save(tmp_path, params)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_keeps_the_bytes_that_its_name_is_of(tmp_path, params):
+    """Another version, or another library, may have written the file in another way."""
+    theirs = tmp_path / 'theirs'
+    theirs.mkdir()
+    save_file({'scale': np.float32([1, 2])}, theirs / 'x', metadata={'written': 'otherwise'})
+    digest = store.sha256(theirs / 'x')
+    (theirs / 'x').rename(theirs / f'{digest}.safetensors')
+    store.copy(theirs, tmp_path / 'ours', digest)
+    assert [path.name for path in (tmp_path / 'ours').iterdir()] == [f'{digest}.safetensors']
+    np.testing.assert_array_equal(store.load(tmp_path / 'ours', digest)['scale'], [1, 2])
+    (theirs / f'{digest}.safetensors').write_bytes(b'')
+    store.copy(theirs, tmp_path / 'ours', digest)  # it is there
+    with pytest.raises(UserError, match='damaged'):
+        store.copy(theirs, tmp_path / 'third', digest)

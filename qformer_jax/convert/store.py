@@ -6,6 +6,7 @@ Runs refer to frozen weights by digest instead of copying them, so that a frozen
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,9 +69,17 @@ def load(folder: Path, digest: str) -> Params:
 
 
 def copy(source: Path, folder: Path, digest: str) -> None:
-    """Make sure that `folder` holds what the store `source` holds under `digest`; raises UserError as `load` does."""
-    if not path(folder, digest).is_file():
-        save(folder, load(source, digest))
+    """Make sure that `folder` holds what the store `source` holds under `digest`; raises UserError as `load` does.
+
+    The bytes are copied, for the name is theirs: written anew by a later version, they might have another one.
+    """
+    if path(folder, digest).is_file():
+        return
+    load(source, digest)  # checks them
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as scratch, full_disk_as_user_error(folder):
+        written = shutil.copy(path(source, digest), Path(scratch) / 'weights')
+        os.replace(written, path(folder, digest))
 
 
 def sha256(path: Path) -> str:
