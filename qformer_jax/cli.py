@@ -19,6 +19,7 @@ import tyro
 from . import config, recipes
 from .commands.chat import Chat, chat
 from .commands.encode import Encode, encode
+from .commands.quantize import Quantize, quantize
 from .commands.rank import Rank, rank
 from .commands.search import Embed, Search, embed, search
 from .errors import Stopped, UserError, nearest
@@ -36,6 +37,7 @@ qformer: train a Q-Former between a frozen vision tower and a frozen language mo
   qformer rank RUN PICTURE QUESTION ANSWER...  choose among given answers
   qformer search RUN FOLDER TEXT    find the pictures of a folder that fit a text
   qformer embed RUN PICTURE...      write ITC vectors of pictures and texts
+  qformer quantize RUN DEST --weights int8   a run in fewer bits, and what that costs
   qformer evaluate RUN --task TASK  vqa, caption or retrieval, on a split of the data set
   qformer verify CASE...            compare our numbers with recorded ones
 
@@ -328,6 +330,7 @@ COMMANDS: dict[str, tuple[type, Callable]] = {
     'chat': (Chat, chat),
     'search': (Search, search),
     'embed': (Embed, embed),
+    'quantize': (Quantize, quantize),
     'evaluate': (Evaluate, evaluate),
     'verify': (Verify, verify),
     'convert': (Convert, convert),

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from ..errors import UserError, full_disk_as_user_error
+from ..models.quantized import apart, together
 from ..rules import flatten, unflatten
 from ..typing import Params
 from . import stream
@@ -26,7 +27,7 @@ def save(folder: Path, params: Params) -> str:
 
     Equal content gives an equal digest and one file. Raises UserError when the disk is full.
     """
-    return save_tensors(folder, in_memory(flatten(params)))
+    return save_tensors(folder, in_memory(apart(flatten(params))))
 
 
 def save_tensors(folder: Path, tensors: State, dtype: str | None = None) -> str:
@@ -59,13 +60,16 @@ def taken_back_on_error(folder: Path) -> Iterator[Callable[[State, str | None], 
 
 
 def load(folder: Path, digest: str) -> Params:
-    """Return the nested dict of numpy arrays that `save` stored; raises UserError when it is missing or damaged."""
+    """Return the nested dict of numpy arrays that `save` stored; raises UserError when it is missing or damaged.
+
+    Quantized weights, stored as PATH/values and PATH/scale, are one leaf again.
+    """
     file = path(folder, digest)
     if not file.is_file():
         raise UserError(f'weights {file} are missing: copy the file there, or repeat the step that wrote them')
     if sha256(file) != digest:
         raise UserError(f'weights {file} are damaged (its SHA-256 is not its name): delete the file and write it again')
-    return unflatten(load_file(file))
+    return unflatten(together(load_file(file)))
 
 
 def copy(source: Path, folder: Path, digest: str) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from .tensors import FLOATS, State, Tensor
 
-_NAMES = {'float64': 'F64', 'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'int64': 'I64', 'int32': 'I32'}
+_NAMES = {'float64': 'F64', 'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
+_NAMES |= {'int64': 'I64', 'int32': 'I32', 'int8': 'I8', 'uint8': 'U8'}
 
 
 def write(path: Path, state: State, dtype: str | None = None) -> str:

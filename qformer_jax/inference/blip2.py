@@ -28,10 +28,11 @@ from ..data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, clean_q
 from ..errors import UserError
 from ..models import blip2
 from ..objectives import contrastive
-from ..rules import unflatten
+from ..rules import flatten
 from ..training import exchange, start
 from ..typing import Bool, Float, Int, Params
 from . import decode, passes, stream
+from . import quantize as quantization
 from . import rank as ranking
 from .search import Settings, row_keys
 from .seen import Picture, Seen, read
@@ -62,19 +63,29 @@ class Blip2:
 
     @classmethod
     def load(
-        cls, source: str | Path | Sequence[Path], which: Literal['last', 'best'] = 'last', batch_size: int = 64
+        cls,
+        source: str | Path | Sequence[Path],
+        which: Literal['last', 'best'] = 'last',
+        batch_size: int = 64,
+        weights: quantization.Weights | None = None,
     ) -> 'Blip2':
         """Read a finished run, or published checkpoints (one or more, as `qformer convert` takes them).
 
+        With `weights`, the frozen towers are in fewer bits from the start: the device never holds them as they were.
         Raises UserError when something is missing, unfinished, damaged or unknown.
         """
         sources = [Path(source)] if isinstance(source, str | Path) else list(source)
         if len(sources) == 1 and ((sources[0] / start.RUN).is_file() or not sources[0].exists()):
             done = start.finished(sources[0])
-            return cls(done.run, jax.device_put(start.load_components(done, which)), done.folder, batch_size)
+            held = flatten(start.load_components(done, which)).items()
+            return cls(done.run, quantization.on_device(held, weights), done.folder, batch_size)
         model = exchange.read(sources)
-        params = unflatten({path: jax.device_put(tensor.read()) for path, tensor in model.tensors.items()})
-        return cls(model.run, params, sources[0], batch_size)
+        read = ((path, tensor.read()) for path, tensor in model.tensors.items())
+        return cls(model.run, quantization.on_device(read, weights), sources[0], batch_size)
+
+    def quantize(self, weights: quantization.Weights) -> 'Blip2':
+        """Return the model with its frozen towers in fewer bits; raises UserError where they are already."""
+        return dataclasses.replace(self, params=quantization.on_device(flatten(self.params).items(), weights))
 
     @functools.cached_property
     def text_tokenizer(self) -> TextTokenizer:

@@ -10,6 +10,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..typing import Array, Bool, Float
+from .quantized import Quantized, product, weight
 
 LECUN = nn.initializers.lecun_normal()  # keeps the variance
 
@@ -51,29 +52,49 @@ def rms_norm(eps: float, dtype: DTypeLike) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=eps, dtype=dtype)
 
 
-def _flat_dot_general(x, kernel, dimension_numbers, precision=None, **options):
-    """Multiply [..., D] by [D, E] as one product; on CPUs, XLA's gradient of the 3-d form takes four times as long."""
-    flat = x.reshape(-1, x.shape[-1])
-    out = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), precision=precision, **options)
-    return out.reshape(*x.shape[:-1], -1)
+class Dense(nn.Module):
+    """Dense layer over the last axis: parameters in float32 or quantized, products in `dtype`."""
+
+    width: int
+    dtype: DTypeLike
+    use_bias: bool = True
+    kernel_init: Initializer = LECUN
+    out_dtype: DTypeLike | None = None
+    """Of the products; default: `dtype`."""
+
+    @nn.compact
+    def __call__(self, x: Float['*S I']) -> Float['*S O']:
+        kernel = weight(self, 'kernel', self.kernel_init, (x.shape[-1], self.width))
+        out_dtype = self.out_dtype or self.dtype
+        # one product of [R, I]: on CPUs, XLA's gradient of the 3-d form takes four times as long
+        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        if isinstance(kernel, Quantized):
+            y = product(flat, kernel).astype(out_dtype)
+        else:
+            y = jnp.matmul(flat, kernel.astype(self.dtype), preferred_element_type=out_dtype)
+        if self.use_bias:
+            y += self.param('bias', nn.initializers.zeros, (self.width,), jnp.float32).astype(out_dtype)[None]
+        return y.reshape(*x.shape[:-1], self.width)
 
 
-def dense(width: int, dtype: DTypeLike, use_bias: bool = True, kernel_init: Initializer = LECUN) -> nn.Dense:
-    """Dense layer over the last axis, parameters in float32, products in `dtype`."""
-    return nn.Dense(width, use_bias=use_bias, dtype=dtype, kernel_init=kernel_init, dot_general=_flat_dot_general)
+def dense(width: int, dtype: DTypeLike, use_bias: bool = True, kernel_init: Initializer = LECUN) -> Dense:
+    """Dense layer over the last axis, products in `dtype`."""
+    return Dense(width, dtype, use_bias, kernel_init)
 
 
-def untied_head(vocab_size: int, dtype: DTypeLike) -> nn.Dense:
+def untied_head(vocab_size: int, dtype: DTypeLike) -> Dense:
     """Output table of its own, without bias: products in `dtype`, logits in float32 or wider."""
-    wide = partial(_flat_dot_general, preferred_element_type=jnp.promote_types(dtype, jnp.float32))
-    return nn.Dense(vocab_size, use_bias=False, dtype=dtype, dot_general=wide)
+    return Dense(vocab_size, dtype, use_bias=False, out_dtype=jnp.promote_types(dtype, jnp.float32))
 
 
-def tied_logits(x: Float['B T D'], table: Float['N D']) -> Float['B T N']:
+def tied_logits(x: Float['B T D'], table: Float['N D'] | Quantized) -> Float['B T N']:
     """Return the products of hidden states with a token table, in float32 or wider."""
     flat = x.reshape(-1, x.shape[-1])
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    logits = jnp.einsum('rd,nd->rn', flat, table.astype(x.dtype), preferred_element_type=wide)
+    if isinstance(table, Quantized):
+        logits = product(flat, table)
+    else:
+        logits = jnp.einsum('rd,nd->rn', flat, table.astype(x.dtype), preferred_element_type=wide)
     return logits.reshape(*x.shape[:-1], -1)
 
 

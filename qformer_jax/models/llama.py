@@ -16,6 +16,7 @@ from . import cache as caches
 from . import masks
 from .cache import Cache, LmOutput, place, write
 from .layers import GatedMlp, KeyValue, attend, dense, rms_norm, tied_logits, untied_head
+from .quantized import weight
 
 
 def empty_cache(c: config.Llama, batch: int, slots: int, dtype: DTypeLike) -> Cache:
@@ -110,7 +111,7 @@ class Llama(nn.Module):
     def setup(self):
         c = self.config
         table = nn.initializers.normal(c.width**-0.5)
-        self.word_embedding = self.param('word_embedding', table, (c.vocab_size, c.width))
+        self.word_embedding = weight(self, 'word_embedding', table, (c.vocab_size, c.width))
         self.layer = [Block(c, self.dtype) for _ in range(c.depth)]
         self.norm = rms_norm(c.norm_eps, self.dtype)
         if not c.tied:

@@ -11,6 +11,7 @@ from . import cache as caches
 from . import masks
 from .cache import Cache, LmOutput, place, write
 from .layers import Attention, KeyValue, Mlp, dense, layer_norm, tied_logits
+from .quantized import weight
 
 POSITION_OFFSET = 2  # OPT's table has two rows before position 0
 NORM_EPS = 1e-5
@@ -59,7 +60,7 @@ class Opt(nn.Module):
     def setup(self):
         c = self.config
         table = nn.initializers.normal(c.input_width**-0.5)
-        self.word_embedding = self.param('word_embedding', table, (c.vocab_size, c.input_width))
+        self.word_embedding = weight(self, 'word_embedding', table, (c.vocab_size, c.input_width))
         rows = c.max_positions + POSITION_OFFSET
         self.position_embedding = self.param('position_embedding', nn.initializers.normal(0.02), (rows, c.width))
         self.layer = [Block(c, self.dtype) for _ in range(c.depth)]

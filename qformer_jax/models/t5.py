@@ -17,6 +17,7 @@ from . import cache as caches
 from . import masks
 from .cache import Cache, LmOutput, place, write
 from .layers import GatedMlp, KeyValue, attend, dense, rms_norm, untied_head
+from .quantized import weight
 
 START_ID = 0  # what the decoder reads before the first token: T5's padding id
 
@@ -219,7 +220,7 @@ class T5(nn.Module):
 
     def setup(self):
         c = self.config
-        self.word_embedding = self.param('word_embedding', nn.initializers.normal(1.0), (c.vocab_size, c.width))
+        self.word_embedding = weight(self, 'word_embedding', nn.initializers.normal(1.0), (c.vocab_size, c.width))
         self.encoder = Encoder(c, self.dtype)
         self.decoder = Decoder(c, self.dtype)
         self.lm_head = untied_head(c.vocab_size, self.dtype)

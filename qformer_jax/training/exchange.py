@@ -73,6 +73,8 @@ def _read_run(done: start.Finished) -> Model:
     for part, digest in done.last.items():
         files.append(store.path(done.store, digest))
         tensors |= {f'{part}/{path}': tensor for path, tensor in open_checkpoint(files[-1]).items()}
+    if any(path.endswith('/values') for path in tensors):
+        raise UserError(f"'{done.folder}' holds quantized weights: take the run that it was made from")
     check_complete(tensors, blip2.shapes(done.run.model))
     return Model(done.run, tensors, tuple(files), ())
 

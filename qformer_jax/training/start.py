@@ -20,7 +20,7 @@ from .. import config
 from ..convert import store
 from ..data.dataset import Dataset
 from ..errors import UserError
-from ..models import blip2
+from ..models import blip2, quantized
 from ..rules import flatten, match
 from ..typing import Params
 
@@ -196,6 +196,10 @@ def parameters(run: config.Run, inputs: dict[str, str]) -> tuple[Params, dict[st
         names = wanted.keys() & (done.last.keys() if kind == 'checkpoint' else {kind}) - params.keys()
         for name in sorted(names):
             params[name] = store.load(done.store, inputs[name])
+            if quantized.any_in(params[name]):
+                raise UserError(
+                    f"'{path}' holds quantized weights, for use only: start from the run that it was made from"
+                )
             _check_same_shapes(name, wanted[name], params[name], path)
             source[name] = f'{"checkpoint" if kind == "checkpoint" else "pretrained"} {path}'
     missing = sorted(wanted.keys() - params.keys())

@@ -1,0 +1,118 @@
+"""`qformer quantize`: a run with its frozen towers in fewer bits, and what that costs."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from ..errors import UserError
+
+LAYERS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Store the frozen towers of a finished run in fewer bits, and say what that costs.
+
+    int8 and int4 are for weights only: memory and the weights' traffic shrink, computation stays as precise as before.
+    Small become the dense kernels of the vision tower and the language model, and its token table; the Q-Former and
+    its projection, norms, biases and positions stay as they are. The result is a run for use (caption, ask, rank,
+    evaluate), which cannot be trained further. Printed are bytes, the error of the weights (root mean square,
+    relative to their own), and the run's task before and after, where its data set is at hand.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run (`qformer convert` makes one of a published checkpoint)."""
+    dest: tyro.conf.Positional[Path]
+    """Folder to write."""
+    weights: Literal['int8', 'int4', 'bfloat16', 'float16']
+    """int8: a scale an output channel; int4: a scale every 64 inputs, the output table in 8 bits; or a cast."""
+    data: Path | None = None
+    """Data set to judge on; default: the one that the run was trained on, if it is there."""
+    split: str = 'test'
+    """Split to judge on, in tensorflow_datasets' notation."""
+
+
+def quantize(options: Quantize) -> None:
+    """Write the run and print the tables; raises UserError for a run that is a tower alone, or quantized already."""
+    from ..evaluation.quantization import TASK_OF
+    from ..inference.quantize import error, on_device
+    from ..rules import flatten
+    from ..training import exchange, start
+
+    done = start.finished(options.run)
+    if done.run.stage not in TASK_OF:
+        raise UserError(
+            f"'{options.run}' is a '{done.run.stage}' run, for stages to start from, which need its weights as they "
+            f'are: quantize what they end with ({", ".join(TASK_OF)})'
+        )
+    model = exchange.read([options.run])
+    flat = flatten(on_device(((path, t.read()) for path, t in model.tensors.items()), options.weights))
+    lost = {path: error(path, tensor.read(), flat[path]) for path, tensor in model.tensors.items()}
+    written = _write(model, flat, options)
+    _print_bytes({path: t.size * t.dtype.itemsize for path, t in model.tensors.items()}, flat)
+    worst = sorted((path for path in lost if lost[path]), key=lambda path: -lost[path])
+    rows = [(path, f'{lost[path]:.2e}') for path in worst[:LAYERS_SHOWN]]
+    _print(f'error, the largest {LAYERS_SHOWN} of {len(worst)}', ('weights', 'relative rms'), rows)
+    print(f'wrote {", ".join(map(str, written))}')
+    _judge(options, done)
+    use = (
+        f'evaluate {options.dest} --task retrieval' if done.run.stage == 'stage1' else f'caption {options.dest} PICTURE'
+    )
+    print(f'next: qformer {use}')
+
+
+def _print_bytes(before: dict[str, int], flat: dict[str, Any]) -> None:
+    """Print the bytes of each component, and of all, before and after."""
+    from ..inference.quantize import size
+
+    parts = sorted({path.split('/')[0] for path in flat})
+    rows = []
+    for part in [*parts, '']:
+        old = sum(count for path, count in before.items() if path.startswith(part and f'{part}/'))
+        new = size({path: leaf for path, leaf in flat.items() if path.startswith(part and f'{part}/')})
+        rows.append((part or 'all', f'{old:,}', f'{new:,}', f'{new / old:.1%}'))
+    _print('bytes', ('', 'before', 'after', 'left'), rows)
+
+
+def _write(model: Any, flat: dict[str, Any], options: Quantize) -> list[Path]:
+    """Write the parameters as a finished run with the tokenizers of the old one; returns what was written."""
+    from ..convert.tensors import in_memory
+    from ..data.pack import BYTE_BPE, WORDPIECE
+    from ..models.quantized import apart
+    from ..training import exchange
+
+    small = dataclasses.replace(model, tensors=in_memory(apart(flat)))
+    names = WORDPIECE, BYTE_BPE
+    tokenizers = [path if (path := options.run / name).is_file() else None for name in names]
+    return exchange.to_ours(small, options.dest, None, *tokenizers)
+
+
+def _judge(options: Quantize, done: Any) -> None:
+    """Print the task's numbers before and after, or why there are none."""
+    from ..data.dataset import Dataset
+    from ..evaluation import quantization
+    from ..inference.blip2 import Blip2
+
+    path = options.data or Path(done.run.data.path or 'no data set')
+    if not options.data and not path.is_dir():
+        print(f"not judged in use: the run's data set is not here ('{done.run.data.path}'); --data says where one is")
+        return
+    dataset = Dataset.open(path)
+    old, new = (quantization.judge(Blip2.load(run), dataset, options.split) for run in (options.run, options.dest))
+    rows = [(name, f'{old[name]:.4f}', f'{new[name]:.4f}', f'{new[name] - old[name]:+.4f}') for name in old]
+    _print(f'{quantization.TASK_OF[done.run.stage]} on {options.split}', ('', 'before', 'after', 'change'), rows)
+
+
+def _print(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table(title=title)
+    for i, column in enumerate(columns):
+        view.add_column(column, justify='right' if i else 'left')
+    for row in rows:
+        view.add_row(*row)
+    Console().print(view)
