@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from qformer_jax import cli, config
+from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.rules import TEXT_SIDE
 from qformer_jax.training import loop
 
@@ -118,6 +120,16 @@ def without_tower(run: config.Run) -> config.Run:
     return change(run, 'model', vit=None)
 
 
+def roomy(model: Blip2) -> Blip2:
+    """Return the model with a longer position table, by repeating what it has."""
+    lm = dataclasses.replace(model.run.model.lm, max_positions=200)
+    table = model.params['lm']['position_embedding']
+    more = {'position_embedding': jnp.tile(table, (6, 1))[:202]}
+    params = model.params | {'lm': model.params['lm'] | more}
+    run = dataclasses.replace(model.run, model=dataclasses.replace(model.run.model, lm=lm))
+    return dataclasses.replace(model, run=run, params=params)
+
+
 def write_recipe(path: Path, run: config.Run) -> Path:
     """Write a recipe file that `qformer train` reads."""
     code = f'def config():\n    return from_json({config.to_json(run)!r})\n'
@@ -131,10 +143,10 @@ def eight_devices() -> dict[str, str]:
 
 
 def start_command(*words: object) -> subprocess.Popen:
-    """Start `qformer WORDS` as a process of its own; both outputs are read as text."""
+    """Start `qformer WORDS` as a process of its own; input and both outputs are text."""
     command = [sys.executable, '-m', 'qformer_jax', *map(str, words)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.fixture(scope='session')

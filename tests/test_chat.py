@@ -4,7 +4,6 @@ import dataclasses
 import os
 import signal
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
@@ -24,17 +23,7 @@ RED, BLUE = small.draw_picture('red', 'square'), small.draw_picture('blue', 'cir
 @pytest.fixture(scope='module')
 def talker(line) -> Blip2:
     """A run with room for a few turns; 60 steps of training make poor answers, but answers."""
-    return roomy(Blip2.load(line / 'stage2'))
-
-
-def roomy(model: Blip2) -> Blip2:
-    """Return the model with a longer position table, by repeating what it has."""
-    lm = dataclasses.replace(model.run.model.lm, max_positions=200)
-    table = model.params['lm']['position_embedding']
-    more = {'position_embedding': jnp.tile(table, (6, 1))[:202]}
-    params = model.params | {'lm': model.params['lm'] | more}
-    run = dataclasses.replace(model.run, model=dataclasses.replace(model.run.model, lm=lm))
-    return dataclasses.replace(model, run=run, params=params)
+    return small.roomy(Blip2.load(line / 'stage2'))
 
 
 def talk(model, dialogue, question, settings=SETTINGS):
@@ -69,7 +58,7 @@ def test_a_kept_cache_says_what_a_fresh_reading_says(talker):
         prefix = talker.soft_prefix(dialogue.seen, [''])
         row, exists = np.array([ids], np.int32), np.ones((1, len(ids)), bool)
         fresh = decode.with_lm(talker.model, talker.params, prefix, row, exists, settings=endless).tokens[0, 0]
-        read, _ = chat._go_on(talker, dialogue, question, endless)
+        read, *_ = chat._go_on(talker, dialogue, question, endless)
         _, start = decode.start_lm(talker.model, talker.params, prefix, row, exists, 4)
         np.testing.assert_allclose(read.logits, start.logits, atol=1e-5)
         dialogue = talk(talker, dialogue, question, endless)
@@ -107,22 +96,44 @@ def test_an_instruction_aware_model_keeps_features_only(talker, monkeypatch):
     assert again.turns[1][1] == whole.text
 
 
-def test_a_full_dialogue_is_refused_in_one_line(talker):
-    with pytest.raises(UserError, match=r'the dialogue is full: \d+ of 200 positions are read') as caught:
-        talk(talker, chat.start(talker, RED), QUESTIONS[0], Settings(max_new_tokens=199))
+@pytest.mark.parametrize('aware', [False, True])
+def test_a_dialogue_ends_where_the_positions_do(line, aware):
+    """40 of them: the answer stops there, and there is no room for another turn, as one line says."""
+    model = Blip2.load(line / 'stage2')
+    objective = dataclasses.replace(model.run.objective, instruction_aware=aware)
+    model = dataclasses.replace(model, run=dataclasses.replace(model.run, objective=objective))
+    endless = Settings(max_new_tokens=64, end_ids=(10**6,))
+    steps = [dialogue for _, dialogue in chat.say(model, chat.start(model, RED), QUESTIONS[0], endless)]
+    (prompt,) = model.question_prompts(QUESTIONS[:1])
+    words = len(prompt_ids(model.lm_tokenizer, prompt))
+    words = -(-words // 8) * 8 if aware else words  # what is read again is read with its padding
+    assert len(steps) == 40 - 4 - words + 1
+    with pytest.raises(UserError, match=r'the dialogue is full: it would have \d+ positions of 40') as caught:
+        talk(model, steps[-1], 'red ' * 60 if aware else QUESTIONS[1], endless)
     assert '\n' not in str(caught.value)
+
+
+def test_short_and_long_questions_are_answered_by_one_compilation(talker, monkeypatch):
+    """Until the cache grows: 128 slots hold both."""
+    compiled, lm_step = [], decode.lm_step
+    monkeypatch.setattr(decode, 'lm_step', lambda *given: compiled.append(1) or lm_step(*given))
+    settings = Settings(max_new_tokens=5, end_ids=(10**6,))
+    dialogue = talk(talker, chat.start(talker, RED), 'red', settings)
+    dialogue = talk(talker, dialogue, 'is it red? is it blue? is it green? is it yellow?', settings)
+    assert dialogue.cache.exists.shape == (1, 128) and len(compiled) == 1
 
 
 def test_the_terminal(line, tmp_path, monkeypatch, capsys):
     """Two turns, a file that is no picture, and the end of input; the program ends well."""
     RED.save(tmp_path / 'red.png')
     (tmp_path / 'no.png').write_text('text')
-    lines = iter(['is it red?', f'/image {tmp_path / "no.png"}', '', 'is it blue?'])
+    lines = iter(['is it red?', f'/image {tmp_path / "no.png"}', '', '/image', '/imagine', 'is it blue?'])
     monkeypatch.setattr('builtins.input', lambda prompt: _next(lines))
     cli.run(['chat', str(line / 'instruct'), str(tmp_path / 'red.png'), '--max-new-tokens', '2'])
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 2
-    assert 'no.png' in said.err and said.err.count('error: ') == 1
+    assert 'no.png' in said.err and said.err.count('error: ') == 3
+    assert "no command '/image'" in said.err and "no command '/imagine'" in said.err
 
 
 def _next(lines):
@@ -132,7 +143,15 @@ def _next(lines):
         raise EOFError from None
 
 
-def test_ctrl_c_ends_an_answer_and_not_the_program(line, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def ctrl_c():
+    """Let SIGINT interrupt, here and in processes started here: a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_program(ctrl_c, line, tmp_path, monkeypatch, capsys):
     RED.save(tmp_path / 'red.png')
     lines, say = iter(['is it red?', 'is it blue?']), chat.say
 
@@ -147,3 +166,15 @@ def test_ctrl_c_ends_an_answer_and_not_the_program(line, tmp_path, monkeypatch, 
     cli.run(['chat', str(line / 'stage2'), str(tmp_path / 'red.png'), '--max-new-tokens', '2'])
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith('(stopped)') and not second.endswith('(stopped)')
+
+
+def test_a_process_survives_ctrl_c_and_ends_with_its_input(ctrl_c, line, tmp_path):
+    """Ctrl-C while it waits for a line; then a question through the pipe, and the end of the pipe."""
+    RED.save(tmp_path / 'red.png')
+    with small.start_command('chat', line / 'stage2', tmp_path / 'red.png', '--max-new-tokens', '2') as process:
+        assert 'Ctrl-C ends an answer' in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == '\n' and process.stderr.readline() == '/quit ends the dialogue\n'
+        out, err = process.communicate('is it red?\n/image nothing.png\nis it blue?\n', timeout=120)
+    assert process.returncode == 0 and len(out.splitlines()) == 2
+    assert err.startswith('error: nothing.png: ') and len(err.splitlines()) == 1

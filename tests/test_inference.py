@@ -105,7 +105,7 @@ def test_writing_stops_at_the_end_token(instructed, pictures_drawn):
     """Up to its end a row is what it would be without one; from there on it holds nothing but end tokens."""
     seen = instructed.encode(pictures_drawn)
     end, prefix = instructed.lm_tokenizer.end_id, instructed.soft_prefix(seen, QUESTIONS)
-    ids, mask = instructed.padded_prompts(QUESTIONS)
+    ids, mask = instructed.padded_prompts(QUESTIONS, 9)
     stopped, endless = (
         np.asarray(decode.with_lm(instructed.model, instructed.params, prefix, ids, mask, settings=settings).tokens)[
             :, 0
@@ -149,6 +149,19 @@ def test_a_qformer_that_cannot_write_so_much_is_refused(aligned, kind, words):
 def test_a_prompt_that_does_not_fit_is_refused(instructed, pictures_drawn):
     with pytest.raises(UserError, match=r'a prompt of \d+ tokens and 10 new ones do not fit .* 40 positions, 4 of'):
         instructed.ask(pictures_drawn[:1], ['red ' * 60])
+
+
+def test_a_prompt_fits_to_the_last_position(instructed, pictures_drawn):
+    """40 positions, 4 of them queries, and 9 that are read of 10 new tokens: a prompt may have 27."""
+    seen, settings = instructed.encode(pictures_drawn[:1]), Settings(max_new_tokens=10)
+    lengths = {
+        len(prompt_ids(instructed.lm_tokenizer, prompt)): prompt for prompt in ('red ' * n for n in range(1, 40))
+    }
+    (full,) = instructed.generate(seen, [lengths[27]], settings)
+    (whole,) = small.roomy(instructed).generate(seen, [lengths[27]], settings)  # where it is padded to 32
+    assert full.text == whole.text and ''.join(instructed.stream(seen, lengths[27], settings)) == full.text
+    with pytest.raises(UserError, match='a prompt of 28 tokens and 10 new ones do not fit'):
+        instructed.generate(seen, [lengths[28]], settings)
 
 
 def test_prompts_and_pictures_must_be_as_many(instructed, pictures_drawn):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..inference.chat import Dialogue
     from ..inference.search import Settings
 
-IMAGE = '/image '
+COMMANDS = '/image FILE shows another picture, /quit ends the dialogue'
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,18 @@ def chat(options: Chat) -> None:
     key = jax.random.key(options.seed) if options.temperature else None
     model = Blip2.load(options.run)
     dialogue = dialogues.start(model, options.picture)
-    print('a line is a question; /image FILE shows another picture, /quit ends, Ctrl-C ends an answer', file=sys.stderr)
-    while (line := _line()) not in (None, '/quit'):
+    line = '/help'
+    while line not in (None, '/quit'):
         try:
-            if line.startswith(IMAGE):
-                dialogue = dialogues.add_picture(model, dialogue, Path(line.removeprefix(IMAGE).strip()))
-            elif line:
-                turn = None if key is None else jax.random.fold_in(key, len(dialogue.turns))
-                dialogue = _answer(model, dialogue, line, settings, turn)
+            turn = None if key is None else jax.random.fold_in(key, len(dialogue.turns))
+            dialogue = _turn(model, dialogue, line, settings, turn)
+            line = _line()
         except UserError as error:  # of this line; the dialogue goes on
             print(f'error: {error}', file=sys.stderr)
+            line = ''
+        except KeyboardInterrupt:
+            print('\n/quit ends the dialogue', file=sys.stderr)
+            line = ''
 
 
 def _line() -> str | None:
@@ -72,9 +74,22 @@ def _line() -> str | None:
         return input('> ' if sys.stdin.isatty() else '').strip()
     except EOFError:
         return None
-    except KeyboardInterrupt:
-        print('\n/quit ends the dialogue', file=sys.stderr)
-        return ''
+
+
+def _turn(model: 'Blip2', dialogue: 'Dialogue', line: str, settings: 'Settings', key: 'jax.Array | None') -> 'Dialogue':
+    """Obey a line, or answer it."""
+    from ..inference.chat import add_picture
+
+    word, _, file = line.partition(' ')
+    if word == '/image' and file:
+        return add_picture(model, dialogue, Path(file.strip()))
+    if line == '/help':
+        print(f'a line is a question; {COMMANDS}; Ctrl-C ends an answer', file=sys.stderr)
+    elif line.startswith('/'):
+        raise UserError(f"no command '{line}': {COMMANDS}")
+    elif line:
+        return _answer(model, dialogue, line, settings, key)
+    return dialogue
 
 
 def _answer(
@@ -85,8 +100,8 @@ def _answer(
 
     try:
         for piece, so_far in say(model, dialogue, question, settings, key):
-            print(piece, end='', flush=True)
             dialogue = so_far
+            print(piece, end='', flush=True)
     except KeyboardInterrupt:
         print(' (stopped)', end='')
     print(flush=True)

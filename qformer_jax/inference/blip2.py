@@ -184,7 +184,8 @@ class Blip2:
         each = [candidates] * len(questions) if shared else candidates
         ids, exists = ranking.rows(self.lm_tokenizer, prompts, each)
         score = functools.partial(ranking.scores, rows_at_once=self.batch_size)
-        inputs = self.soft_prefix(seen, questions), *self.padded_prompts(prompts), ids, exists
+        padded = self.padded_prompts(prompts, self._beside(ids.shape[2]))
+        inputs = self.soft_prefix(seen, questions), *padded, ids, exists
         total, tokens = self._in_batches(score, *inputs)[0], exists.sum(axis=2)
         return np.where(tokens, total / np.maximum(tokens, 1) if rule == 'mean' else total, -np.inf)
 
@@ -208,7 +209,7 @@ class Blip2:
         self.needs('lm')
         seen = self.encode(pictures)
         _as_many(seen, prompts, 'prompt')
-        ids, mask = self.padded_prompts(prompts)
+        ids, mask = self.padded_prompts(prompts, self._beside(settings.max_new_tokens))
         prefix = self.soft_prefix(seen, questions or prompts)
         settings = ending(settings, self.lm_tokenizer.end_id)
         return self._write(decode.with_lm, settings, key, self.lm_tokenizer, prefix, ids, mask)
@@ -227,7 +228,8 @@ class Blip2:
             raise UserError('a text that is streamed is written once: num_beams and num_return must be 1')
         seen = self.encode(picture if isinstance(picture, Seen) else [picture])
         settings = ending(settings, self.lm_tokenizer.end_id)
-        inputs = self.soft_prefix(seen, [question or prompt]), *self.padded_prompts([prompt])
+        padded = self.padded_prompts([prompt], self._beside(settings.max_new_tokens))
+        inputs = self.soft_prefix(seen, [question or prompt]), *padded
         read = stream.begin(self.model, self.params, *inputs, settings=settings)
         keys = None if key is None else row_keys(key, 1)
         ids = (int(token[0]) for token, _ in stream.tokens(self.model, self.params, read, settings, keys))
@@ -325,9 +327,18 @@ class Blip2:
         rows = [self.text_tokenizer.encode(text, self.run.data.max_text) for text in texts]
         return [np.stack(column) for column in zip(*rows, strict=True)]
 
-    def padded_prompts(self, prompts: Sequence[str]) -> tuple[Int['N T'], Bool['N T']]:
-        """Return the ids of prompts, padded at the left to one length of a bucket, and which of them exist."""
-        return left_padded([prompt_ids(self.lm_tokenizer, prompt) for prompt in prompts], self.lm_tokenizer.pad_id)
+    def padded_prompts(self, prompts: Sequence[str], beside: int) -> tuple[Int['N T'], Bool['N T']]:
+        """Return the ids of prompts, padded at the left to one length, and which of them exist.
+
+        Padding takes no room from what stands `beside` a prompt (queries, new tokens): with 40 positions and 13 beside,
+        prompts of up to 24 tokens are padded to a multiple of 8, longer ones to 27.
+        """
+        rows = [prompt_ids(self.lm_tokenizer, prompt) for prompt in prompts]
+        c = self.run.model.lm
+        return left_padded(rows, self.lm_tokenizer.pad_id, None if c.family == 't5' else c.max_positions - beside)
+
+    def _beside(self, new: int) -> int:
+        return self.run.model.qformer.num_queries + new - 1  # the last token is not read
 
     def _in_batches(self, function: Callable, *arrays: np.ndarray) -> list[np.ndarray]:
         """Apply `function(model, params, *rows)` to `batch_size` rows at a time.
@@ -363,9 +374,11 @@ def _as_many(seen: Seen, texts: Sequence[str], what: str) -> None:
         raise UserError(f'{len(seen)} picture(s) but {len(texts)} {what}(s): give one {what} a picture')
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int['N T'], Bool['N T']]:
-    """Return rows of ids, padded at the left to a multiple of PROMPT_BUCKET, and which of them exist."""
-    length = -(-max(map(len, rows)) // PROMPT_BUCKET) * PROMPT_BUCKET
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int, room: int | None = None) -> tuple[Int['N T'], Bool['N T']]:
+    """Return rows of ids, padded at the left to a multiple of PROMPT_BUCKET within `room`, and which of them exist."""
+    longest = max(map(len, rows))
+    length = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
+    length = length if room is None else max(longest, min(length, room))
     ids = np.full((len(rows), length), pad_id, np.int32)
     for row, given in zip(ids, rows, strict=True):
         row[length - len(given) :] = given

@@ -8,6 +8,8 @@ A turn is the run's prompt for a question and the answer to it; turns are joined
 the cache grows by multiples of 128 slots, so that few shapes are compiled. Padding is a hole that no position counts.
 """
 
+import itertools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,18 +69,19 @@ def say(
 ) -> Iterator[tuple[str, Dialogue]]:
     """Yield the answer piece by piece, each with the dialogue up to there.
 
-    Raises UserError when the question and an answer of `settings.max_new_tokens` do not fit the language model.
+    The answer ends where the language model's positions do, if that is before `settings.max_new_tokens`; raises
+    UserError when they leave no room for one. A repetition penalty counts this question and its answer alone.
     """
     tokenizer = model.lm_tokenizer
     settings = ending(settings, tokenizer.end_id)
-    read, dialogue = (_go_on if keeps_cache(model) else _read_again)(model, dialogue, question, settings)
+    read, dialogue, limit = (_go_on if keeps_cache(model) else _read_again)(model, dialogue, question, settings)
     keys = None if key is None else row_keys(key, 1)
     said, ids = '', []
-    for row, now in stream.tokens(model.model, model.params, read, settings, keys):
+    for row, now in itertools.islice(stream.tokens(model.model, model.params, read, settings, keys), limit):
         token = int(row[0])
         ended = token in settings.end_ids
         ids += [] if ended else [token]
-        piece = stream.piece(tokenizer, ids, said, last=ended or len(ids) == settings.max_new_tokens)
+        piece = stream.piece(tokenizer, ids, said, last=ended or len(ids) == limit)
         said += piece
         yield (
             piece,
@@ -102,37 +105,44 @@ def _look(model: Blip2, dialogue: Dialogue, new: Seen) -> Dialogue:
     if dialogue.unread:
         dialogue = _read_ids(model, dialogue, list(dialogue.unread), 0)[1]
     prefix = model.soft_prefix(new, [''])
-    cache = _room(model, dialogue.cache, prefix.shape[1], 0)
+    _left(model, _used(dialogue.cache) + prefix.shape[1])
+    cache = _grown(model, dialogue.cache, prefix.shape[1])
     _, cache = _read(model.model, model.params, cache, prefix, np.ones(prefix.shape[:2], bool))
     return replace(dialogue, cache=cache, unread=())
 
 
-def _go_on(model: Blip2, dialogue: Dialogue, question: str, settings: Settings) -> tuple[Start, Dialogue]:
-    """Read the last word of the answer before, and the new prompt."""
+def _go_on(model: Blip2, dialogue: Dialogue, question: str, settings: Settings) -> tuple[Start, Dialogue, int]:
+    """Read the last word of the answer before, and the new prompt; returns how long the answer may be, too."""
     (prompt,), tokenizer = model.question_prompts([question]), model.lm_tokenizer
     ids = prompt_ids(tokenizer, prompt)
     if dialogue.turns:
         ids = [*tokenizer.ids(tokenizer.marks.blank + prompt.rstrip()), *tokenizer.marks.close]
-    return _read_ids(model, dialogue, [*dialogue.unread, *ids], settings.max_new_tokens)
+    ids = [*dialogue.unread, *ids]
+    limit = min(settings.max_new_tokens, _left(model, _used(dialogue.cache) + len(ids)))
+    return *_read_ids(model, dialogue, ids, settings.max_new_tokens), limit
 
 
 def _read_ids(model: Blip2, dialogue: Dialogue, ids: list[int], more: int) -> tuple[Start, Dialogue]:
     row, exists = left_padded([ids], model.lm_tokenizer.pad_id)
-    cache = _room(model, dialogue.cache, row.shape[1], more, len(ids))
+    cache = _grown(model, dialogue.cache, row.shape[1] + more)
     logits, cache = _read(model.model, model.params, cache, row, exists)
     count = dialogue.words_read + len(ids)
-    return Start(logits, cache, row, exists), replace(dialogue, cache=cache, unread=(), words_read=count)
+    wide = [(0, 0), (cache.exists.shape[1] - row.shape[1], 0)]  # one shape for short and long questions
+    read = Start(logits, cache, np.pad(row, wide), np.pad(exists, wide))
+    return read, replace(dialogue, cache=cache, unread=(), words_read=count)
 
 
-def _read_again(model: Blip2, dialogue: Dialogue, question: str, settings: Settings) -> tuple[Start, Dialogue]:
+def _read_again(model: Blip2, dialogue: Dialogue, question: str, settings: Settings) -> tuple[Start, Dialogue, int]:
     """Read the whole dialogue, and each picture's queries for this question."""
     said = [f'{prompt} {answer}' for prompt, answer in _prompted(model, dialogue)]
     (prompt,) = model.question_prompts([question])
-    ids, exists = model.padded_prompts([' '.join([*said, prompt])])
     prefix = model.soft_prefix(dialogue.seen, [question] * len(dialogue.seen))
     prefix = prefix.reshape(1, -1, prefix.shape[-1])
+    ids, exists = model.padded_prompts([' '.join([*said, prompt])], prefix.shape[1])
+    limit = min(settings.max_new_tokens, _left(model, prefix.shape[1] + ids.shape[1]))
+    settings = replace(settings, max_new_tokens=limit)
     read = stream.begin(model.model, model.params, prefix, ids, exists, settings=settings)
-    return read, replace(dialogue, words_read=dialogue.words_read + int(exists.sum()))
+    return read, replace(dialogue, words_read=dialogue.words_read + int(exists.sum())), limit
 
 
 def _prompted(model: Blip2, dialogue: Dialogue) -> Iterator[tuple[str, str]]:
@@ -140,21 +150,31 @@ def _prompted(model: Blip2, dialogue: Dialogue) -> Iterator[tuple[str, str]]:
     return zip(model.question_prompts(questions), answers, strict=True)
 
 
-def _room(model: Blip2, cache: Cache | None, slots: int, more: int, words: int | None = None) -> Cache:
-    """Return the cache with room for `slots` slots and an answer of `more` words.
+def _used(cache: Cache | None) -> int:
+    return 0 if cache is None else int(cache.exists.sum())
 
-    20 slots used of 128, 8 + 64 needed: nothing grows. 100 used: 172 are needed, so 256 there are.
+
+def _left(model: Blip2, used: int) -> int:
+    """Return how long an answer may be once `used` positions are read: its last word needs none before the next turn.
+
+    Raises UserError when that is nothing.
     """
     c = model.run.model.lm
-    used = int(cache.exists.sum()) if cache is not None else 0
-    if used + (slots if words is None else words) + more > c.max_positions:
-        raise UserError(
-            f'the dialogue is full: {used} of {c.max_positions} positions are read, and {more} are kept for an answer; '
-            'begin another one, or ask for shorter answers'
-        )
-    end = int(cache.end) if cache is not None else 0
-    wanted = -(-(end + slots + more) // SLOTS) * SLOTS
+    if c.family == 't5':  # its positions are relative
+        return sys.maxsize
+    if used > c.max_positions:
+        raise UserError(f'the dialogue is full: it would have {used} positions of {c.max_positions}; begin another one')
+    return c.max_positions - used + 1
+
+
+def _grown(model: Blip2, cache: Cache | None, more: int) -> Cache:
+    """Return the cache with room for `more` slots.
+
+    20 slots used of 128, 72 more: nothing grows. 100 used: 172 are needed, so 256 there are.
+    """
+    wanted = -(-((0 if cache is None else int(cache.end)) + more) // SLOTS) * SLOTS
     if cache is None:
+        c = model.run.model.lm
         empty_cache = {'opt': opt, 'llama': llama}[c.family].empty_cache
         return empty_cache(c, 1, wanted, model.model.dtype)
     missing = max(0, wanted - cache.exists.shape[1])
