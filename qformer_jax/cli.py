@@ -22,6 +22,7 @@ from .commands.encode import Encode, encode
 from .commands.quantize import Quantize, quantize
 from .commands.rank import Rank, rank
 from .commands.search import Embed, Search, embed, search
+from .commands.write import Ask, Caption, ask, caption
 from .errors import Stopped, UserError, nearest
 
 HELP = """\
@@ -109,77 +110,6 @@ def train(arguments: list[str]) -> None:
     use = {'stage1': f'qformer evaluate {done.folder} --task retrieval'}
     use |= dict.fromkeys(('stage2', 'instruct'), f'qformer caption {done.folder} PICTURE')
     print(f'next: {use.get(done.run.stage, "train the next stage from it (qformer train)")}')
-
-
-@dataclass(frozen=True)
-class Caption:
-    """Describe pictures with a finished run of stage 1 or later."""
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    pictures: tyro.conf.Positional[tuple[Path, ...]]
-    """Picture files (or .npy feature arrays, where the run reads those)."""
-    max_new_tokens: int = 20
-    """Longest caption, in tokens."""
-    num_beams: int = 1
-    """Captions pursued at a time, of which the best are printed; 1: greedy (LAVIS: 5)."""
-    num_return: int = 1
-    """Captions a picture, best first; more than one needs beams or a temperature."""
-    temperature: float = 0.0
-    """Above 0: draw the words (nucleus sampling with --top-p); 0: take the likeliest."""
-    top_k: int = 0
-    """Draw among so many likeliest tokens; 0: all."""
-    top_p: float = 1.0
-    """Draw among the likeliest tokens that together have this probability (LAVIS: 0.9); 1: all."""
-    seed: int = 0
-    """Of what is drawn: the same seed gives the same captions."""
-
-
-def caption(options: Caption) -> None:
-    """Print one line a caption."""
-    import jax
-
-    from .inference.blip2 import Blip2
-    from .inference.search import Settings
-
-    if not options.pictures:
-        raise UserError('no picture given: qformer caption RUN PICTURE...')
-    settings = Settings(
-        max_new_tokens=options.max_new_tokens,
-        num_beams=options.num_beams,
-        num_return=options.num_return,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-    )
-    key = jax.random.key(options.seed) if options.temperature else None
-    captions = Blip2.load(options.run).caption(options.pictures, settings, key)
-    paths = [path for path in options.pictures for _ in range(options.num_return)]
-    for path, text in zip(paths, captions, strict=True):
-        print(f'{path}: {text}')
-
-
-@dataclass(frozen=True)
-class Ask:
-    """Answer a question about a picture with a finished run."""
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    picture: tyro.conf.Positional[Path]
-    """Picture file (or a .npy feature array, where the run reads those)."""
-    question: tyro.conf.Positional[str]
-    """The question, in quotes."""
-    max_new_tokens: int = 10
-    """Longest answer, in tokens."""
-
-
-def ask(options: Ask) -> None:
-    """Print the answer."""
-    from .inference.blip2 import Blip2
-    from .inference.search import Settings
-
-    settings = Settings(max_new_tokens=options.max_new_tokens)
-    print(Blip2.load(options.run).ask([options.picture], [options.question], settings)[0])
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,16 @@ def test_the_command_searches_with_beams(line, pictures_drawn, tmp_path, capsys)
     assert capsys.readouterr().out == f'{file}: {Blip2.load(line / "stage2").caption([file], Settings(6, 0, 3))[0]}\n'
 
 
+def test_the_command_draws_answers(instructed, pictures_drawn, tmp_path, monkeypatch, capsys):
+    pictures_drawn[0].save(tmp_path / 'red.png')
+    monkeypatch.setattr(Blip2, 'load', lambda run: instructed)
+    words = '--num-return 3 --temperature 2 --top-k 40 --top-p 0.9 --seed 5 --max-new-tokens 4'
+    cli.run(['ask', 'run', str(tmp_path / 'red.png'), 'is it red?', *words.split()])
+    settings = Settings(4, num_return=3, temperature=2.0, top_k=40, top_p=0.9)
+    drawn = instructed.ask(pictures_drawn[:1], ['is it red?'], settings, jax.random.key(5))
+    assert capsys.readouterr().out == '\n'.join(drawn) + '\n' and len(set(drawn)) > 1
+
+
 def test_a_stage1_run_captions_through_its_qformer(aligned, pictures_drawn):
     """Each word is the likeliest in one pass over [DEC] and the words so far, which knows no cache."""
     seen = aligned.encode(pictures_drawn)

@@ -60,14 +60,15 @@ class Settings:
     """Draw among the likeliest tokens that together have this probability (nucleus sampling); 1: all."""
 
     def __post_init__(self):
-        if min(self.max_new_tokens, self.num_beams, self.num_return) < 1 or self.repetition_penalty <= 0:
-            raise UserError(f'{self}: tokens, beams, returned texts and the repetition penalty must be above 0')
+        for name in ('max_new_tokens', 'num_beams', 'num_return', 'repetition_penalty'):
+            if not getattr(self, name) > 0:
+                raise UserError(f'{name} {getattr(self, name)} must be above 0')
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(f'min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}')
-        if not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError(
-                f'{self}: temperature must be a number from 0 on, top_k must not be below 0, top_p must be in (0, 1]'
-            )
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f'temperature {self.temperature} must be a number from 0 on; 0: take the likeliest tokens')
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError(f'top_k {self.top_k} must not be below 0, and top_p {self.top_p} must be in (0, 1]')
         if not self.temperature and (self.top_k or self.top_p < 1):
             raise UserError(
                 'top_k and top_p cut what is drawn: give a temperature, 1 for the probabilities as they are'
@@ -75,7 +76,7 @@ class Settings:
         if self.temperature and self.num_beams > 1:
             raise UserError(f'a text is drawn (temperature {self.temperature}) or searched ({self.num_beams} beams)')
         if not self.temperature and self.num_return > self.num_beams:
-            raise UserError(f'{self.num_return} texts a row need as many beams, not {self.num_beams}: raise num_beams')
+            raise UserError(f'{self.num_return} texts a row need as many beams, not {self.num_beams}, or a temperature')
 
     @property
     def fill(self) -> int:
