@@ -24,19 +24,40 @@ MASK = np.arange(4)[None] >= np.array([[0], [3], [1]])
 PREFIX = NUMBERS.standard_normal((3, 2, 16), dtype=np.float32)
 
 
-@pytest.mark.parametrize('lm', LMS, ids=lambda lm: lm.family)
-@pytest.mark.parametrize('settings', [Settings(7, end_ids=(3,)), Settings(7, end_ids=(3, 9), temperature=1.5)])
-def test_streamed_ids_are_those_of_the_loop(lm, settings):
+def drawn(lm):
+    """Return a language model alone, with random parameters."""
     model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=lm))
     shapes = blip2.shapes(model.config)
     random = np.random.default_rng(1)
     params = jax.tree.map(lambda x: jnp.asarray(0.4 * random.standard_normal(x.shape), jnp.float32), shapes)
+    return model, params
+
+
+@pytest.mark.parametrize('lm', LMS, ids=lambda lm: lm.family)
+@pytest.mark.parametrize('settings', [Settings(7, end_ids=(3,)), Settings(7, end_ids=(3, 9), temperature=1.5)])
+def test_streamed_ids_are_those_of_the_loop(lm, settings):
+    model, params = drawn(lm)
     keys = row_keys(jax.random.key(5), 3)
     read = stream.begin(model, params, PREFIX, PROMPT, MASK, settings=settings)
     ids = np.stack([token for token, _ in stream.tokens(model, params, read, settings, keys)], axis=1)
     whole = decode.with_lm(model, params, PREFIX, PROMPT, MASK, keys, settings=settings).tokens[:, 0]
     np.testing.assert_array_equal(ids, whole[:, : ids.shape[1]])
     assert (np.asarray(whole)[:, ids.shape[1] :] == 3).all(), 'the stream ends when the last text has'
+
+
+@pytest.mark.parametrize('lm, words', [(LMS[0], 0), (LMS[1], 0), (LMS[0], 1), (LMS[2], 1)])
+def test_a_row_is_drawn_alike_alone_unpadded_and_without_jit(lm, words):
+    """A prompt of one token, and one of none: the language model then goes on from the last query."""
+    model, params = drawn(lm)
+    prompt, mask = PROMPT[[0, 1, 2, 0]], np.arange(4)[None] >= np.array([[0], [3], [1], [4]])
+    prefix, keys = PREFIX[[0, 1, 2, 1]], row_keys(jax.random.key(5), 4)
+    row, settings = 3 - 2 * words, Settings(3, temperature=1.5)
+    together = decode.with_lm(model, params, prefix, prompt, mask, keys, settings=settings)
+    with jax.disable_jit(words > 0):
+        one = [x[row : row + 1] for x in (prefix, prompt[:, 4 - words :], mask[:, 4 - words :], keys)]
+        alone = decode.with_lm(model, params, *one, settings=settings)
+    np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
+    np.testing.assert_allclose(alone.scores[0], together.scores[row], rtol=1e-5)
 
 
 @pytest.mark.parametrize('text', ['a red  circle', ' naïve café 你好 ', 'x', '', '🙂'])

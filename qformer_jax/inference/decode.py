@@ -96,9 +96,14 @@ def start_decoder(
 
 
 def read(model: Blip2, x: Float['B T L'], exists: Bool['B T'], cache: Cache) -> tuple[Float['B N'], Cache]:
-    """Let a decoder read on; returns the logits of the next token, and the cache."""
+    """Let a decoder read on; returns the logits that follow the last position that exists, and the cache.
+
+    That is the last slot, but in a row whose prompt is empty beside longer ones: exists 1 1 0 0, two queries and two
+    holes, is followed by what slot 1 says.
+    """
     out = model.lm(x, exists, cache)
-    return model.lm.word_logits(out.hidden[:, -1:])[:, 0], out.cache
+    last = exists.shape[1] - 1 - exists[:, ::-1].argmax(axis=1)
+    return model.lm.word_logits(jnp.take_along_axis(out.hidden, last[:, None, None], axis=1))[:, 0], out.cache
 
 
 def lm_step(model: Blip2, params: Params) -> Step:
