@@ -118,7 +118,7 @@ def test_what_it_writes_is_what_its_losses_find_likeliest(taught, arrays):
     """Search with a cache, left padding and (T5) an encoder of its own, against the one pass that training makes."""
     model, _ = taught
     seen = model.encode([record.features for record in Dataset.open(arrays).source('test')][:3])
-    ids, mask = model.padded_prompts(QUESTIONS)
+    ids, mask = model.padded_prompts(QUESTIONS, 0)
     prefix = model.soft_prefix(seen, QUESTIONS)
     settings = Settings(max_new_tokens=4)
     tokens = decode.with_lm(model.model, model.params, prefix, ids, mask, settings=settings).tokens[:, 0]
