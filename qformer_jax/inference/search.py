@@ -204,7 +204,7 @@ def write(step: Step, texts: Texts, read: Start, s: Settings, keys: UInt32['B 2'
 
 def _one_by_one(step: Step, start: Start, s: Settings, keys: UInt32['B 2'] | None) -> Written:
     if s.num_return > 1:  # text w of row b is row b * W + w
-        start = jax.tree.map(lambda x: jnp.repeat(x, s.num_return, axis=0) if jnp.ndim(x) else x, start)
+        start = _repeated(start, s.num_return)
         keys = jax.vmap(lambda key: row_keys(jax.random.wrap_key_data(key), s.num_return))(keys).reshape(-1, 2)
     texts, _ = jax.lax.while_loop(
         lambda carry: (carry[0].count < s.max_new_tokens) & ~carry[0].ended.all(),
@@ -215,7 +215,12 @@ def _one_by_one(step: Step, start: Start, s: Settings, keys: UInt32['B 2'] | Non
     scores = _score(texts.total[:, None], start, new, texts.ended[:, None], s)
     every = Written(texts.tokens[:, None], scores)
     every = jax.tree.map(lambda x: x.reshape(-1, s.num_return, *x.shape[2:]), every)
-    return every if s.num_return == 1 else _sorted(every, s.num_return)
+    return _sorted(every, s.num_return)
+
+
+def _repeated(start: Start, times: int) -> Start:
+    """Return every row so many times, one beside the other; a scalar of the cache belongs to all rows."""
+    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0) if jnp.ndim(x) else x, start)
 
 
 def _draw(scores: Float['B N'], count: Int[''], s: Settings, keys: UInt32['B 2']) -> Int['B']:
@@ -257,7 +262,7 @@ class _Beams:
 def beam_search(step: Step, start: Start, settings: Settings) -> Written:
     """Pursue `num_beams` texts a row, until the best open one, were it to end here, beats none that has ended."""
     s, batch = settings, len(start.logits)
-    wide = jax.tree.map(lambda x: jnp.repeat(x, s.num_beams, axis=0) if jnp.ndim(x) else x, start)
+    wide = _repeated(start, s.num_beams)
 
     def write(carry):
         beams, cache = carry
