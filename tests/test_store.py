@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 
 from qformer_jax.convert import store
 from qformer_jax.errors import UserError
+from qformer_jax.models.quantized import quantize
 
 
 @pytest.fixture
@@ -36,6 +37,17 @@ def test_equal_content_is_one_file_whatever_its_order_and_library(tmp_path, para
     assert [path.name for path in tmp_path.iterdir()] == [f'{first}.safetensors']
     turned['layer_0']['query']['bias'] += 1
     assert store.save(tmp_path, turned) != first
+
+
+def test_a_digest_is_of_names_shapes_and_bytes_of_quantized_weights_too(params):
+    small = lambda: quantize(jnp.asarray(params['layer_0']['query']['kernel'].T), 8)  # noqa: E731
+    first = store.digest(params | {'small': small()})
+    assert store.digest({'small': small(), **params}) == first
+    moved = small().replace(scale=small().scale * 2)
+    others = [params | {'small': moved}, params | {'tiny': small()}, params, params | {'small': small().values}]
+    assert len({first, *map(store.digest, others)}) == 5
+    flat = {'x': np.arange(6)}, {'x': np.arange(6).reshape(2, 3)}, {'x': np.arange(6).astype('float64')}
+    assert len(set(map(store.digest, flat))) == 3
 
 
 def test_a_missing_or_damaged_file_is_named(tmp_path, params):

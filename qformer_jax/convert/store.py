@@ -9,9 +9,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from jax.typing import ArrayLike
 from safetensors.numpy import load_file
 
 from ..errors import UserError, full_disk_as_user_error
@@ -99,9 +101,18 @@ def path(folder: Path, digest: str) -> Path:
 
 def digest(params: Params) -> str:
     """Return the SHA-256 of the arrays' names, dtypes, shapes and bytes; equal means equal to the last bit."""
-    total = hashlib.sha256()
-    for name, value in flatten(params).items():
-        array = np.asarray(value)
-        total.update(f'{name} {array.dtype} {array.shape}'.encode())
-        total.update(np.ascontiguousarray(array).tobytes())
+    return hashlib.sha256(repr(digests(params)).encode()).hexdigest()
+
+
+def digests(params: Params) -> dict[str, str]:
+    """Return path -> what `digest` says of one array; a quantized one is two (`PATH/values`, `PATH/scale`)."""
+    flat = apart(flatten(params))
+    with ThreadPoolExecutor() as pool:  # hashing is outside Python's lock
+        return dict(zip(flat, pool.map(_digest_of_array, flat.values()), strict=True))
+
+
+def _digest_of_array(value: ArrayLike) -> str:
+    array = np.asarray(value)
+    total = hashlib.sha256(f'{array.dtype} {array.shape}'.encode())
+    total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return total.hexdigest()
