@@ -34,11 +34,11 @@ from ..typing import Bool, Float, Int, Params
 from . import decode, passes, stream
 from . import quantize as quantization
 from . import rank as ranking
+from .prompts import ending, left_padded
 from .search import Settings, row_keys
 from .seen import Picture, Seen, read
 
 CAPTION, ANSWER = Settings(max_new_tokens=20), Settings(max_new_tokens=10)
-PROMPT_BUCKET = 8  # prompts are padded to a multiple of this many tokens
 
 
 @dataclass(frozen=True)
@@ -341,18 +341,7 @@ class Blip2:
         return self.run.model.qformer.num_queries + new - 1  # the last token is not read
 
     def _in_batches(self, function: Callable, *arrays: np.ndarray) -> list[np.ndarray]:
-        """Apply `function(model, params, *rows)` to `batch_size` rows at a time.
-
-        A batch of fewer is padded with its last row to a power of two: 5 rows run as 8, 1 as 1.
-        """
-        parts = []
-        for begin in range(0, len(arrays[0]), self.batch_size):
-            rows = [a[begin : begin + self.batch_size] for a in arrays]
-            missing = min(self.batch_size, 1 << (len(rows[0]) - 1).bit_length()) - len(rows[0])
-            padded = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) if missing else r for r in rows]
-            out = jax.tree.leaves(function(self.model, self.params, *padded))
-            parts.append([np.asarray(o)[: len(rows[0])] for o in out])
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+        return passes.in_batches(functools.partial(function, self.model, self.params), self.batch_size, *arrays)
 
     def needs(self, part: Literal['lm', 'qformer']) -> None:
         """Raise UserError when the run lacks a part of the model."""
@@ -372,19 +361,3 @@ class Blip2:
 def _as_many(seen: Seen, texts: Sequence[str], what: str) -> None:
     if len(texts) != len(seen):
         raise UserError(f'{len(seen)} picture(s) but {len(texts)} {what}(s): give one {what} a picture')
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad_id: int, room: int | None = None) -> tuple[Int['N T'], Bool['N T']]:
-    """Return rows of ids, padded at the left to a multiple of PROMPT_BUCKET within `room`, and which of them exist."""
-    longest = max(map(len, rows))
-    length = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
-    length = length if room is None else max(longest, min(length, room))
-    ids = np.full((len(rows), length), pad_id, np.int32)
-    for row, given in zip(ids, rows, strict=True):
-        row[length - len(given) :] = given
-    return ids, np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
-
-
-def ending(settings: Settings, end_id: int) -> Settings:
-    """Return settings that end texts: at `end_id` where they name no end themselves."""
-    return settings if settings.end_ids else dataclasses.replace(settings, end_ids=(end_id,))

@@ -25,7 +25,8 @@ from ..models import blip2, llama, opt
 from ..models.cache import Cache
 from ..typing import Array, Bool, Float, Int, Params
 from . import decode, stream
-from .blip2 import Blip2, ending, left_padded
+from .blip2 import Blip2
+from .prompts import ending, left_padded
 from .search import Settings, Start, row_keys
 from .seen import Picture, Seen
 

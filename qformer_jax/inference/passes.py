@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from ..models import masks
 from ..models.blip2 import Blip2
@@ -21,6 +22,20 @@ def bound(function: Callable) -> Callable:
         return nn.apply(function, model)({'params': params}, *arrays)
 
     return call
+
+
+def in_batches(function: Callable, size: int, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Apply a pass to `size` rows of the arrays at a time, and return what it gives of all.
+
+    A batch of fewer is padded with its last row to a power of two: 5 rows run as 8, 1 as 1.
+    """
+    parts = []
+    for begin in range(0, len(arrays[0]), size):
+        rows = [a[begin : begin + size] for a in arrays]
+        missing = min(size, 1 << (len(rows[0]) - 1).bit_length()) - len(rows[0])
+        padded = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) if missing else r for r in rows]
+        parts.append([np.asarray(out)[: len(rows[0])] for out in jax.tree.leaves(function(*padded))])
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 @bound
