@@ -20,8 +20,9 @@ import jax
 import jaxtyping
 import numpy as np
 
-Array = jax.Array | np.ndarray
+Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct  # the last one: what jax.eval_shape makes of arrays
 Params = dict[str, Any]  # nested dict of arrays, one entry a layer: the canonical tree
+Size = Any  # a length: an int, or a name for any while a function is exported for all sizes (jax.export)
 
 
 class _Shaped:

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..models import llama, opt, t5
 from ..models.blip2 import Blip2
 from ..models.cache import Cache, write
-from ..typing import Array, Bool, Float, Int, Params, UInt32
+from ..typing import Array, Bool, Float, Int, Params, Size, UInt32
 from .search import Settings, Start, Step, Written, search
 
 
@@ -50,7 +50,7 @@ def with_qformer(
 
 
 def start_lm(
-    model: Blip2, params: Params, prefix: Float['B Q L'], prompt: Int['B T'], prompt_mask: Bool['B T'], limit: int
+    model: Blip2, params: Params, prefix: Float['B Q L'], prompt: Int['B T'], prompt_mask: Bool['B T'], limit: Size
 ) -> tuple[Step, Start]:
     """Let the language model read prefix and left-padded prompt; raises UserError if `limit` more tokens do not fit."""
     begin = start_t5 if model.config.lm.family == 't5' else start_decoder
@@ -74,7 +74,7 @@ def start_decoder(
     prefix: Float['B Q L'],
     prompt: Int['B T'],
     prompt_mask: Bool['B T'],
-    limit: int,
+    limit: Size,
 ) -> tuple[Step, Start]:
     """Read prefix and prompt; raises UserError when they and `limit` new tokens exceed the model's positions."""
     c = model.config.lm
@@ -89,7 +89,7 @@ def start_decoder(
 
     def begin(model: Blip2) -> tuple[Array, Cache]:
         x, exists = _given_prefix(model, prefix, prompt, prompt_mask)
-        return read(model, x, exists, empty_cache(c, len(x), slots, model.dtype))
+        return read(model, x, exists, empty_cache(c, x.shape[0], slots, model.dtype))
 
     logits, cache = nn.apply(begin, model)({'params': params})
     return lm_step(model, params), Start(logits, cache, prompt, prompt_mask)
@@ -110,11 +110,11 @@ def lm_step(model: Blip2, params: Params) -> Step:
     """Return how the language model goes on, whatever it has read."""
 
     def decoder(model: Blip2, cache: Cache, last: Int['R']) -> tuple[Array, Cache]:
-        return read(model, model.lm.embed(last[:, None]), jnp.ones((len(last), 1), bool), cache)
+        return read(model, model.lm.embed(last[:, None]), jnp.ones((last.shape[0], 1), bool), cache)
 
     def encoder_decoder(model: Blip2, cache: tuple[t5.Memory, Cache], last: Int['R']) -> tuple[Array, tuple]:
         memory, written = cache
-        out = model.lm(model.lm.embed(last[:, None]), jnp.ones((len(last), 1), bool), memory, written)
+        out = model.lm(model.lm.embed(last[:, None]), jnp.ones((last.shape[0], 1), bool), memory, written)
         return model.lm.word_logits(out.hidden)[:, 0], (memory, out.cache)
 
     go_on = encoder_decoder if model.config.lm.family == 't5' else decoder
@@ -127,21 +127,21 @@ def start_t5(
     prefix: Float['B Q L'],
     prompt: Int['B T'],
     prompt_mask: Bool['B T'],
-    limit: int,
+    limit: Size,
 ) -> tuple[Step, Start]:
     """Let the encoder read prefix and prompt, and give the decoder its first token; that is the search's prompt."""
 
     def begin(model: Blip2) -> tuple[t5.Memory, Cache]:
         memory = model.lm.encode(*_given_prefix(model, prefix, prompt, prompt_mask))
         memory = memory.replace(hidden_states=())  # beams would carry them along
-        return memory, t5.empty_cache(model.config.lm, len(prompt), limit, model.dtype)
+        return memory, t5.empty_cache(model.config.lm, prompt.shape[0], limit, model.dtype)
 
-    first = jnp.full((len(prompt), 1), t5.START_ID)
+    first = jnp.full((prompt.shape[0], 1), t5.START_ID)
     return _after_first(lm_step(model, params), nn.apply(begin, model)({'params': params}), first)
 
 
 def start_qformer(
-    model: Blip2, params: Params, features: Float['B P V'], feature_mask: Bool['B P'], limit: int
+    model: Blip2, params: Params, features: Float['B P V'], feature_mask: Bool['B P'], limit: Size
 ) -> tuple[Step, Start]:
     """Run the queries, whose keys and values the text then reads, and give the text its first token, [DEC].
 
@@ -156,11 +156,11 @@ def start_qformer(
     def begin(model: Blip2) -> Cache:
         queries = model.ask_queries(features, feature_mask).cache
         layers = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, limit), (0, 0), (0, 0))), queries)
-        exists = jnp.tile(jnp.arange(c.num_queries + limit)[None] < c.num_queries, (len(features), 1))
+        exists = jnp.tile(jnp.arange(c.num_queries + limit)[None] < c.num_queries, (features.shape[0], 1))
         return Cache(layers, exists, jnp.int32(c.num_queries))
 
     def go_on(model: Blip2, cache: Cache, last: Int['R']) -> tuple[Array, Cache]:
-        own = jnp.ones((len(last), 1), bool)
+        own = jnp.ones((last.shape[0], 1), bool)
         seen = jnp.concatenate([cache.exists, own], axis=1)[:, None, None, :]
         text_start = cache.end - c.num_queries
         out = model.qformer(seen, text=last[:, None], prefix=cache.layers, text_start=text_start)
@@ -169,7 +169,7 @@ def start_qformer(
         )
         return model.qformer.word_logits(out.text)[:, 0], Cache(layers, exists, cache.end + 1)
 
-    first = jnp.full((len(features), 1), c.vocab_size)  # [DEC] is the row after the vocabulary
+    first = jnp.full((features.shape[0], 1), c.vocab_size)  # [DEC] is the row after the vocabulary
     step = partial(nn.apply(go_on, model), {'params': params})
     return _after_first(step, nn.apply(begin, model)({'params': params}), first)
 

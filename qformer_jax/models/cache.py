@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
 
-from ..typing import Array, Bool, Float, Int
+from ..typing import Array, Bool, Float, Int, Size
 from .layers import KeyValue
 
 
@@ -20,7 +20,7 @@ class Cache:
     """Slots written so far, the same for every row."""
 
 
-def empty(depth: int, heads: int, head_width: int, batch: int, slots: int, dtype: DTypeLike) -> Cache:
+def empty(depth: int, heads: int, head_width: int, batch: Size, slots: Size, dtype: DTypeLike) -> Cache:
     """Return a cache of `slots` empty slots for `batch` rows of a decoder with `depth` layers."""
     zeros = jnp.zeros((batch, slots, heads, head_width), dtype)
     return Cache(tuple(KeyValue(zeros, zeros) for _ in range(depth)), jnp.zeros((batch, slots), bool), jnp.int32(0))

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from .. import config
-from ..typing import Array, Bool, Float, Int
+from ..typing import Array, Bool, Float, Int, Size
 from . import cache as caches
 from . import masks
 from .cache import Cache, LmOutput, place, write
@@ -19,7 +19,7 @@ from .layers import GatedMlp, KeyValue, attend, dense, rms_norm, tied_logits, un
 from .quantized import weight
 
 
-def empty_cache(c: config.Llama, batch: int, slots: int, dtype: DTypeLike) -> Cache:
+def empty_cache(c: config.Llama, batch: Size, slots: Size, dtype: DTypeLike) -> Cache:
     """Return a cache of `slots` empty slots for `batch` rows."""
     return caches.empty(c.depth, c.kv_heads, c.head_width, batch, slots, dtype)
 

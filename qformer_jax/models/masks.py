@@ -17,7 +17,7 @@ pass's keys and values. A pass over some of the rows takes those rows of the dra
 
 import jax.numpy as jnp
 
-from ..typing import Array, Bool, Int
+from ..typing import Array, Bool, Int, Size
 
 
 def _seen(num_queries: int, text_mask: Bool['B T']) -> tuple[Bool['S'], Bool['B 1 1 S']]:
@@ -48,7 +48,7 @@ def multimodal_causal(num_queries: int, text_mask: Bool['B T']) -> Bool['B 1 S S
     return (jnp.where(is_text[:, None], causal, ~is_text[None, :]))[None, None] & exists
 
 
-def decoder(exists: Bool['B M'], start: int | Array, length: int) -> Bool['B 1 T M']:
+def decoder(exists: Bool['B M'], start: int | Array, length: Size) -> Bool['B 1 T M']:
     """Return the mask of `length` new positions of a decoder whose keys occupy slots 0..M-1.
 
     The new positions are slots start..start+length-1; each sees the existing slots up to itself. Worked example:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from .. import config
-from ..typing import Array, Bool, Float, Int
+from ..typing import Array, Bool, Float, Int, Size
 from . import cache as caches
 from . import masks
 from .cache import Cache, LmOutput, place, write
@@ -17,7 +17,7 @@ POSITION_OFFSET = 2  # OPT's table has two rows before position 0
 NORM_EPS = 1e-5
 
 
-def empty_cache(c: config.Opt, batch: int, slots: int, dtype: DTypeLike) -> Cache:
+def empty_cache(c: config.Opt, batch: Size, slots: Size, dtype: DTypeLike) -> Cache:
     """Return a cache of `slots` empty slots for `batch` rows."""
     return caches.empty(c.depth, c.heads, c.width // c.heads, batch, slots, dtype)
 

@@ -17,7 +17,7 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from .. import config
-from ..typing import Array, Bool, Float, Int
+from ..typing import Array, Bool, Float, Int, Size
 from .layers import Attention, KeyValue, Mlp, at_least_float32, dense, gelu, layer_norm, tied_logits
 
 
@@ -150,7 +150,7 @@ class Qformer(nn.Module):
         return ImageMemory(tuple(layer.project_image(features) for layer in self.layer), mask[:, None, None, :])
 
     def _embed(
-        self, batch: int, with_queries: bool, text: Int['B T'] | None, text_start: Array | int
+        self, batch: Size, with_queries: bool, text: Int['B T'] | None, text_start: Array | int
     ) -> Float['B S D']:
         parts = []
         if with_queries:

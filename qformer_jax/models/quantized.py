@@ -111,7 +111,7 @@ def product(x: Float['R I'], rows: Quantized) -> Float['R O']:
     # or else XLA widens the weights before a loop that decodes, once, and keeps them wide
     x, rows = jax.lax.optimization_barrier((x, rows))
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    if len(x) <= FEW_ROWS:
+    if isinstance(x.shape[0], int) and x.shape[0] <= FEW_ROWS:  # an exported function has any number
         return jnp.stack([_sums(row.astype(wide), rows) for row in x])
     contract = (((1,), (1,)), ((), ()))
     if rows.bits == 4:

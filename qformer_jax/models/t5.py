@@ -12,7 +12,7 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from .. import config
-from ..typing import Array, Bool, Float, Int
+from ..typing import Array, Bool, Float, Int, Size
 from . import cache as caches
 from . import masks
 from .cache import Cache, LmOutput, place, write
@@ -22,7 +22,7 @@ from .quantized import weight
 START_ID = 0  # what the decoder reads before the first token: T5's padding id
 
 
-def empty_cache(c: config.T5, batch: int, slots: int, dtype: DTypeLike) -> Cache:
+def empty_cache(c: config.T5, batch: Size, slots: Size, dtype: DTypeLike) -> Cache:
     """Return a decoder cache of `slots` empty slots for `batch` rows."""
     return caches.empty(c.decoder_depth, c.heads, c.head_width, batch, slots, dtype)
 
