@@ -100,7 +100,7 @@ def to_ours(
     speaks = _read_lm_tokenizer(lm) if lm else None
     weights, digests, sources = dest.parent / 'weights', {}, _sources(model.files)
     inputs = {f'source {i}': source['sha256'] for i, source in enumerate(sources, 1)}
-    with _all_or_nothing(dest) as scratch, store.taken_back_on_error(weights) as save:
+    with all_or_nothing(dest) as scratch, store.taken_back_on_error(weights) as save:
         scratch.mkdir()
         if text:
             TextTokenizer.load(text).save(scratch / WORDPIECE)
@@ -153,7 +153,7 @@ def to_theirs(
     with _progress(theirs) as seen:
         if kind == 'lavis':
             return _write_lavis(dest, seen, dtype, record), left_out
-        with _all_or_nothing(dest) as scratch:
+        with all_or_nothing(dest) as scratch:
             scratch.mkdir()
             stream.write_shards(scratch, seen, dtype, _SHARD)
             _write_json(scratch / 'config.json', huggingface_config.of_model(target.model))
@@ -164,7 +164,7 @@ def to_theirs(
 def _write_lavis(dest: Path, state: State, dtype: DType | None, record: dict) -> list[Path]:
     """Write the file and its provenance beside it, both or neither."""
     beside = dest.with_name(f'{dest.stem}.{PROVENANCE}')
-    with _all_or_nothing(beside) as note, _all_or_nothing(dest) as scratch:
+    with all_or_nothing(beside) as note, all_or_nothing(dest) as scratch:
         _write_json(note, record)
         if dest.suffix == '.pth':
             _write_pth(scratch, state, dtype)
@@ -186,7 +186,7 @@ def _write_pth(path: Path, state: State, dtype: DType | None) -> None:
 
 
 @contextmanager
-def _all_or_nothing(dest: Path) -> Iterator[Path]:
+def all_or_nothing(dest: Path) -> Iterator[Path]:
     """Lend a path beside `dest` and move what was written there to `dest` at the end; nothing remains of a failure."""
     if dest.exists():
         raise UserError(f"'{dest}' exists: name a new one, or remove it first")

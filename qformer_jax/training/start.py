@@ -33,6 +33,7 @@ class Finished:
     """A finished run: its configuration and the digests of its components in the weight store."""
 
     folder: Path
+    fingerprint: str
     run: config.Run
     inputs: dict[str, str]
     last: dict[str, str]
@@ -56,7 +57,7 @@ def finished(folder: str | Path) -> Finished:
     identity = json.loads((folder / RUN).read_text())
     done = json.loads((folder / FINISHED).read_text())
     run = config.from_json(json.dumps(identity['config']))
-    return Finished(folder, run, identity['inputs'], done['last'], done['best'])
+    return Finished(folder, identity['fingerprint'], run, identity['inputs'], done['last'], done['best'])
 
 
 def load_components(done: Finished, which: str = 'last') -> Params:
