@@ -44,6 +44,7 @@ setup(
         'rich>=13',
         'tokenizers>=0.21',
         'safetensors>=0.5',
+        'flatbuffers',  # jax.export imports it without asking for it
         'pillow>=11',
         'matplotlib>=3.9',
         'tensorboardX>=2.6',

@@ -19,6 +19,7 @@ import tyro
 from . import config, recipes
 from .commands.chat import Chat, chat
 from .commands.encode import Encode, encode
+from .commands.export import Export, export
 from .commands.quantize import Quantize, quantize
 from .commands.rank import Rank, rank
 from .commands.search import Embed, Search, embed, search
@@ -39,6 +40,7 @@ qformer: train a Q-Former between a frozen vision tower and a frozen language mo
   qformer search RUN FOLDER TEXT    find the pictures of a folder that fit a text
   qformer embed RUN PICTURE...      write ITC vectors of pictures and texts
   qformer quantize RUN DEST --weights int8   a run in fewer bits, and what that costs
+  qformer export RUN DEST           files that serve a run without this package
   qformer evaluate RUN --task TASK  vqa, caption or retrieval, on a split of the data set
   qformer verify CASE...            compare our numbers with recorded ones
 
@@ -261,6 +263,7 @@ COMMANDS: dict[str, tuple[type, Callable]] = {
     'search': (Search, search),
     'embed': (Embed, embed),
     'quantize': (Quantize, quantize),
+    'export': (Export, export),
     'evaluate': (Evaluate, evaluate),
     'verify': (Verify, verify),
     'convert': (Convert, convert),

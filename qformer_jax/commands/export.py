@@ -1,0 +1,37 @@
+"""`qformer export`: a run as files that need nothing of this package."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a finished run as files that a serving box runs without this package: StableHLO for CPU, CUDA and TPU.
+
+    encode, prefill and step are artefacts of `jax.export` for any number of rows and prompts of any length. Weights are
+    an argument of theirs, in one safetensors file. A serving program sees arrays only; export.json names them. run.py,
+    a page of code, shows how: it describes a picture or answers a question with jax, numpy, safetensors, tokenizers and
+    Pillow. A run of `qformer quantize` keeps its small weights.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run (`stage2` or `instruct`)."""
+    dest: tyro.conf.Positional[Path]
+    """Folder to write."""
+
+
+def export(options: Export) -> None:
+    """Write the folder, and say what is in it."""
+    from ..inference.blip2 import Blip2
+    from ..inference.export import write
+    from ..training import start
+
+    done = start.finished(options.run)
+    written = write(Blip2.load(options.run), options.dest, done.fingerprint)
+    for name, size in written.items():
+        print(f'  {name:24} {size:>14,} bytes')
+    print(f'wrote {options.dest}')
+    picture = 'PICTURE' if done.run.model.vit else 'FEATURES.npy'
+    print(f'next: python {options.dest / "run.py"} {picture} "QUESTION"')

@@ -1,0 +1,104 @@
+"""A run as a folder that another box runs without this package, with JAX alone.
+
+NAME.stablehlo        each function of the run, as `jax.export` serializes it, for every platform and size
+weights.safetensors   their first arguments: the weights by parameter path, once for all
+export.json           names, shapes and types; marks and prompts of texts; what the files were made from
+*.json                the tokenizers
+run.py                reads all this (`exported.py`)
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.export import Exported
+
+from .. import config
+from ..convert import store, stream
+from ..convert.tensors import in_memory
+from ..data.pack import BYTE_BPE, WORDPIECE
+from ..models.quantized import apart
+from ..models.vit import PIXEL_MEAN, PIXEL_STD
+from ..rules import flatten
+from ..training.exchange import all_or_nothing
+from . import exported
+from .blip2 import ANSWER, CAPTION, PROMPT_BUCKET, Blip2
+from .functions import Function, functions
+
+PLATFORMS = 'cpu', 'cuda', 'tpu'
+
+
+def artefact(function: Function, platforms: Sequence[str] = PLATFORMS) -> Exported:
+    """Return a function for all sizes and platforms; only shapes are looked at, and nothing runs."""
+    return jax.export.export(jax.jit(function.call), platforms=platforms)(function.weights, *function.inputs.values())
+
+
+def write(model: Blip2, dest: Path, fingerprint: str) -> dict[str, int]:
+    """Write the folder `dest`, and return the bytes of its files; raises UserError if it exists or nothing can be."""
+    held = apart(flatten(model.params))
+    parts = functions(model.run, held)
+    used = {path: held[path] for path in sorted(set().union(*(part.weights for part in parts)))}
+    with all_or_nothing(dest) as folder:
+        folder.mkdir()
+        about = _about(model) | {'fingerprint': fingerprint, 'functions': {}}
+        for part in parts:
+            made = artefact(part)
+            (folder / f'{part.name}.stablehlo').write_bytes(made.serialize())
+            about['functions'][part.name] = _signature(part, made)
+        stream.write(folder / 'weights.safetensors', in_memory(used))
+        model.lm_tokenizer.save(folder / BYTE_BPE)
+        if model.run.objective.instruction_aware:
+            model.text_tokenizer.save(folder / WORDPIECE)
+        shutil.copy(exported.__file__, folder / 'run.py')
+        about['sha256'] = {path.name: store.sha256(path) for path in sorted(folder.iterdir())}
+        (folder / 'export.json').write_text(json.dumps(about, indent=1))
+    return {path.name: path.stat().st_size for path in sorted(dest.iterdir())}
+
+
+def _signature(part: Function, made: Exported) -> dict[str, Any]:
+    """Return the inputs and outputs of a function by name; before the inputs come its weights, sorted by path."""
+    given = jax.tree.unflatten(made.out_tree, made.out_avals)
+    outputs = dict(zip(part.outputs, given if len(part.outputs) > 1 else [given], strict=True))
+    components = sorted({path.split('/')[0] for path in part.weights})
+    described = jax.tree.map(
+        lambda x: {'shape': [size if isinstance(size, int) else str(size) for size in x.shape], 'dtype': x.dtype.name},
+        {'inputs': part.inputs, 'outputs': outputs},
+    )
+    return {'weights': components} | described
+
+
+def _about(model: Blip2) -> dict[str, Any]:
+    """Return what a caller must know beside the functions."""
+    run, marks = model.run, model.lm_tokenizer.marks
+    about = {
+        'stage': run.stage,
+        'platforms': PLATFORMS,
+        'versions': {name: version(name) for name in ('qformer_jax', 'jax')},
+        'image': _image(run.model.vit),
+        'tokens': {
+            'file': BYTE_BPE,
+            'begin': marks.begin,
+            'close': marks.close,
+            'end': marks.end,
+            'pad': marks.pad,
+            'multiple': PROMPT_BUCKET,
+        },
+        'caption': {'prompt': run.data.caption_prompt, 'max_new_tokens': CAPTION.max_new_tokens},
+        'question': {'prompt': run.data.question_prompt, 'max_new_tokens': ANSWER.max_new_tokens},
+    }
+    if run.objective.instruction_aware:
+        text = model.text_tokenizer
+        ids = {'begin': text.cls_id, 'end': text.sep_id, 'pad': text.pad_id}
+        about['text'] = {'file': WORDPIECE, **ids, 'length': run.data.max_text}
+    return about
+
+
+def _image(vit: config.Vit | None) -> dict[str, Any] | None:
+    if not vit:
+        return None
+    inside = {'mean': PIXEL_MEAN, 'std': PIXEL_STD}
+    return {'size': vit.image_size, 'resize': 'bicubic, the whole picture', 'normalised inside': inside}
