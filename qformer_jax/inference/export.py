@@ -26,8 +26,9 @@ from ..models.vit import PIXEL_MEAN, PIXEL_STD
 from ..rules import flatten
 from ..training.exchange import all_or_nothing
 from . import exported
-from .blip2 import ANSWER, CAPTION, PROMPT_BUCKET, Blip2
+from .blip2 import ANSWER, CAPTION, Blip2
 from .functions import Function, functions
+from .prompts import PROMPT_BUCKET
 
 PLATFORMS = 'cpu', 'cuda', 'tpu'
 
