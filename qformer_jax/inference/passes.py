@@ -9,7 +9,7 @@ import numpy as np
 
 from ..models import masks
 from ..models.blip2 import Blip2
-from ..objectives import captioning
+from ..training import losses
 from ..typing import Bool, Float, Int, UInt8
 
 
@@ -84,4 +84,4 @@ def target_losses(
 ) -> Float['B T']:
     """Return the loss (nats) of each target token after [prefix, text so far]; zero elsewhere."""
     hidden = model.after_prefix(prefix, text, text_mask, target)
-    return captioning.token_losses(model.lm.word_logits(hidden), text) * target
+    return losses.target_losses(model, hidden, text, target)[0]
