@@ -153,17 +153,18 @@ def test_cache_equals_no_cache(pair):
     assert_close(np.asarray(stepwise)[LEFT], np.asarray(logits(params, c))[LEFT])
 
 
-def test_greedy_search_writes_hugging_faces_ids(pair):
+@pytest.mark.parametrize('beams', [1, 3])
+def test_searches_write_hugging_faces_ids(pair, beams):
     torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
     c, theirs, params = pair
     want = theirs.generate(
-        torch.tensor(IDS).long(), attention_mask=torch.tensor(LEFT).long(),
+        torch.tensor(IDS).long(), attention_mask=torch.tensor(LEFT).long(), num_beams=beams, num_return_sequences=beams,
         max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=c))
-    settings = Settings(max_new_tokens=8)
+    settings = Settings(max_new_tokens=8, num_beams=beams, num_return=beams)
     written = decode.with_lm(model, {'lm': params}, jnp.zeros((3, 0, c.width)), IDS, LEFT, settings=settings)
-    np.testing.assert_array_equal(np.asarray(written.tokens).reshape(3, 8), want.numpy()[:, 13:])
+    np.testing.assert_array_equal(np.asarray(written.tokens).reshape(-1, 8), want.numpy()[:, 13:])
 
 
 def test_no_position_reads_a_later_one(pair):

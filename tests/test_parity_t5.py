@@ -13,6 +13,8 @@ from qformer_jax import config
 from qformer_jax.convert.t5 import T5 as TABLE
 from qformer_jax.convert.table import convert, to_ours, to_theirs
 from qformer_jax.convert.tensors import in_memory
+from qformer_jax.inference import decode
+from qformer_jax.inference.search import Settings
 from qformer_jax.models import blip2
 from qformer_jax.models.t5 import START_ID, T5, distance_buckets, empty_cache, relative_bias, shift_right
 from qformer_jax.objectives import captioning
@@ -195,6 +197,23 @@ def test_the_decoder_reads_nothing_later_and_the_encoder_everything(params):
     encoder, cross, causal = (np.abs(x).sum(axis=(0, 2, 3, 5)) for x in (encoder, cross, causal))
     assert (encoder > 0).all() and (cross > 0).all()
     assert (np.triu(causal, 1) == 0).all() and (causal[np.tril_indices(6)] > 0).all()
+
+
+@pytest.mark.parametrize('beams', [1, 3])
+def test_searches_write_hugging_faces_ids(torch, theirs, params, beams):
+    """Texts of several lengths, from encoder rows of several lengths."""
+    ends = (48, 43)
+    found = theirs.generate(
+        torch.tensor(READS).long(), attention_mask=torch.tensor(LEFT).long(), num_beams=beams,
+        num_return_sequences=beams, max_new_tokens=8, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0],
+    )  # fmt: skip
+    want = found.numpy()[:, 1:]  # without the start token
+    model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=TINY))
+    settings = Settings(8, num_beams=beams, num_return=beams, length_rule='generated', end_ids=ends)
+    prefix = np.zeros((3, 0, TINY.width), np.float32)
+    ours = decode.with_lm(model, {'lm': params}, prefix, READS, LEFT, settings=settings).tokens
+    np.testing.assert_array_equal(np.asarray(ours).reshape(-1, 8), want)
+    assert (want == ends[0]).any() and not np.isin(want, ends).any(axis=1).all()
 
 
 def test_where_the_padding_stands_does_not_matter(params):
