@@ -51,7 +51,12 @@ def encoded(monkeypatch) -> list[int]:
 
 
 def opened(model: Blip2, folder, **options) -> Gallery:
-    return Gallery(model, picture_files([folder]), Cache(folder.parent / 'cache'), **options)
+    return Gallery(keeping(model, folder.parent / 'cache'), picture_files([folder]), **options)
+
+
+def keeping(model: Blip2, folder) -> Blip2:
+    """Return the model with a cache, opened anew."""
+    return dataclasses.replace(model, cache=Cache(folder))
 
 
 def test_a_search_is_itc_then_itm_over_the_best(aligned, folder):
@@ -85,11 +90,11 @@ def test_what_is_kept_is_what_would_be_computed(aligned, folder):
     opened(aligned, folder).search(TEXT)
     kept = opened(aligned, folder)
     seen = aligned.encode(files)
-    assert kept.features(range(8)).features.tobytes() == seen.features.tobytes()
+    assert kept.features(files).features.tobytes() == seen.features.tobytes()
     assert kept.vectors.tobytes() == aligned.features(seen).tobytes()
     alone = dataclasses.replace(aligned, batch_size=1)
     np.testing.assert_allclose(kept.vectors, alone.features(files), atol=1e-5)
-    np.testing.assert_allclose(kept.features(range(8)).features, alone.encode(files).features, atol=1e-5)
+    np.testing.assert_allclose(kept.features(files).features, alone.encode(files).features, atol=1e-5)
 
 
 def test_new_changed_and_deleted_pictures_are_noticed(aligned, folder, encoded, capsys):
@@ -102,17 +107,18 @@ def test_new_changed_and_deleted_pictures_are_noticed(aligned, folder, encoded, 
     hits = opened(aligned, folder).search(TEXT)
     assert sum(encoded) == 2 and '8 pictures, 2 of them new' in capsys.readouterr().err
     assert {hit.file.name for hit in hits} == {f'{n}.png' for n in range(2, 8)} | {'moved.png', 'new.png'}
-    fresh = Gallery(aligned, picture_files([folder]), Cache(folder.parent / 'other')).search(TEXT)
+    fresh = Gallery(keeping(aligned, folder.parent / 'other'), picture_files([folder])).search(TEXT)
     np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in fresh], atol=1e-5)
 
 
 def test_what_an_entry_depends_on_makes_another_entry(aligned, folder, encoded):
     """Another Q-Former over the same tower reads the kept features; another tower, size or dtype does not."""
-    opened(aligned, folder).features([0])
+    first = picture_files([folder])[:1]
+    opened(aligned, folder).features(first)
 
     def encodes(model: Blip2) -> int:
         encoded.clear()
-        opened(model, folder).features([0])
+        opened(model, folder).features(first)
         return sum(encoded)
 
     def with_params(part: str) -> Blip2:
@@ -122,6 +128,8 @@ def test_what_an_entry_depends_on_makes_another_entry(aligned, folder, encoded):
     assert encodes(aligned) == 0
     assert encodes(with_params('qformer')) == 0
     assert encodes(with_params('vit')) == 1
+    assert encodes(aligned.quantize('int8')) == 1
+    assert encodes(aligned.quantize('int8')) == 0
     run = small.change(aligned.run, 'training', dtype='bfloat16')
     assert encodes(dataclasses.replace(aligned, run=run)) == 1
     vit = dataclasses.replace(aligned.run.model.vit, norm_eps=1e-5)
@@ -157,7 +165,7 @@ def test_the_command_searches(line, folder, capsys):
     capsys.readouterr()
     cli.run(['search', str(line / 'stage1'), str(folder), TEXT, '--top', '3', '--rerank', '4'])
     out, err = capsys.readouterr()
-    hits = Gallery(Blip2.load(line / 'stage1'), picture_files([folder]), Cache(line / 'cache')).search(TEXT, 4)
+    hits = Gallery(Blip2.load(line / 'stage1', cache=line / 'cache'), picture_files([folder])).search(TEXT, 4)
     found = ''.join(row.split('│')[2].strip() for row in out.splitlines() if row.count('│') == 5)  # names are folded
     assert found == ''.join(str(hit.file) for hit in hits[:3])
     assert f'{hits[0].score:.4f}' in out and f'{hits[2].cosine:.4f}' in out
@@ -195,7 +203,7 @@ def test_an_empty_folder_and_a_damaged_picture_are_named(aligned, tmp_path):
         picture_files([tmp_path])
     (tmp_path / 'bad.png').write_bytes(b'no picture')
     with pytest.raises(UserError, match=r'bad\.png: not a picture'):
-        Gallery(aligned, picture_files([tmp_path]), Cache(tmp_path / 'cache')).search(TEXT)
+        Gallery(keeping(aligned, tmp_path / 'cache'), picture_files([tmp_path])).search(TEXT)
 
 
 def test_a_model_without_heads_is_refused(aligned, folder):

@@ -40,12 +40,11 @@ def search(options: Search) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..data.cache import Cache
     from ..inference.gallery import Gallery, picture_files
 
-    model = _load(options.run)
+    model = _load(options.run, options.run.parent / 'cache')
     files = picture_files([options.folder], '' if model.run.model.vit else '.npy')
-    gallery = Gallery(model, files, Cache(options.run.parent / 'cache'), options.rerank > 0)
+    gallery = Gallery(model, files, options.rerank > 0)
     hits = gallery.search(options.text, options.rerank)[: options.top]
     view = Table(title=options.text)
     for name, side in (('', 'right'), ('picture', 'left'), ('ITM + cosine', 'right'), ('cosine', 'right')):
@@ -54,7 +53,7 @@ def search(options: Search) -> None:
         score = '' if hit.score is None else f'{hit.score:.4f}'
         view.add_row(str(place), str(hit.file), score, f'{hit.cosine:.4f}')
     Console().print(view)
-    print(f'index: {gallery.cache.folder}; next: qformer caption {options.run} {hits[0].file}')
+    print(f'index: {model.cache.folder}; next: qformer caption {options.run} {hits[0].file}')
 
 
 @dataclass(frozen=True)
@@ -102,10 +101,10 @@ def embed(options: Embed) -> None:
     print(f'next: safetensors.numpy.load_file({str(options.out)!r}), or qformer search RUN FOLDER TEXT')
 
 
-def _load(run: Path) -> 'Blip2':
+def _load(run: Path, cache: Path | None = None) -> 'Blip2':
     from ..inference.blip2 import Blip2
 
-    model = Blip2.load(run)
+    model = Blip2.load(run, cache=cache)
     stage = model.run.stage
     if stage in ('stage2', 'instruct'):
         raise UserError(f"'{run}' is a '{stage}' run: its queries have left the space that they shared with texts; "

@@ -51,11 +51,13 @@ class Cache:
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
 
-    def fetch(self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[np.ndarray]]) -> list[np.ndarray]:
+    def fetch(
+        self, keys: Sequence[bytes], compute: Callable[[list[int]], Iterable[np.ndarray]], keep: bool = True
+    ) -> list[np.ndarray]:
         """Return the array [P, V] of every key.
 
-        `compute(positions)` yields, in this order, those that are not there or damaged; they are kept. Raises what it
-        raises, and UserError when the disk is full.
+        `compute(positions)` yields, in this order, those that are not there or damaged; they are kept, or with `keep`
+        False only given. Raises what it raises, and UserError when the disk is full.
         """
         found = self._read_all(dict.fromkeys(keys))
         missing: dict[bytes, int] = {}
@@ -63,7 +65,8 @@ class Cache:
             if key not in found:
                 missing.setdefault(key, position)
         if missing:
-            found |= self._write(list(missing), compute(list(missing.values())))
+            arrays = compute(list(missing.values()))
+            found |= self._write(list(missing), arrays) if keep else dict(zip(missing, arrays, strict=True))
         return [found[key] for key in keys]
 
     def _read_all(self, keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:

@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import config
 from ..data import ahead
+from ..data.cache import Cache
 from ..data.pack import BYTE_BPE, WORDPIECE
 from ..data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, clean_question, lm_row, pad, prompt_ids
 from ..errors import UserError
@@ -34,9 +35,10 @@ from ..typing import Bool, Float, Int, Params
 from . import decode, passes, stream
 from . import quantize as quantization
 from . import rank as ranking
+from .kept import Kept
 from .prompts import ending, left_padded
 from .search import Settings, row_keys
-from .seen import Picture, Seen, read
+from .seen import Picture, Seen, is_array, read
 
 CAPTION, ANSWER = Settings(max_new_tokens=20), Settings(max_new_tokens=10)
 
@@ -60,6 +62,8 @@ class Blip2:
     """Where the tokenizers lie."""
     batch_size: int = 64
     """Rows that go through the device together."""
+    cache: Cache | None = None
+    """Where what it makes of pictures is kept (inference/kept.py); None: nowhere."""
 
     @classmethod
     def load(
@@ -68,20 +72,23 @@ class Blip2:
         which: Literal['last', 'best'] = 'last',
         batch_size: int = 64,
         weights: quantization.Weights | None = None,
+        cache: str | Path | None = None,
     ) -> 'Blip2':
         """Read a finished run, or published checkpoints (one or more, as `qformer convert` takes them).
 
         With `weights`, the frozen towers are in fewer bits from the start: the device never holds them as they were.
+        `cache` is a folder, which need not exist, for what the model makes of pictures.
         Raises UserError when something is missing, unfinished, damaged or unknown.
         """
         sources = [Path(source)] if isinstance(source, str | Path) else list(source)
+        cache = None if cache is None else Cache(Path(cache))
         if len(sources) == 1 and ((sources[0] / start.RUN).is_file() or not sources[0].exists()):
             done = start.finished(sources[0])
             held = flatten(start.load_components(done, which)).items()
-            return cls(done.run, quantization.on_device(held, weights), done.folder, batch_size)
+            return cls(done.run, quantization.on_device(held, weights), done.folder, batch_size, cache)
         model = exchange.read(sources)
         read = ((path, tensor.read()) for path, tensor in model.tensors.items())
-        return cls(model.run, quantization.on_device(read, weights), sources[0], batch_size)
+        return cls(model.run, quantization.on_device(read, weights), sources[0], batch_size, cache)
 
     def quantize(self, weights: quantization.Weights) -> 'Blip2':
         """Return the model with its frozen towers in fewer bits; raises UserError where they are already."""
@@ -110,13 +117,25 @@ class Blip2:
         """The network."""
         return blip2.Blip2(self.run.model, jnp.dtype(self.run.training.dtype))
 
-    def encode(self, pictures: Sequence[Picture] | Seen) -> Seen:
-        """Return the frozen features of pictures; feature arrays (.npy files too) are taken as they are."""
+    @functools.cached_property
+    def kept(self) -> Kept:
+        """What is kept of pictures; only of a model with a cache."""
+        return Kept(self.run, self.params, self.cache)
+
+    def encode(self, pictures: Sequence[Picture] | Seen, keep: bool = True) -> Seen:
+        """Return the frozen features of pictures; feature arrays (.npy files too) are taken as they are.
+
+        Those that are kept are read; with `keep` False no others are added.
+        """
         if isinstance(pictures, Seen):
             return pictures
         if not len(pictures):
             raise UserError('no picture given')
-        return Seen.join(list(self.encoded(pictures)))
+        if not self.cache or not self.run.model.vit or any(map(is_array, pictures)):
+            return Seen.join(list(self.encoded(pictures)))
+        see = lambda some: (row for seen in self.encoded(some) for row in seen.features)  # noqa: E731
+        features = np.stack(list(self.kept.fetch('features', pictures, see, keep)))
+        return Seen(features, np.ones(features.shape[:2], bool))
 
     def encoded(self, pictures: Iterable[Picture]) -> Iterator[Seen]:
         """Yield what `encode` returns, `batch_size` pictures at a time; the next ones are decoded meanwhile."""

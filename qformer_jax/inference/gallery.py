@@ -2,14 +2,11 @@
 
     file -> SHA-256 -> features [P, V] -> ITC vectors [Q, E] -> cosine with the text -> the best k -> ITM
 
-Entries depend on the bytes of the file, how pictures are read, sizes, weights and compute dtype: a changed picture is a
-new one, one that moved is known, and another Q-Former over the same tower finds the features.
+Another Q-Former over the same tower finds the features (what an entry depends on: `inference/kept.py`).
 """
 
-import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,18 +17,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from ..convert import store
-from ..data.cache import Cache, key_of
 from ..data.tokenizers import clean_caption
-from ..data.transforms import READ
 from ..errors import UserError
 from ..objectives import contrastive
 from ..typing import Array, Float
 from .blip2 import Blip2
 from .rerank import OUTSIDE, RERANKED, rerank
 from .seen import Seen
-
-_GROUP = 256  # pictures whose features are in memory together
 
 
 @dataclass(frozen=True)
@@ -50,57 +42,29 @@ class Gallery:
     """Pictures by file, each encoded once."""
 
     model: Blip2
+    """With a cache."""
     files: Sequence[Path]
-    cache: Cache
     keep_features: bool = True
     """Keep what ITM reads (ViT-g at 224 pixels: 0.7 MB a picture in bfloat16), or the ITC vectors alone (33 kB)."""
 
-    @cached_property
-    def _digests(self) -> list[str]:
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(_digest, self.files))
-
-    def _keys(self, array: str, *parts: str) -> list[bytes]:
-        """Return the key of `array` for every picture; it depends on these parts of the model."""
-        run = self.model.run
-        shared = {'array': array, 'read': READ, 'dtype': run.training.dtype}
-        parts = [part for part in parts if getattr(run.model, part)]
-        shared['sizes'] = {part: dataclasses.asdict(getattr(run.model, part)) for part in parts}
-        shared['weights'] = {part: store.digest(self.model.params[part]) for part in parts}
-        return [key_of(shared | {'picture': digest}) for digest in self._digests]
-
-    @cached_property
-    def _feature_keys(self) -> list[bytes]:
-        return self._keys('features', 'vit')
-
-    def features(self, rows: Sequence[int]) -> Seen:
-        """Return the frozen features of the pictures `rows`, encoding those that are not kept."""
-        files = [self.files[row] for row in rows]
-        if not (self.keep_features and self.model.run.model.vit):
-            return self.model.encode(files)
-
-        def see(positions: list[int]) -> Iterator[np.ndarray]:
-            for seen in self.model.encoded(files[p] for p in positions):
-                yield from seen.features
-
-        features = np.stack(self.cache.fetch([self._feature_keys[row] for row in rows], see))
-        return Seen(features, np.ones(features.shape[:2], bool))
+    def features(self, files: Sequence[Path]) -> Seen:
+        """Return the frozen features of some of the pictures, encoding those that are not kept."""
+        return self.model.encode(files, self.keep_features)
 
     @cached_property
     def vectors(self) -> Float['N Q E']:
-        """The ITC vectors of all pictures; says how many have to be encoded."""
-        keys = self._keys('itc vectors', 'vit', 'qformer')
-        new = sum(key not in self.cache for key in keys)
-        print(f'{len(keys)} pictures, {new} of them new to {self.cache.folder}', file=sys.stderr)
-        console, vectors = Console(stderr=True), []
-        quiet = not (new and console.is_terminal)
-        for begin in track(range(0, len(keys), _GROUP), 'encoding', console=console, disable=quiet):
+        """The ITC vectors of all pictures; says how many had to be encoded."""
+        kept, new, console = self.model.kept, [], Console(stderr=True)
 
-            def embed(positions: list[int], begin: int = begin) -> Iterator[np.ndarray]:
-                yield from self.model.features(self.features([begin + p for p in positions]))
+        def embed(files: Sequence[Path]) -> Array:
+            new.extend(files)
+            return self.model.features(self.features(files))
 
-            vectors += self.cache.fetch(keys[begin : begin + _GROUP], embed)
-        return np.stack(vectors)
+        vectors = kept.fetch('itc vectors', self.files, embed)
+        shown = track(vectors, 'encoding', len(self.files), console=console, disable=not console.is_terminal)
+        vectors = np.stack(list(shown))
+        print(f'{len(self.files)} pictures, {len(new)} of them new to {kept.cache.folder}', file=sys.stderr)
+        return vectors
 
     def search(self, text: str, reranked: int = RERANKED) -> list[Hit]:
         """Return all pictures, best first: the `reranked` most similar by ITM and ITC, then the others by ITC."""
@@ -110,7 +74,7 @@ class Gallery:
         ids = self.model.text_arrays([text])
 
         def match(_: Array, pictures: Array) -> Array:
-            seen = self.features(pictures.tolist())
+            seen = self.features([self.files[i] for i in pictures.tolist()])
             logits = self.model.match(seen, ids, np.arange(len(seen)), np.zeros(len(seen), int))
             return jnp.asarray(logits[:, 1])
 
@@ -141,10 +105,3 @@ def picture_files(paths: Sequence[Path], suffix: str = '') -> list[Path]:
     if not found:
         raise UserError(f'no picture in {", ".join(map(str, paths))}')
     return found
-
-
-def _digest(file: Path) -> str:
-    try:
-        return store.sha256(file)
-    except OSError as error:
-        raise UserError(f'{file}: {error.strerror.lower()}') from error

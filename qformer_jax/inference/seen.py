@@ -39,11 +39,16 @@ class Seen:
         return Seen(self.features[np.asarray(rows)], self.mask[np.asarray(rows)])
 
 
+def is_array(picture: Picture) -> bool:
+    """Return whether features are given, not pixels."""
+    return isinstance(picture, np.ndarray) or (isinstance(picture, str | Path) and Path(picture).suffix == '.npy')
+
+
 def read(picture: Picture, size: int) -> np.ndarray:
     """Return pixels [size, size, 3] (with size 0 there is no tower to see them), or a feature array."""
     if isinstance(picture, np.ndarray):
         return picture.astype(np.float32)
-    if isinstance(picture, str | Path) and (not size or Path(picture).suffix == '.npy'):
+    if isinstance(picture, str | Path) and (not size or is_array(picture)):
         return read_features(Path(picture))
     if not size:
         raise UserError('this run has no vision tower: give feature arrays')
