@@ -35,7 +35,7 @@ def talk(model, dialogue, question, settings=SETTINGS):
 
 def test_a_turn_encodes_no_picture_and_reads_its_own_words_only(talker, monkeypatch):
     first = talk(talker, chat.start(talker, RED), QUESTIONS[0])
-    monkeypatch.setattr(Blip2, 'encode', None)  # nobody may ask
+    monkeypatch.setattr(Blip2, 'look', None)  # nobody may ask
     monkeypatch.setattr(Blip2, 'soft_prefix', None)
     second = talk(talker, first, QUESTIONS[1])
     assert first.pictures_encoded == second.pictures_encoded == 1
@@ -55,7 +55,7 @@ def test_a_kept_cache_says_what_a_fresh_reading_says(talker):
     for i, question in enumerate(QUESTIONS):
         (prompt,) = talker.question_prompts([question])
         ids += tokenizer.ids(' ' + prompt) if i else prompt_ids(tokenizer, prompt)
-        prefix = talker.soft_prefix(dialogue.seen, [''])
+        prefix = talker.soft_prefix(dialogue.looked, [''])
         row, exists = np.array([ids], np.int32), np.ones((1, len(ids)), bool)
         fresh = decode.with_lm(talker.model, talker.params, prefix, row, exists, settings=endless).tokens[0, 0]
         read, *_ = chat._go_on(talker, dialogue, question, endless)
@@ -78,7 +78,7 @@ def test_an_answer_that_was_stopped_counts_as_far_as_it_went(talker):
 def test_one_more_picture_is_seen(talker):
     one = talk(talker, chat.start(talker, RED), QUESTIONS[0])
     two = chat.add_picture(talker, one, BLUE)
-    assert two.pictures_encoded == len(two.seen) == 2
+    assert two.pictures_encoded == len(two.looked) == 2
     queries = talker.run.model.qformer.num_queries
     assert int(two.cache.exists.sum()) == int(one.cache.exists.sum()) + queries + len(one.unread)
     assert talk(talker, two, QUESTIONS[1]).turns[0] == one.turns[0]
@@ -92,7 +92,9 @@ def test_an_instruction_aware_model_keeps_features_only(talker, monkeypatch):
     again = talk(aware, dialogue, QUESTIONS[1])
     assert again.pictures_encoded == 1
     said = f'{aware.question_prompts(QUESTIONS[:1])[0]} {dialogue.turns[0][1]} '
-    (whole,) = aware.generate(again.seen, [said + aware.question_prompts(QUESTIONS[1:2])[0]], SETTINGS, QUESTIONS[1:2])
+    (whole,) = aware.generate(
+        again.looked, [said + aware.question_prompts(QUESTIONS[1:2])[0]], SETTINGS, QUESTIONS[1:2]
+    )
     assert again.turns[1][1] == whole.text
 
 

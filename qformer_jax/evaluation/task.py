@@ -8,7 +8,7 @@ What was evaluated once is not evaluated again: the weights of a finished run do
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from ..data.tokenizers import clean_caption
 from ..errors import UserError
 from ..inference.blip2 import Blip2
 from ..inference.rerank import RERANKED, rerank
-from ..inference.seen import Seen
+from ..inference.seen import Queries, Seen
 from ..objectives import matching
 from ..training import start
 from ..typing import Array
@@ -72,12 +72,18 @@ def _print(title: str, numbers: dict[str, float]) -> None:
     Console().print(view)
 
 
-def _encode(model: Blip2, records: Sequence[Record]) -> Seen:
-    """Return the features of all records, showing progress."""
+def _encoded(model: Blip2, records: Sequence[Record]) -> Iterator[Seen]:
+    """Yield the features of all records, a batch at a time, showing progress."""
     console = Console(stderr=True)
     parts = model.encoded(r.image if r.features is None else r.features for r in records)
     total = math.ceil(len(records) / model.batch_size)
-    return Seen.join(list(track(parts, 'reading pictures', total, console=console, disable=not console.is_terminal)))
+    return track(parts, 'reading pictures', total, console=console, disable=not console.is_terminal)
+
+
+def _look(model: Blip2, records: Sequence[Record]) -> Seen | Queries:
+    """Return what answers need of all records: of a picture that is asked twice, the queries are run once."""
+    parts = [model.look(seen) for seen in _encoded(model, records)]
+    return parts[0].join(parts)
 
 
 def _need(found: object, what: str, split: str) -> None:
@@ -90,10 +96,10 @@ def judge_vqa(model: Blip2, dataset: Dataset, split: str) -> Judged:
     records = list(dataset.source(split))
     _need(any(r.questions for r in records), 'question', split)
     positions, questions, answers = vqa.pairs(records)
-    seen = _encode(model, records)
+    looked = _look(model, records)
     shuffled = np.random.default_rng(0).permutation(len(records))[positions]
-    predictions = model.ask(seen.take(positions), questions)
-    blind = model.ask(seen.take(shuffled), questions)
+    predictions = model.ask(looked.take(positions), questions)
+    blind = model.ask(looked.take(shuffled), questions)
     guess = vqa.text_only(dataset.source(model.run.data.train_split))
 
     def mean(predicted: Sequence[str]) -> float:
@@ -118,11 +124,11 @@ def judge_caption(model: Blip2, dataset: Dataset, split: str) -> Judged:
     """Write captions; compare the loss of the true caption with that of another picture's."""
     records = [r for r in dataset.source(split) if r.captions]
     _need(records, 'caption', split)
-    seen = _encode(model, records)
+    looked = _look(model, records)
     truth = [r.captions[0] for r in records]
     other = np.random.default_rng(0).permutation(len(records))
-    matched, shuffled = (caption_loss(model, seen.take(rows), truth) for rows in (np.arange(len(records)), other))
-    captions = model.caption(seen)
+    matched, shuffled = (caption_loss(model, looked.take(rows), truth) for rows in (np.arange(len(records)), other))
+    captions = model.caption(looked)
     right = [clean_caption(c) in map(clean_caption, r.captions) for c, r in zip(captions, records, strict=True)]
     rows = [
         {'image': r.image_id, 'prediction': c, 'captions': r.captions} for r, c in zip(records, captions, strict=True)
@@ -139,10 +145,10 @@ def judge_caption(model: Blip2, dataset: Dataset, split: str) -> Judged:
     )
 
 
-def caption_loss(model: Blip2, seen: Seen, captions: Sequence[str]) -> float:
+def caption_loss(model: Blip2, looked: Seen | Queries, captions: Sequence[str]) -> float:
     """Return the mean loss (nats a token) of captions given pictures."""
     captions = [clean_caption(caption) for caption in captions]
-    losses, counts = model.losses(seen, [model.run.data.caption_prompt] * len(captions), captions)
+    losses, counts = model.losses(looked, [model.run.data.caption_prompt] * len(captions), captions)
     return float(losses.sum() / counts.sum())
 
 
@@ -153,7 +159,7 @@ def judge_retrieval(model: Blip2, dataset: Dataset, split: str) -> Judged:
     """
     records = [r for r in dataset.source(split) if r.captions]
     _need(records, 'caption', split)
-    seen = _encode(model, records)
+    seen = Seen.join(list(_encoded(model, records)))
     texts, positive = retrieval.candidates([tuple(map(clean_caption, r.captions)) for r in records])
     similarity = model.similarity(seen, texts)
     text = model.text_arrays(texts)

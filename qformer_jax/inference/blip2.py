@@ -4,7 +4,8 @@
     >>> model.ask(['cat.jpg'], ['what animal is this?'])
     ['cat']
 
-Pictures are encoded once: every method also takes what `encode` returned. Work goes through in batches of fixed shapes
+Pictures are encoded once: every method also takes what `encode` returned, and those that write also what `look` did;
+a model with a `cache` finds on the disk what it made of a picture before. Work goes through in batches of fixed shapes
 (`batch_size` rows or a smaller power of two, prompts padded to multiples of 8), so a handful of compilations serves
 any input.
 """
@@ -38,7 +39,7 @@ from . import rank as ranking
 from .kept import Kept
 from .prompts import ending, left_padded
 from .search import Settings, row_keys
-from .seen import Picture, Seen, is_array, read
+from .seen import Picture, Pictures, Queries, Seen, is_array, read
 
 CAPTION, ANSWER = Settings(max_new_tokens=20), Settings(max_new_tokens=10)
 
@@ -122,13 +123,15 @@ class Blip2:
         """What is kept of pictures; only of a model with a cache."""
         return Kept(self.run, self.params, self.cache)
 
-    def encode(self, pictures: Sequence[Picture] | Seen, keep: bool = True) -> Seen:
+    def encode(self, pictures: Pictures, keep: bool = True) -> Seen:
         """Return the frozen features of pictures; feature arrays (.npy files too) are taken as they are.
 
         Those that are kept are read; with `keep` False no others are added.
         """
         if isinstance(pictures, Seen):
             return pictures
+        if isinstance(pictures, Queries):
+            raise UserError('queries hold no features: give pictures, or what `encode` returned')
         if not len(pictures):
             raise UserError('no picture given')
         if not self.cache or not self.run.model.vit or any(map(is_array, pictures)):
@@ -146,6 +149,25 @@ class Blip2:
                 raise UserError('pictures and feature arrays do not go through together: give one kind at a time')
             yield Seen(*self._in_batches(passes.see, np.stack(batch))) if kinds == {True} else self._pad_features(batch)
 
+    def look(self, pictures: Pictures | Queries) -> Seen | Queries:
+        """Return what answers need of pictures: the queries, or where those read each question, the features."""
+        self.needs('lm')
+        if self.run.objective.instruction_aware:
+            return self.encode(pictures)
+        if isinstance(pictures, Queries):
+            return pictures
+        if not len(pictures):
+            raise UserError('no picture given')
+        if self.cache and not isinstance(pictures, Seen):
+            rows = self.kept.fetch('queries', pictures, lambda some: self._queries([self.encode(some, keep=False)]))
+        else:
+            rows = self._queries([pictures] if isinstance(pictures, Seen) else self.encoded(pictures))
+        return Queries(np.stack(list(rows)))
+
+    def _queries(self, parts: Iterable[Seen]) -> Iterator[Float['Q D']]:
+        for seen in parts:
+            yield from self._in_batches(passes.queries, seen.features, seen.mask)[0]
+
     def _pad_features(self, arrays: Sequence[np.ndarray]) -> Seen:
         self.needs('qformer')
         width = self.run.model.qformer.feature_width
@@ -156,25 +178,25 @@ class Blip2:
         return Seen.join([Seen(a[None].astype(np.float32), np.ones((1, len(a)), bool)) for a in arrays])
 
     def caption(
-        self, pictures: Sequence[Picture] | Seen, settings: Settings = CAPTION, key: jax.Array | None = None
+        self, pictures: Pictures | Queries, settings: Settings = CAPTION, key: jax.Array | None = None
     ) -> list[str]:
         """Return a caption of each picture, from the run's caption prompt; a stage-1 run's Q-Former writes it itself.
 
         With `settings.num_return` > 1: so many captions of the first picture, best first, then those of the second...
         A temperature needs a `key`; what is drawn for a picture depends on its place in the list, not on the others.
         """
-        seen = self.encode(pictures)
         if self.run.stage == 'stage1':
+            seen = self.encode(pictures)
             settings = ending(settings, self.text_tokenizer.sep_id)
             texts = self._write(decode.with_qformer, settings, key, self.text_tokenizer, seen.features, seen.mask)
         else:
-            prompts = [self.run.data.caption_prompt] * len(seen)
-            texts = self.generate(seen, prompts, settings, prompts, key)
+            prompts = [self.run.data.caption_prompt] * len(pictures)
+            texts = self.generate(pictures, prompts, settings, prompts, key)
         return [text.text for text in texts]
 
     def ask(
         self,
-        pictures: Sequence[Picture] | Seen,
+        pictures: Pictures | Queries,
         questions: Sequence[str],
         settings: Settings = ANSWER,
         key: jax.Array | None = None,
@@ -186,7 +208,7 @@ class Blip2:
 
     def rank(
         self,
-        pictures: Sequence[Picture] | Seen,
+        pictures: Pictures | Queries,
         questions: Sequence[str],
         candidates: Sequence[str] | Sequence[Sequence[str]],
         rule: ranking.Rule = 'sum',
@@ -196,15 +218,14 @@ class Blip2:
         `candidates` are the same for all questions, or a list a question; what a shorter list lacks scores -inf. The
         rules are those of `inference/rank.py`.
         """
-        self.needs('lm')
-        seen, prompts = self.encode(pictures), self.question_prompts(questions)
-        _as_many(seen, questions, 'question')
+        looked, prompts = self.look(pictures), self.question_prompts(questions)
+        _as_many(looked, questions, 'question')
         shared = all(isinstance(candidate, str) for candidate in candidates)
         each = [candidates] * len(questions) if shared else candidates
         ids, exists = ranking.rows(self.lm_tokenizer, prompts, each)
         score = functools.partial(ranking.scores, rows_at_once=self.batch_size)
         padded = self.padded_prompts(prompts, self._beside(ids.shape[2]))
-        inputs = self.soft_prefix(seen, questions), *padded, ids, exists
+        inputs = self.soft_prefix(looked, questions), *padded, ids, exists
         total, tokens = self._in_batches(score, *inputs)[0], exists.sum(axis=2)
         return np.where(tokens, total / np.maximum(tokens, 1) if rule == 'mean' else total, -np.inf)
 
@@ -214,7 +235,7 @@ class Blip2:
 
     def generate(
         self,
-        pictures: Sequence[Picture] | Seen,
+        pictures: Pictures | Queries,
         prompts: Sequence[str],
         settings: Settings = CAPTION,
         questions: Sequence[str] | None = None,
@@ -225,30 +246,28 @@ class Blip2:
         Texts end at `settings.end_ids`, or at the tokenizer's end token where those are not given. A temperature needs
         a `key`.
         """
-        self.needs('lm')
-        seen = self.encode(pictures)
-        _as_many(seen, prompts, 'prompt')
+        looked = self.look(pictures)
+        _as_many(looked, prompts, 'prompt')
         ids, mask = self.padded_prompts(prompts, self._beside(settings.max_new_tokens))
-        prefix = self.soft_prefix(seen, questions or prompts)
+        prefix = self.soft_prefix(looked, questions or prompts)
         settings = ending(settings, self.lm_tokenizer.end_id)
         return self._write(decode.with_lm, settings, key, self.lm_tokenizer, prefix, ids, mask)
 
     def stream(
         self,
-        picture: Picture | Seen,
+        picture: Picture | Seen | Queries,
         prompt: str,
         settings: Settings = CAPTION,
         question: str | None = None,
         key: jax.Array | None = None,
     ) -> Iterator[str]:
         """Yield what `generate` returns for one picture, in pieces, as it is written."""
-        self.needs('lm')
         if settings.num_beams > 1 or settings.num_return > 1:
             raise UserError('a text that is streamed is written once: num_beams and num_return must be 1')
-        seen = self.encode(picture if isinstance(picture, Seen) else [picture])
+        looked = self.look(picture if isinstance(picture, Seen | Queries) else [picture])
         settings = ending(settings, self.lm_tokenizer.end_id)
         padded = self.padded_prompts([prompt], self._beside(settings.max_new_tokens))
-        inputs = self.soft_prefix(seen, [question or prompt]), *padded
+        inputs = self.soft_prefix(looked, [question or prompt]), *padded
         read = stream.begin(self.model, self.params, *inputs, settings=settings)
         keys = None if key is None else row_keys(key, 1)
         ids = (int(token[0]) for token, _ in stream.tokens(self.model, self.params, read, settings, keys))
@@ -271,7 +290,7 @@ class Blip2:
 
     def losses(
         self,
-        pictures: Sequence[Picture] | Seen,
+        pictures: Pictures | Queries,
         prompts: Sequence[str],
         targets: Sequence[str],
         questions: Sequence[str] | None = None,
@@ -285,19 +304,20 @@ class Blip2:
         length = max(len(ids) for ids, _ in rows)
         ids, mask = map(np.stack, zip(*(pad(row, length, self.lm_tokenizer.pad_id) for row, _ in rows), strict=True))
         target = mask & (np.arange(length)[None] >= np.array([begin for _, begin in rows])[:, None])
-        prefix = self.soft_prefix(self.encode(pictures), questions or prompts)
+        prefix = self.soft_prefix(pictures, questions or prompts)
         return self._in_batches(passes.target_losses, prefix, ids, mask, target)[0], target
 
-    def soft_prefix(self, seen: Seen, questions: Sequence[str]) -> Float['N Q L']:
+    def soft_prefix(self, pictures: Pictures | Queries, questions: Sequence[str]) -> Float['N Q L']:
         """Return the soft prefixes; an instruction-aware Q-Former reads the questions."""
-        inputs = [seen.features, seen.mask]
-        if self.run.objective.instruction_aware:
-            inputs += self.text_arrays([clean_question(q) for q in questions])
-        return self._in_batches(passes.soft_prefix, *inputs)[0]
+        looked = self.look(pictures)
+        if isinstance(looked, Queries):
+            return self._in_batches(passes.project, looked.queries)[0]
+        text = self.text_arrays([clean_question(q) for q in questions])
+        return self._in_batches(passes.soft_prefix, looked.features, looked.mask, *text)[0]
 
     def features(
         self,
-        pictures: Sequence[Picture] | Seen | None = None,
+        pictures: Pictures | None = None,
         texts: Sequence[str] | None = None,
         mode: Literal['image', 'text', 'multimodal'] = 'image',
     ) -> np.ndarray:
@@ -312,9 +332,7 @@ class Blip2:
         seen = self.encode(pictures)
         return self._in_batches(passes.read_both, seen.features, seen.mask, *text)[0]
 
-    def similarity(
-        self, pictures: Sequence[Picture] | Seen, texts: Sequence[str], by: Literal['itc', 'itm'] = 'itc'
-    ) -> Float['I C']:
+    def similarity(self, pictures: Pictures, texts: Sequence[str], by: Literal['itc', 'itm'] = 'itc') -> Float['I C']:
         """Return how well each picture fits each text: ITC cosine, or the ITM logit of "matched".
 
         Ask a stage-1 run: later stages move the queries, and their heads stay as stage 1 left them.
@@ -377,6 +395,6 @@ class Blip2:
             )
 
 
-def _as_many(seen: Seen, texts: Sequence[str], what: str) -> None:
-    if len(texts) != len(seen):
-        raise UserError(f'{len(seen)} picture(s) but {len(texts)} {what}(s): give one {what} a picture')
+def _as_many(pictures: Seen | Queries, texts: Sequence[str], what: str) -> None:
+    if len(texts) != len(pictures):
+        raise UserError(f'{len(pictures)} picture(s) but {len(texts)} {what}(s): give one {what} a picture')

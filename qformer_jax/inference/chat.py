@@ -1,7 +1,8 @@
 """Dialogue about pictures: what was read stays read, as far as the model allows.
 
     decoder, queries that read no question    one cache for the whole dialogue: a turn reads its own words only
-    T5, or queries that read the question     features are kept; queries and the dialogue so far are read again
+    T5                                        queries are kept, the dialogue so far is read again
+    queries that read the question            features are kept; queries and the dialogue so far are read again
 
 A turn is the run's prompt for a question and the answer to it; turns are joined by blanks. The cache holds
 `[queries][start, prompt][answer][prompt][answer]...`; a turn's words are padded at their left to a multiple of 8, and
@@ -28,7 +29,7 @@ from . import decode, stream
 from .blip2 import Blip2
 from .prompts import ending, left_padded
 from .search import Settings, Start, row_keys
-from .seen import Picture, Seen
+from .seen import Picture, Queries, Seen
 
 SLOTS = 128
 
@@ -37,7 +38,7 @@ SLOTS = 128
 class Dialogue:
     """A dialogue so far; every token of an answer makes a new one, from which the dialogue may go on."""
 
-    seen: Seen
+    looked: Seen | Queries
     """The pictures, in the order in which they came."""
     turns: tuple[tuple[str, str], ...] = ()
     """(question, answer)."""
@@ -46,23 +47,22 @@ class Dialogue:
     unread: tuple[int, ...] = ()
     """The last word of the answer, which the language model has not read yet."""
     pictures_encoded: int = 0
-    """Pictures that went through the tower."""
+    """Pictures that went through the networks, or were found in the model's cache."""
     words_read: int = 0
     """Ids that the language model was given to read at a time, answers not among them."""
 
 
 def start(model: Blip2, picture: Picture) -> Dialogue:
     """Begin a dialogue about a picture; raises UserError when the run has no language model."""
-    model.needs('lm')
-    seen = model.encode([picture])
-    return _look(model, Dialogue(seen, pictures_encoded=1), seen)
+    looked = model.look([picture])
+    return _look(model, Dialogue(looked, pictures_encoded=1), looked)
 
 
 def add_picture(model: Blip2, dialogue: Dialogue, picture: Picture) -> Dialogue:
     """Show one more picture; its queries follow what was said."""
-    new = model.encode([picture])
-    seen, count = Seen.join([dialogue.seen, new]), dialogue.pictures_encoded + 1
-    return _look(model, replace(dialogue, seen=seen, pictures_encoded=count), new)
+    new = model.look([picture])
+    looked, count = new.join([dialogue.looked, new]), dialogue.pictures_encoded + 1
+    return _look(model, replace(dialogue, looked=looked, pictures_encoded=count), new)
 
 
 def say(
@@ -100,7 +100,7 @@ def keeps_cache(model: Blip2) -> bool:
     return model.run.model.lm.family != 't5' and not model.run.objective.instruction_aware
 
 
-def _look(model: Blip2, dialogue: Dialogue, new: Seen) -> Dialogue:
+def _look(model: Blip2, dialogue: Dialogue, new: Seen | Queries) -> Dialogue:
     if not keeps_cache(model):
         return dialogue
     if dialogue.unread:
@@ -137,7 +137,7 @@ def _read_again(model: Blip2, dialogue: Dialogue, question: str, settings: Setti
     """Read the whole dialogue, and each picture's queries for this question."""
     said = [f'{prompt} {answer}' for prompt, answer in _prompted(model, dialogue)]
     (prompt,) = model.question_prompts([question])
-    prefix = model.soft_prefix(dialogue.seen, [question] * len(dialogue.seen))
+    prefix = model.soft_prefix(dialogue.looked, [question] * len(dialogue.looked))
     prefix = prefix.reshape(1, -1, prefix.shape[-1])
     ids, exists = model.padded_prompts([' '.join([*said, prompt])], prefix.shape[1])
     limit = min(settings.max_new_tokens, _left(model, prefix.shape[1] + ids.shape[1]))

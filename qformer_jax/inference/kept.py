@@ -26,11 +26,12 @@ from ..rules import TEXT_SIDE, match
 from ..typing import Params
 from .seen import Picture, read
 
-Kind = Literal['features', 'itc vectors']
+Kind = Literal['features', 'queries', 'itc vectors']
 
 _TO_QUERIES = (TEXT_SIDE, False), ('(vit|qformer)/.*', True), ('.*', False)
 _WEIGHTS: dict[Kind, tuple[tuple[str, bool], ...]] = {
     'features': (('vit/.*', True), ('.*', False)),
+    'queries': _TO_QUERIES,
     'itc vectors': (('qformer/vision_projection/.*', True), *_TO_QUERIES),
 }
 """Kind of entry -> ordered rules over parameter paths: whether it depends on them."""

@@ -45,6 +45,18 @@ def see(model: Blip2, image: UInt8['B S S 3']) -> tuple[Float['B P V'], Bool['B 
 
 
 @bound
+def queries(model: Blip2, features: Float['B P V'], mask: Bool['B P']) -> Float['B Q D']:
+    """Return what the queries read, without a text."""
+    return model.ask_queries(features, mask).queries
+
+
+@bound
+def project(model: Blip2, queries: Float['B Q D']) -> Float['B Q L']:
+    """Return the soft prefix that queries make."""
+    return model.lm_projection(queries)
+
+
+@bound
 def soft_prefix(model: Blip2, *arrays) -> Float['B Q L']:
     """Return the soft prefix of (features, mask) or (features, mask, question, question mask)."""
     return model.soft_prefix(*arrays)

@@ -1,4 +1,4 @@
-"""Pictures as they are given, and their frozen features."""
+"""Pictures as they are given, their frozen features, and what the queries read of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +37,28 @@ class Seen:
     def take(self, rows: Sequence[int] | Int['R']) -> 'Seen':
         """Return the pictures `rows`, in that order (a picture may be asked many times)."""
         return Seen(self.features[np.asarray(rows)], self.mask[np.asarray(rows)])
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What queries that read no question took from some pictures, [N, Q, D], on the host."""
+
+    queries: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @classmethod
+    def join(cls, parts: Sequence['Queries']) -> 'Queries':
+        """Return all pictures of the parts."""
+        return cls(np.concatenate([part.queries for part in parts]))
+
+    def take(self, rows: Sequence[int] | Int['R']) -> 'Queries':
+        """Return the pictures `rows`, in that order."""
+        return Queries(self.queries[np.asarray(rows)])
+
+
+Pictures = Sequence[Picture] | Seen
 
 
 def is_array(picture: Picture) -> bool:
