@@ -13,6 +13,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from qformer_jax import cli, config
+from qformer_jax.data.cache import Cache
+from qformer_jax.inference import passes
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.rules import TEXT_SIDE
 from qformer_jax.training import loop
@@ -147,6 +149,24 @@ def start_command(*words: object) -> subprocess.Popen:
     command = [sys.executable, '-m', 'qformer_jax', *map(str, words)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def keeping(model: Blip2, folder: Path) -> Blip2:
+    """Return the model with a cache, opened anew."""
+    return dataclasses.replace(model, cache=Cache(folder))
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """The number of rows of every pass of the tower."""
+    rows, see = [], passes.see
+
+    def counted(model, params, image):
+        rows.append(len(image))
+        return see(model, params, image)
+
+    monkeypatch.setattr(passes, 'see', counted)
+    return rows
 
 
 @pytest.fixture(scope='session')

@@ -11,7 +11,6 @@ import small
 from safetensors.numpy import load_file
 
 from qformer_jax import cli
-from qformer_jax.data.cache import Cache
 from qformer_jax.errors import UserError
 from qformer_jax.inference import passes
 from qformer_jax.inference.blip2 import Blip2
@@ -37,26 +36,8 @@ def folder(tmp_path):
     return inside.parent
 
 
-@pytest.fixture
-def encoded(monkeypatch) -> list[int]:
-    """The number of rows of every pass of the tower."""
-    rows, see = [], passes.see
-
-    def counted(model, params, image):
-        rows.append(len(image))
-        return see(model, params, image)
-
-    monkeypatch.setattr(passes, 'see', counted)
-    return rows
-
-
 def opened(model: Blip2, folder, **options) -> Gallery:
-    return Gallery(keeping(model, folder.parent / 'cache'), picture_files([folder]), **options)
-
-
-def keeping(model: Blip2, folder) -> Blip2:
-    """Return the model with a cache, opened anew."""
-    return dataclasses.replace(model, cache=Cache(folder))
+    return Gallery(small.keeping(model, folder.parent / 'cache'), picture_files([folder]), **options)
 
 
 def test_a_search_is_itc_then_itm_over_the_best(aligned, folder):
@@ -107,7 +88,7 @@ def test_new_changed_and_deleted_pictures_are_noticed(aligned, folder, encoded, 
     hits = opened(aligned, folder).search(TEXT)
     assert sum(encoded) == 2 and '8 pictures, 2 of them new' in capsys.readouterr().err
     assert {hit.file.name for hit in hits} == {f'{n}.png' for n in range(2, 8)} | {'moved.png', 'new.png'}
-    fresh = Gallery(keeping(aligned, folder.parent / 'other'), picture_files([folder])).search(TEXT)
+    fresh = Gallery(small.keeping(aligned, folder.parent / 'other'), picture_files([folder])).search(TEXT)
     np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in fresh], atol=1e-5)
 
 
@@ -203,7 +184,7 @@ def test_an_empty_folder_and_a_damaged_picture_are_named(aligned, tmp_path):
         picture_files([tmp_path])
     (tmp_path / 'bad.png').write_bytes(b'no picture')
     with pytest.raises(UserError, match=r'bad\.png: not a picture'):
-        Gallery(keeping(aligned, tmp_path / 'cache'), picture_files([tmp_path])).search(TEXT)
+        Gallery(small.keeping(aligned, tmp_path / 'cache'), picture_files([tmp_path])).search(TEXT)
 
 
 def test_a_model_without_heads_is_refused(aligned, folder):

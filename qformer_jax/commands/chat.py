@@ -1,13 +1,14 @@
 """`qformer chat`: a dialogue in the terminal."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from ..errors import UserError
+from .options import Drawing, Keeping
 
 if TYPE_CHECKING:
     import jax
@@ -24,8 +25,8 @@ class Chat:
     """Talk about a picture with a finished run of stage 2 or later; answers appear as they are written.
 
     Each line is a question. `/image FILE` shows one more picture, `/quit` or the end of input (Ctrl-D) ends the
-    dialogue, Ctrl-C ends an answer. Between turns the picture's features are kept, and where the Q-Former does not read
-    the question and the language model is a decoder, also the queries and everything that the language model has read.
+    dialogue, Ctrl-C ends an answer. Between turns a picture's queries are kept (its features, where they read each
+    question), and a language model that is a decoder reads nothing twice.
     """
 
     run: tyro.conf.Positional[Path]
@@ -34,26 +35,23 @@ class Chat:
     """Picture file (or a .npy feature array, where the run reads those)."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
-    temperature: float = 0.0
-    """Above 0: draw the words; 0: take the likeliest."""
-    top_p: float = 1.0
-    """Draw among the likeliest tokens that together have this probability; 1: all."""
-    seed: int = 0
-    """Of what is drawn: the same seed gives the same dialogue."""
+    drawing: Annotated[Drawing, tyro.conf.arg(name='')] = field(default_factory=Drawing)
+    keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
 
 
 def chat(options: Chat) -> None:
     """Answer each line of the input."""
+    settings = options.drawing.settings(options.max_new_tokens)
+    with options.keeping.load(options.run) as model:
+        _talk(model, options.picture, settings, options.drawing.key())
+
+
+def _talk(model: 'Blip2', picture: Path, settings: 'Settings', key: 'jax.Array | None') -> None:
     import jax
 
-    from ..inference import chat as dialogues
-    from ..inference.blip2 import Blip2
-    from ..inference.search import Settings
+    from ..inference.chat import start
 
-    settings = Settings(options.max_new_tokens, temperature=options.temperature, top_p=options.top_p)
-    key = jax.random.key(options.seed) if options.temperature else None
-    model = Blip2.load(options.run)
-    dialogue = dialogues.start(model, options.picture)
+    dialogue = start(model, picture)
     line = '/help'
     while line not in (None, '/quit'):
         try:

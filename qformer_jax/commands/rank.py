@@ -1,12 +1,13 @@
 """`qformer rank`: given answers, the likeliest first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from ..errors import UserError
+from .options import Keeping
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Rank:
     """Answers to choose from, each in quotes."""
     rule: Literal['sum', 'mean'] = 'sum'
     """`sum` over a candidate's tokens, as InstructBLIP ranks, which favours short ones; `mean`: a token's average."""
+    keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
 
 
 def rank(options: Rank) -> None:
@@ -35,11 +37,10 @@ def rank(options: Rank) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..inference.blip2 import Blip2
-
     if not options.candidates:
         raise UserError('no candidate given: qformer rank RUN PICTURE QUESTION CANDIDATE...')
-    scores = Blip2.load(options.run).rank([options.picture], [options.question], options.candidates, options.rule)[0]
+    with options.keeping.load(options.run) as model:
+        scores = model.rank([options.picture], [options.question], options.candidates, options.rule)[0]
     shares = np.exp(scores - scores.max())
     view = Table(title=options.question)
     for name, side in (('', 'right'), ('candidate', 'left'), ('log p', 'right'), ('share', 'right')):

@@ -48,6 +48,11 @@ class Cache:
         for file in sorted(self.folder.glob('*.array_record')):
             self._read_keys(file)
 
+    @property
+    def entries(self) -> int:
+        """How many arrays there are."""
+        return len(self._places)
+
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
 

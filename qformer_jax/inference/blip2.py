@@ -123,7 +123,7 @@ class Blip2:
         """What is kept of pictures; only of a model with a cache."""
         return Kept(self.run, self.params, self.cache)
 
-    def encode(self, pictures: Pictures, keep: bool = True) -> Seen:
+    def encode(self, pictures: Pictures | Queries, keep: bool = True) -> Seen:
         """Return the frozen features of pictures; feature arrays (.npy files too) are taken as they are.
 
         Those that are kept are read; with `keep` False no others are added.
@@ -134,7 +134,7 @@ class Blip2:
             raise UserError('queries hold no features: give pictures, or what `encode` returned')
         if not len(pictures):
             raise UserError('no picture given')
-        if not self.cache or not self.run.model.vit or any(map(is_array, pictures)):
+        if self.cache is None or not self.run.model.vit or any(map(is_array, pictures)):
             return Seen.join(list(self.encoded(pictures)))
         see = lambda some: (row for seen in self.encoded(some) for row in seen.features)  # noqa: E731
         features = np.stack(list(self.kept.fetch('features', pictures, see, keep)))
@@ -155,10 +155,10 @@ class Blip2:
         if self.run.objective.instruction_aware:
             return self.encode(pictures)
         if isinstance(pictures, Queries):
-            return pictures
+            return pictures.checked(self.run.model.qformer)
         if not len(pictures):
             raise UserError('no picture given')
-        if self.cache and not isinstance(pictures, Seen):
+        if self.cache is not None and not isinstance(pictures, Seen):
             rows = self.kept.fetch('queries', pictures, lambda some: self._queries([self.encode(some, keep=False)]))
         else:
             rows = self._queries([pictures] if isinstance(pictures, Seen) else self.encoded(pictures))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..config import Qformer
 from ..data.jsonl import read_features
 from ..data.transforms import eval_image
 from ..errors import UserError
@@ -47,6 +48,13 @@ class Queries:
 
     def __len__(self) -> int:
         return len(self.queries)
+
+    def checked(self, c: Qformer) -> 'Queries':
+        """Return them as they are; raises UserError unless they have a Q-Former's sizes."""
+        wanted, given = [c.num_queries, c.width], list(self.queries.shape[1:])
+        if given != wanted:
+            raise UserError(f'queries must be {wanted} for this run, not {given}: look at the pictures with it')
+        return self
 
     @classmethod
     def join(cls, parts: Sequence['Queries']) -> 'Queries':

@@ -1,0 +1,75 @@
+"""Options that several commands have: how texts are found, and whether what a picture gives is kept."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
+
+    from ..inference.blip2 import Blip2
+    from ..inference.search import Settings
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the next token is found."""
+
+    temperature: float = 0.0
+    """Above 0: draw the words (nucleus sampling with --top-p); 0: take the likeliest."""
+    top_k: int = 0
+    """Draw among so many likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together have this probability (LAVIS: 0.9); 1: all."""
+    seed: int = 0
+    """Of what is drawn: the same seed gives the same texts."""
+
+    def settings(self, max_new_tokens: int) -> 'Settings':
+        """Return them as the search takes them; raises UserError where they contradict each other."""
+        from ..inference.search import Settings
+
+        return Settings(max_new_tokens, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+    def key(self) -> 'jax.Array | None':
+        """Return the key of what is drawn; None where nothing is."""
+        import jax
+
+        return jax.random.key(self.seed) if self.temperature else None
+
+
+@dataclass(frozen=True)
+class Writing(Drawing):
+    """How texts are found."""
+
+    num_beams: int = 1
+    """Texts pursued at a time, of which the best are printed; 1: greedy (LAVIS: 5)."""
+    num_return: int = 1
+    """Texts to print, best first; more than one needs beams or a temperature."""
+
+    def settings(self, max_new_tokens: int) -> 'Settings':
+        """Return them as the search takes them; raises UserError where they contradict each other."""
+        from dataclasses import replace
+
+        return replace(super().settings(max_new_tokens), num_beams=self.num_beams, num_return=self.num_return)
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is kept of pictures."""
+
+    cache: bool = False
+    """Keep what the run makes of a picture, by content, in the folder `cache` beside it: a picture is encoded once."""
+
+    @contextmanager
+    def load(self, run: Path) -> Iterator['Blip2']:
+        """Lend the run, with a cache if that is wanted, and say at the end how much is new there."""
+        from ..inference.blip2 import Blip2
+
+        model = Blip2.load(run, cache=run.parent / 'cache' if self.cache else None)
+        before = model.cache.entries if model.cache else 0
+        yield model
+        if model.cache:
+            print(f'cache: {model.cache.folder}, {model.cache.entries - before} new', file=sys.stderr)
