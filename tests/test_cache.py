@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qformer_jax.data.cache import Cache, key_of
+from qformer_jax.errors import UserError
 
 KEYS = [key_of({'picture': n}) for n in range(4)]
 
@@ -87,10 +88,19 @@ def test_a_cut_or_foreign_file_is_noticed(tmp_path, capsys):
     fetched(Cache(tmp_path), KEYS[:1])
     (file,) = tmp_path.glob('*')
     file.write_bytes(file.read_bytes()[:30_000])
-    (tmp_path / 'other.array_record').write_bytes(b'something else')
+    (tmp_path / '0123456789abcdef.array_record').write_bytes(b'something else')
     assert fetched(Cache(tmp_path)) == [0, 1, 2, 3]
     said = capsys.readouterr().err
-    assert f'{file}: damaged' in said and 'other.array_record: damaged, or not of this cache' in said
+    assert f'{file}: damaged' in said and '0123456789abcdef.array_record: damaged' in said
+
+
+def test_a_file_that_no_cache_wrote_stays(tmp_path, capsys):
+    """The folder may hold a packed data set: nothing of it is lost."""
+    foreign = tmp_path / 'train.array_record'
+    foreign.write_bytes(b'a data set')
+    assert fetched(Cache(tmp_path)) == [0, 1, 2, 3]
+    assert capsys.readouterr().err == f'{foreign}: not of this cache; left as it is\n'
+    assert foreign.read_bytes() == b'a data set' and fetched(Cache(tmp_path)) == []
 
 
 def test_an_entry_under_another_key_is_noticed(tmp_path, monkeypatch, capsys):
@@ -100,7 +110,7 @@ def test_an_entry_under_another_key_is_noticed(tmp_path, monkeypatch, capsys):
         patch.setattr('qformer_jax.data.cache._sealed', swapped(cache))
         cache.fetch(KEYS[:2], lambda _: [array(0), array(1)])
     assert fetched(Cache(tmp_path)) == [0, 1, 2, 3]
-    assert 'not of this cache' in capsys.readouterr().err
+    assert 'damaged' in capsys.readouterr().err
 
 
 def swapped(cache):
@@ -108,6 +118,12 @@ def swapped(cache):
 
     seal, other = module._sealed, dict(itertools.permutations(KEYS[:2]))
     return lambda key, value: seal(other[key], value)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / 'cache').write_text('')
+    with pytest.raises(UserError, match=r"cache' is a file: name a folder"):
+        Cache(tmp_path / 'cache')
 
 
 def test_a_file_that_vanishes_is_computed_again(tmp_path):

@@ -1,18 +1,21 @@
 """Arrays on disk, found by what they depend on: computed once, read ever after.
 
-    FOLDER/NAME.array_record      record 0: the keys of the others, 32 bytes each; every other record is an entry
+    FOLDER/NAME.array_record      record 0: the keys of the others, 32 bytes each; every other record is an entry;
+                                  NAME: the first 16 hex digits of the SHA-256 of record 0
 
 A key is the SHA-256 of everything that an array depends on, so nothing stale can be read, and what is not needed any
 more is never found; the folder may be deleted at any time. An entry is
 
     [SHA-256 of the rest, 32 bytes][key, 32 bytes][the array, as records.pack_array writes it]
 
-so that a damaged entry, or one that belongs under another key, is noticed before it is used.
+so that a damaged entry, or one that belongs under another key, is noticed before it is used. A file with another kind
+of name is not the cache's, and stays as it is.
 """
 
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections import defaultdict
@@ -25,9 +28,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from qformer_jax.data.records import pack_array, unpack_array
-from qformer_jax.errors import full_disk_as_user_error
+from qformer_jax.errors import UserError, full_disk_as_user_error
 
 _LENGTH = 32  # bytes of a SHA-256
+_NAME = re.compile('[0-9a-f]{16}')
 _OPTIONS = 'group_size:1,uncompressed'  # an entry is read without its neighbours; floats hardly compress
 
 
@@ -38,15 +42,20 @@ def key_of(depends: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class Cache:
-    """The arrays in a folder, which need not exist yet."""
+    """The arrays in a folder, which need not exist yet; raises UserError for a file."""
 
     folder: Path
     _places: dict[bytes, tuple[Path, int]] = field(default_factory=dict, repr=False, compare=False)
     """Key -> file and number of its record."""
 
     def __post_init__(self):
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"'{self.folder}' is a file: name a folder for the cache")
         for file in sorted(self.folder.glob('*.array_record')):
-            self._read_keys(file)
+            if _NAME.fullmatch(file.stem):
+                self._read_keys(file)
+            else:
+                print(f'{file}: not of this cache; left as it is', file=sys.stderr)
 
     @property
     def entries(self) -> int:
@@ -124,8 +133,8 @@ class Cache:
         self._places.update({key: (file, number) for number, key in enumerate(keys, 1)})
 
     def _drop(self, file: Path) -> None:
-        """Remove a file that holds anything damaged or foreign, aloud; what it held is computed when it is needed."""
-        print(f'{file}: damaged, or not of this cache; removed, and computed again where needed', file=sys.stderr)
+        """Remove a damaged file, aloud; what it held is computed when it is needed."""
+        print(f'{file}: damaged; removed, and computed again where needed', file=sys.stderr)
         file.unlink(missing_ok=True)
         for key in [key for key, (place, _) in self._places.items() if place == file]:
             del self._places[key]
