@@ -144,8 +144,8 @@ def test_python_snippets_compile(document):
 
 
 def test_snippets_of_the_architecture_run(tmp_path):
-    snippet, recipe = blocks(ARCHITECTURE.read_text(), 'python')
-    exec(snippet, {})
+    rules, _, recipe = blocks(ARCHITECTURE.read_text(), 'python')  # the second: tests/test_kept.py
+    exec(rules, {})
     (tmp_path / 'sounds.py').write_text(recipe)
     run, card = recipes.load(str(tmp_path / 'sounds.py'))
     loop.check(run)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import small
 from PIL import Image
+from test_docs import ARCHITECTURE, blocks
 
 from qformer_jax import cli
 from qformer_jax.errors import UserError
@@ -194,6 +195,16 @@ def test_many_questions_about_a_picture_run_its_queries_once(answering, files, m
     assert rows == [4]
     single = [answering.ask(files[:1], [question])[0] for question in QUESTIONS]
     assert many == [*single, answering.ask(files[2:], QUESTIONS[:1])[0]]
+
+
+def test_the_snippet_of_the_architecture_asks_many_times(answering, line, files, tmp_path, encoded):
+    _, snippet, _ = blocks(ARCHITECTURE.read_text(), 'python')
+    names = {}
+    exec(snippet, names)
+    for _ in range(2):
+        given = names['answers'](str(line / 'instruct'), str(tmp_path), list(map(str, files)), QUESTIONS[:2])
+        assert given == [answering.ask(files, [question] * 3) for question in QUESTIONS[:2]]
+    assert len(encoded) == 5  # four times by the line above, once by the snippet
 
 
 def test_a_dialogue_of_yesterday_is_begun_without_the_tower(answering, files, tmp_path, encoded):

@@ -3,6 +3,14 @@
 An entry depends on the bytes of the picture, how pictures are read, sizes, compute dtype, and the weights, as they are
 in use, that it goes through: a changed picture is a new one, one that moved is known, and the entry of another tower,
 of other bits or of another Q-Former is never found. Not among it: the device, and so the last bits.
+
+    entry                  ViT-g at 224 pixels, bfloat16    spares (GFLOP a picture)    for
+    features [P, V]        724 kB                           527  the tower              ITM, queries that read a text
+    queries [Q, D]         49 kB                            540  and the Q-Former       answers
+    itc vectors [Q, E]     33 kB (float32)                  540                         search
+
+Not kept are the keys and values of the cross-attention: 4.7 MB a picture, and over the features they spare 7 GFLOP, 2 %
+of answering a question with OPT-2.7B. Nor queries that read the question: another question has others.
 """
 
 import dataclasses
