@@ -191,6 +191,7 @@ class Convert:
       qformer convert blip2-opt-2.7b/ runs/blip2_opt            (a Hugging Face folder has all parts)
       qformer convert SmolLM2-135M.gguf runs/smollm2          (with its tokenizer)
       qformer convert bert-base-uncased/ runs/bert --recipe blip2_vitg_stage1
+      qformer convert runs/lora runs/merged                   (adds a LoRA to its language model)
       qformer convert runs/mine blip2.pth --to lavis
       qformer convert runs/mine blip2_huggingface --to huggingface
 

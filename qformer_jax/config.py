@@ -184,6 +184,18 @@ class T5:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Steps of low rank beside frozen products of the language model (Hu et al. 2021); `lora/.*` are their paths."""
+
+    rank: int = 8
+    """Width of a step (R)."""
+    alpha: float = 16.0
+    """A step counts alpha / rank times, so that another rank needs no other learning rate."""
+    targets: str = r'.*attention/(query|value)'
+    """Regex over the language model's dense layers (`layer_0/mlp/up`); default: queries and values, as in the paper."""
+
+
+@dataclass(frozen=True)
 class Blip2:
     """What the network is made of; a part that is None is absent."""
 
@@ -193,6 +205,8 @@ class Blip2:
     """Connector between the frozen towers."""
     lm: Opt | Llama | T5 | None = field(default_factory=Opt)
     """Language model; None in stage 1."""
+    lora: Lora | None = None
+    """What learns of a frozen language model, in `stage2` and `instruct`; None: nothing does."""
     word_head: int = 0
     """Outputs of the bag-of-words head; the `vision` stage sets it to the tokenizer's size, 0 elsewhere: none."""
 
@@ -332,10 +346,10 @@ def from_json(text: str) -> Run:
     """Return the run whose `to_json` is `text`; raises KeyError or TypeError when it is another version's."""
     tree = json.loads(text)
     model = tree['model']
-    parts = {'vit': Vit, 'qformer': Qformer}
+    parts = {'vit': Vit, 'qformer': Qformer, 'lora': Lora}
     if model['lm']:
         parts['lm'] = {'opt': Opt, 'llama': Llama, 't5': T5}[model['lm'].get('family', 'opt')]
-    model |= {name: part(**model[name]) for name, part in parts.items() if model[name]}
+    model |= {name: part(**model[name]) for name, part in parts.items() if model.get(name)}
     tree['data']['crop_scale'] = tuple(tree['data']['crop_scale'])
     tree['optimizer']['rate_rules'] = tuple(map(tuple, tree['optimizer']['rate_rules']))
     return Run(

@@ -37,7 +37,7 @@ def unflatten(flat: dict[str, object]) -> Params:
 
 def match(rules: Sequence[tuple[str, Value]], paths: Iterable[str]) -> dict[str, Value]:
     """Return the value of the first rule whose regex matches the whole path, for every path; raises UserError."""
-    compiled = [(re.compile(pattern), value) for pattern, value in rules]
+    compiled = [(_regex(pattern), value) for pattern, value in rules]
     values = {}
     for path in paths:
         found = [value for pattern, value in compiled if pattern.fullmatch(path)]
@@ -45,6 +45,13 @@ def match(rules: Sequence[tuple[str, Value]], paths: Iterable[str]) -> dict[str,
             raise UserError(f"no rule matches parameter '{path}': end the table with ('.*', value)")
         values[path] = found[0]
     return values
+
+
+def _regex(pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"'{pattern}' is not a regular expression over parameter paths: {error}") from None
 
 
 def split(params: Params, rules: Sequence[tuple[str, Value | None]]) -> tuple[Params, Params]:

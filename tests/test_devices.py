@@ -11,9 +11,14 @@ import small
 from small import change, recipe
 
 from qformer_jax import config
+from qformer_jax.convert.tensors import in_memory
+from qformer_jax.data.dataset import Dataset
+from qformer_jax.data.pack import BYTE_BPE
 from qformer_jax.errors import UserError
+from qformer_jax.models import blip2
 from qformer_jax.parallel.mesh import check_batch, data_mesh
-from qformer_jax.training import logs, loop
+from qformer_jax.rules import flatten
+from qformer_jax.training import exchange, logs, loop
 
 STEPS = 3
 TRAIN = """
@@ -26,20 +31,41 @@ for path in map(Path, sys.argv[1:]):
 """
 
 
-def tiny(stage: str, data: Path) -> config.Run:
-    """Return three steps of 16 rows, two a device, with dropout; ITC and ITM need the rows of the other devices."""
+def tiny(stage: str, data: Path, voice: Path) -> config.Run:
+    """Return three steps of 16 rows, two a device, with dropout; ITC and ITM need the rows of the other devices.
+
+    In `instruct` the voice learns too, by LoRA.
+    """
     run = change(recipe(stage, data, steps=STEPS), 'training', batch_size=16)
     shallow = {'vit': small.VIT, 'qformer': small.QFORMER, 'lm': small.OPT}
     parts = {name: dataclasses.replace(part, depth=1) for name, part in shallow.items()}
-    run = change(run, 'model', **(parts | {'lm': None} if stage == 'stage1' else parts))
-    return change(run, 'optimizer', warmup_steps=1)
+    run = change(run, 'optimizer', warmup_steps=1)
+    if stage == 'stage1':
+        return change(run, 'model', **(parts | {'lm': None}))
+    run = change(run, 'model', **parts, lora=config.Lora(rank=2))
+    return dataclasses.replace(run, start=config.Start(lm=str(voice)))
 
 
 @pytest.fixture(scope='module')
-def on_eight(pictures, tmp_path_factory) -> Path:
+def voice(pictures, tmp_path_factory) -> Path:
+    """Return a run of a language model that learned nothing."""
+    rows = Dataset.open(pictures).lm_tokenizer.vocab_size
+    model = config.Blip2(None, None, dataclasses.replace(small.OPT, depth=1, vocab_size=rows))
+    draw = np.random.default_rng(0)
+    arrays = {path: draw.normal(size=x.shape).astype('f') / 4 for path, x in flatten(blip2.shapes(model)).items()}
+    folder = tmp_path_factory.mktemp('voice') / 'voice'
+    made = exchange.Model(config.Run('language', model), in_memory(arrays), (), ())
+    exchange.to_ours(made, folder, lm=pictures / BYTE_BPE)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def on_eight(pictures, voice, tmp_path_factory) -> Path:
     """Return the folder of the runs of a process that simulates 8 devices."""
     folder = tmp_path_factory.mktemp('eight')
-    files = [small.write_recipe(folder / f'{stage}.py', tiny(stage, pictures)) for stage in ('stage1', 'instruct')]
+    files = [
+        small.write_recipe(folder / f'{stage}.py', tiny(stage, pictures, voice)) for stage in ('stage1', 'instruct')
+    ]
     command = [sys.executable, '-c', TRAIN, *map(str, files)]
     done = subprocess.run(command, cwd=small.ROOT, env=small.eight_devices(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -48,8 +74,8 @@ def on_eight(pictures, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize('stage', ['stage1', 'instruct'])
-def test_eight_devices_give_the_losses_of_one(pictures, on_eight, tmp_path, stage):
-    loop.train(tiny(stage, pictures), tmp_path / 'run')
+def test_eight_devices_give_the_losses_of_one(pictures, voice, on_eight, tmp_path, stage):
+    loop.train(tiny(stage, pictures, voice), tmp_path / 'run')
     one, eight = logs.records(tmp_path / 'run'), logs.records(on_eight / stage)
     assert len(one) == len(eight) == STEPS
     for a, b in zip(one, eight, strict=True):

@@ -26,6 +26,7 @@ from qformer_jax.training import logs, loop, optimizer, start, step
 
 RULES = Path(__file__).parent / 'goldens' / 'parameter_rules.txt'
 PART_OF = {'stage1': ('vit', 'qformer'), 'stage2': ('vit', 'qformer', 'lm', 'lm_projection')}
+PART_OF['instruct_lora'] = (*PART_OF['stage2'], 'lora')
 
 
 def logged(folder: Path) -> list[float]:
@@ -75,7 +76,13 @@ def test_frozen_components_keep_their_digest_and_lie_on_the_disk_once(line):
 def test_rules_of_every_parameter():
     """Each line: path, weight decay or not, and the multiple of the learning rate in each recipe of the line."""
     shapes = flatten(blip2.shapes(reference_model()))
-    names = ('easy_vqa_stage1', 'easy_vqa_stage2', 'easy_vqa_instruct', 'easy_vqa_instruct_aware')
+    names = (
+        'easy_vqa_stage1',
+        'easy_vqa_stage2',
+        'easy_vqa_instruct',
+        'easy_vqa_instruct_aware',
+        'easy_vqa_instruct_lora',
+    )
     rates = [match(recipes.load(name)[0].optimizer.rate_rules, rate_paths(name, shapes)) for name in names]
     decays = match(optimizer.DECAY_RULES, shapes)
     rows = [['parameter', 'decay', *(name.removeprefix('easy_vqa_') for name in names)]]
@@ -97,6 +104,7 @@ def reference_model() -> config.Blip2:
         small.VIT,
         dataclasses.replace(small.QFORMER, feature_width=16, vocab_size=40),
         dataclasses.replace(small.OPT, vocab_size=300),
+        config.Lora(),
     )
 
 

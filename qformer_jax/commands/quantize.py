@@ -18,9 +18,9 @@ class Quantize:
 
     int8 and int4 are for weights only: memory and the weights' traffic shrink, computation stays as precise as before.
     Small become the dense kernels of the vision tower and the language model, and its token table; the Q-Former and
-    its projection, norms, biases and positions stay as they are. The result is a run for use (caption, ask, rank,
-    evaluate), which cannot be trained further. Printed are bytes, the error of the weights (root mean square,
-    relative to their own), and the run's task before and after, where its data set is at hand.
+    its projection, norms, biases and positions stay as they are. A LoRA is merged before. The result is a run for use
+    (caption, ask, rank, evaluate), which cannot be trained further. Printed are bytes, the error of the weights (root
+    mean square, relative to their own), and the run's task before and after, where its data set is at hand.
     """
 
     run: tyro.conf.Positional[Path]
@@ -80,14 +80,11 @@ def _print_bytes(before: dict[str, int], flat: dict[str, Any]) -> None:
 def _write(model: Any, flat: dict[str, Any], options: Quantize) -> list[Path]:
     """Write the parameters as a finished run with the tokenizers of the old one; returns what was written."""
     from ..convert.tensors import in_memory
-    from ..data.pack import BYTE_BPE, WORDPIECE
     from ..models.quantized import apart
     from ..training import exchange
 
     small = dataclasses.replace(model, tensors=in_memory(apart(flat)))
-    names = WORDPIECE, BYTE_BPE
-    tokenizers = [path if (path := options.run / name).is_file() else None for name in names]
-    return exchange.to_ours(small, options.dest, None, *tokenizers)
+    return exchange.to_ours(small, options.dest)
 
 
 def _judge(options: Quantize, done: Any) -> None:

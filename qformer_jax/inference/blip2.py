@@ -85,8 +85,8 @@ class Blip2:
         cache = None if cache is None else Cache(Path(cache))
         if len(sources) == 1 and ((sources[0] / start.RUN).is_file() or not sources[0].exists()):
             done = start.finished(sources[0])
-            held = flatten(start.load_components(done, which)).items()
-            return cls(done.run, quantization.on_device(held, weights), done.folder, batch_size, cache)
+            run, params = start.for_use(done, which)
+            return cls(run, quantization.on_device(flatten(params).items(), weights), done.folder, batch_size, cache)
         model = exchange.read(sources)
         read = ((path, tensor.read()) for path, tensor in model.tensors.items())
         return cls(model.run, quantization.on_device(read, weights), sources[0], batch_size, cache)

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..typing import Bool, Float, Int, Params, UInt8
-from . import masks
+from . import lora, masks
 from .layers import at_least_float32, dense
 from .llama import Llama
 from .opt import Opt
@@ -121,8 +121,14 @@ class Blip2(nn.Module):
 
 def init(model: Blip2, key: jax.Array) -> Params:
     """Return fresh parameters of every part, as the canonical nested dict (float32)."""
+
+    def make(key: jax.Array) -> Params:
+        params = model.init(key, method='touch_everything')['params']
+        c = model.config.lora
+        return params | ({'lora': lora.init(c, params['lm'], jax.random.fold_in(key, 1))} if c else {})
+
     # Compiled, the pass that touches every part drops out: only what draws the numbers is left.
-    return jax.jit(lambda key: model.init(key, method='touch_everything')['params'])(key)
+    return jax.jit(make)(key)
 
 
 def shapes(c: config.Blip2) -> Params:

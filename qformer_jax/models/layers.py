@@ -10,6 +10,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..typing import Array, Bool, Float
+from .lora import Adapted
 from .quantized import Quantized, product, weight
 
 LECUN = nn.initializers.lecun_normal()  # keeps the variance
@@ -52,8 +53,18 @@ def rms_norm(eps: float, dtype: DTypeLike) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=eps, dtype=dtype)
 
 
+def products(x: Float['R I'], kernel: Array | Quantized | Adapted, out_dtype: DTypeLike) -> Float['R O']:
+    """Return the products of each row of `x` with a kernel of any kind, computed in the precision of `x`."""
+    if isinstance(kernel, Adapted):
+        step = products(products(x, kernel.down, x.dtype), kernel.up, out_dtype)
+        return products(x, kernel.kernel, out_dtype) + kernel.scale * step
+    if isinstance(kernel, Quantized):
+        return product(x, kernel).astype(out_dtype)
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=out_dtype)
+
+
 class Dense(nn.Module):
-    """Dense layer over the last axis: parameters in float32 or quantized, products in `dtype`."""
+    """Dense layer over the last axis: a kernel of any kind, products in `dtype`."""
 
     width: int
     dtype: DTypeLike
@@ -68,10 +79,7 @@ class Dense(nn.Module):
         out_dtype = self.out_dtype or self.dtype
         # one product of [R, I]: on CPUs, XLA's gradient of the 3-d form takes four times as long
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        if isinstance(kernel, Quantized):
-            y = product(flat, kernel).astype(out_dtype)
-        else:
-            y = jnp.matmul(flat, kernel.astype(self.dtype), preferred_element_type=out_dtype)
+        y = products(flat, kernel, out_dtype)
         if self.use_bias:
             y += self.param('bias', nn.initializers.zeros, (self.width,), jnp.float32).astype(out_dtype)[None]
         return y.reshape(*x.shape[:-1], self.width)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import jax
 import numpy as np
 from rich.progress import Progress
 
@@ -26,7 +27,9 @@ from ..convert.tensors import State, Tensor
 from ..data.pack import BYTE_BPE, WORDPIECE
 from ..data.tokenizers import LmTokenizer, TextTokenizer
 from ..errors import UserError, full_disk_as_user_error
-from ..models import blip2
+from ..models import blip2, lora
+from ..models.lora import Adapted
+from ..rules import flatten, unflatten
 from . import start
 
 DType = Literal['float32', 'bfloat16', 'float16']
@@ -44,7 +47,9 @@ class Model:
     files: tuple[Path, ...]
     notes: tuple[str, ...]
     lm_tokenizer: Path | None = None
-    """Where the language model's tokenizer lies, if that is beside the weights: a folder, or a GGUF file."""
+    """Where the language model's tokenizer lies, if that is beside the weights: a file, a folder, or a GGUF file."""
+    text_tokenizer: Path | None = None
+    """Where the Q-Former's tokenizer lies, if that is beside the weights."""
 
     @property
     def reads(self) -> bool:
@@ -76,7 +81,19 @@ def _read_run(done: start.Finished) -> Model:
     if any(path.endswith('/values') for path in tensors):
         raise UserError(f"'{done.folder}' holds quantized weights: take the run that it was made from")
     check_complete(tensors, blip2.shapes(done.run.model))
-    return Model(done.run, tensors, tuple(files), ())
+    tokenizers = [path if (path := done.folder / name).is_file() else None for name in (BYTE_BPE, WORDPIECE)]
+    notes = ('its LoRA is merged into the language model',) if done.run.model.lora else ()
+    return Model(start.merged(done.run), _merge(tensors, done.run.model.lora), tuple(files), notes, *tokenizers)
+
+
+def _merge(tensors: State, c: config.Lora | None) -> State:
+    """Return the tensors without a LoRA, whose steps are added to their kernels as these are read."""
+    flat = flatten(lora.adapt(unflatten(tensors), c))
+    return {path: _merged(leaf) if isinstance(leaf, Adapted) else leaf for path, leaf in flat.items()}
+
+
+def _merged(leaf: Adapted) -> Tensor:
+    return replace(leaf.kernel, read=lambda: jax.tree.map(lambda tensor: tensor.read(), leaf).merged())
 
 
 def _run_of(m: config.Blip2) -> config.Run:
@@ -93,10 +110,10 @@ def to_ours(
 ) -> list[Path]:
     """Write a finished run at `dest` and its weights into the store beside it; returns what was written.
 
-    `text` and `lm` are the tokenizers' files; without them the run cannot be asked with texts. The language model's is
-    found in a GGUF file, or beside the weights in their folder.
+    `text` and `lm` are the tokenizers' files; without them the run cannot be asked with texts. They are found in a run,
+    the language model's in a GGUF file too, or beside the weights in their folder.
     """
-    lm = lm or model.lm_tokenizer
+    text, lm = text or model.text_tokenizer, lm or model.lm_tokenizer
     speaks = _read_lm_tokenizer(lm) if lm else None
     weights, digests, sources = dest.parent / 'weights', {}, _sources(model.files)
     inputs = {f'source {i}': source['sha256'] for i, source in enumerate(sources, 1)}

@@ -5,6 +5,7 @@ a pretrained one understands the ids that it was taught, so its run's tokenizer 
 """
 
 import dataclasses
+from pathlib import Path
 
 from .. import config
 from ..data.dataset import Dataset
@@ -29,9 +30,10 @@ def open_dataset(run: config.Run) -> Dataset:
     """Open the run's data set, with the tokenizer of the language model that the run starts from.
 
     Raises UserError when there is no data set, when that language model has no tokenizer, or is another one than the
-    recipe's.
+    recipe's, and for a LoRA without its language model, or the reverse.
     """
     dataset, done = Dataset.open(run.data.path), source(run)
+    _check_lora(run, done)
     if done is None:
         return dataset
     _check_same(run.model.lm, done)
@@ -54,3 +56,23 @@ def _check_same(stated: config.Opt | config.Llama | config.T5, done: start.Finis
     rows = [f'{n} {there[n]} there, {here[n]} here' for n in there if n not in FREE and there[n] != here[n]]
     if rows:
         raise UserError(f"'{done.folder}' holds another language model than model.lm states: {'; '.join(rows)}")
+
+
+def _check_lora(run: config.Run, done: start.Finished | None) -> None:
+    """Raise UserError where a LoRA would be left behind, would count otherwise, or would meet another base."""
+    stated, there = run.model.lora, done.run.model.lora if done else None
+    if stated and not done:
+        raise UserError('model.lora adapts a trained language model: name its run (start.lm, or start.checkpoint)')
+    if not there:
+        return
+    if stated != there or done.folder != Path(run.start.checkpoint):
+        raise UserError(
+            f"'{done.folder}' holds a language model with a LoRA, {there}: make it start.checkpoint of a recipe with "
+            f'this model.lora (it is {stated}), or merge it first: qformer convert {done.folder} MERGED'
+        )
+    other = start.finished(run.start.lm).last.get('lm') if run.start.lm else done.last['lm']
+    if other != done.last['lm']:
+        raise UserError(
+            f"the LoRA in '{done.folder}' was trained on the language model {done.last['lm']}, and start.lm "
+            f"'{run.start.lm}' is another one, {other}: leave start.lm out, or merge the LoRA first (qformer convert)"
+        )

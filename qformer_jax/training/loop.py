@@ -48,6 +48,10 @@ def check(run: config.Run) -> None:
     for part in needs[run.stage]:
         if getattr(run.model, part) is None:
             raise UserError(f"stage '{run.stage}' needs model.{part}, which is None")
+    if run.model.lora and run.stage not in ('stage2', 'instruct'):
+        raise UserError(f"model.lora adapts a frozen language model in 'stage2' and 'instruct', not in '{run.stage}'")
+    if run.model.lora and run.model.lora.rank < 1:
+        raise UserError(f'model.lora.rank is {run.model.lora.rank}, it must be at least 1 (without LoRA: lora=None)')
     if run.stage == 'language' and run.model.lm.family == 't5':
         raise UserError("stage 'language' trains a decoder-only language model, not T5: choose another one (model.lm)")
     if run.stage == 'stage1' and run.training.accumulate > 1:
@@ -120,6 +124,10 @@ def _prepare(
     trainable, frozen = split(params, run.optimizer.rate_rules)
     if not flatten(trainable):
         raise UserError('optimizer.rate-rules freeze every parameter: nothing to train')
+    if 'lora' in params and 'lm' in trainable:
+        raise UserError(
+            "model.lora needs a frozen language model, and optimizer.rate-rules train it: add ('lm/.*', None)"
+        )
     dtype = np.dtype(jax.numpy.dtype(run.training.dtype))
     frozen = jax.device_put(jax.tree.map(lambda x: np.asarray(x, dtype), frozen), replicated(mesh))
     trainable = jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), trainable), replicated(mesh))

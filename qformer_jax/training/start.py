@@ -1,6 +1,6 @@
 """What a run begins with: a completed configuration, an identity, and parameters.
 
-Parameters come, a component at a time (`vit`, `qformer`, `lm_projection`, `lm`), from the first of
+Parameters come, a component at a time (`vit`, `qformer`, `lm_projection`, `lm`, `lora`), from the first of
     1. resume      a checkpoint of this very run (`training/loop.py`)
     2. checkpoint  `start.checkpoint`, a finished run, if it holds the component
     3. pretrained  `start.vit`, `start.lm`: the run that pretrained that tower
@@ -20,7 +20,7 @@ from .. import config
 from ..convert import store
 from ..data.dataset import Dataset
 from ..errors import UserError
-from ..models import blip2, quantized
+from ..models import blip2, lora, quantized
 from ..rules import flatten, match
 from ..typing import Params
 
@@ -48,7 +48,7 @@ class Finished:
 
 
 def finished(folder: str | Path) -> Finished:
-    """Read a finished run; raises UserError when there is none, or it is not finished."""
+    """Read a finished run; raises UserError when there is none, it is not finished, or its LoRA is another model's."""
     folder = Path(folder)
     if not (folder / RUN).is_file():
         raise UserError(f"no run at '{folder}': give a folder that `qformer train CONFIG --run FOLDER` wrote")
@@ -57,13 +57,34 @@ def finished(folder: str | Path) -> Finished:
     identity = json.loads((folder / RUN).read_text())
     done = json.loads((folder / FINISHED).read_text())
     run = config.from_json(json.dumps(identity['config']))
+    _check_base(folder, identity['inputs'], done['last'] | done['best'])
     return Finished(folder, identity['fingerprint'], run, identity['inputs'], done['last'], done['best'])
+
+
+def _check_base(folder: Path, inputs: dict[str, str], held: dict[str, str]) -> None:
+    """Refuse a LoRA beside another language model than it was trained on: shapes would not tell."""
+    if 'lora' in held and held['lm'] != inputs.get('lm'):
+        raise UserError(
+            f"'{folder}' holds a LoRA that was trained on the language model {inputs.get('lm')}, beside another one, "
+            f'{held["lm"]}: put back the first into its {FINISHED}, or train the LoRA again on the other'
+        )
 
 
 def load_components(done: Finished, which: str = 'last') -> Params:
     """Return a finished run's parameters as one nested dict (numpy), `last` or `best`."""
     digests = done.last | (done.best if which == 'best' else {})
     return {name: store.load(done.store, digest) for name, digest in digests.items()}
+
+
+def for_use(done: Finished, which: str = 'last') -> tuple[config.Run, Params]:
+    """Return a finished run and its parameters, a LoRA merged into its language model."""
+    params = load_components(done, which)
+    return merged(done.run), lora.merge(params, done.run.model.lora)
+
+
+def merged(run: config.Run) -> config.Run:
+    """Return the run that a run is once its LoRA is merged."""
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None))
 
 
 def complete(run: config.Run, dataset: Dataset) -> config.Run:

@@ -11,6 +11,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from .. import config
+from ..models import lora
 from ..models.blip2 import Blip2
 from ..parallel.mesh import replicated
 from ..rules import merge
@@ -59,7 +60,7 @@ def make_loss(run: config.Run, model: Blip2, mesh: Mesh) -> Callable[..., Result
 
     def loss(trainable: Params, frozen: Params, batch: Batch, key: Array, train: bool) -> Result:
         dropout_key, draw_key = jax.random.split(key)
-        variables = {'params': merge(trainable, frozen)}
+        variables = {'params': lora.adapt(merge(trainable, frozen), run.model.lora)}
         return call(variables, batch, draw_key, train, rngs={'dropout': dropout_key})
 
     return loss
