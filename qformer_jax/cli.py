@@ -125,7 +125,7 @@ class Evaluate:
     split: str = 'test'
     """Split, in tensorflow_datasets' notation."""
     data: Path | None = None
-    """Data set; default: the one that the run was trained on."""
+    """Data set; default: the one that the run was trained on (of several, the first)."""
 
 
 def evaluate(options: Evaluate) -> None:

@@ -217,6 +217,8 @@ class Data:
 
     path: str = ''
     """Folder written by `qformer data pack`."""
+    mixed_with: tuple[str, ...] = ()
+    """More such folders: every row is drawn from one of them all, by the square root of their sizes."""
     train_split: str = 'train'
     """Split to train on, in tensorflow_datasets' notation: `train`, `train[10%:]`."""
     validation_split: str = ''
@@ -350,6 +352,7 @@ def from_json(text: str) -> Run:
     if model['lm']:
         parts['lm'] = {'opt': Opt, 'llama': Llama, 't5': T5}[model['lm'].get('family', 'opt')]
     model |= {name: part(**model[name]) for name, part in parts.items() if model.get(name)}
+    tree['data']['mixed_with'] = tuple(tree['data'].get('mixed_with', ()))  # runs before it had one data set
     tree['data']['crop_scale'] = tuple(tree['data']['crop_scale'])
     tree['optimizer']['rate_rules'] = tuple(map(tuple, tree['optimizer']['rate_rules']))
     return Run(

@@ -56,6 +56,8 @@ class Dataset:
     """The folder."""
     lm_file: Path | None = None
     """A pretrained language model's tokenizer, in place of the one that the folder holds."""
+    others: tuple['Dataset', ...] = ()
+    """More data sets that are read beside this one (`data/mixture.py`)."""
 
     @classmethod
     def open(cls, path: Path | str) -> 'Dataset':
@@ -76,6 +78,11 @@ class Dataset:
             raise UserError(f"split '{split}' of {self.path} is empty; widen it")
         return Source(self.path, split, rows)
 
+    @property
+    def parts(self) -> tuple['Dataset', ...]:
+        """This data set, and those beside it."""
+        return self, *self.others
+
     @cached_property
     def text_tokenizer(self) -> TextTokenizer:
         """The Q-Former's tokenizer."""
@@ -94,7 +101,7 @@ class Dataset:
     @cached_property
     def feature_shape(self) -> tuple[int, int] | None:
         """(rows of the longest feature array, columns), or None when the records hold pictures."""
-        rows, columns = np.concatenate(list(self._index.values()))[:, 2:].max(0)
+        rows, columns = np.concatenate([rows for part in self.parts for rows in part._index.values()])[:, 2:].max(0)
         return (int(rows), int(columns)) if rows else None
 
     @property
@@ -118,7 +125,8 @@ class Dataset:
     def fingerprint(self) -> str:
         """12 hex digits that name the records and the tokenizers (SHA-256)."""
         digest = hashlib.sha256()
-        for file in (self.path / CONTENT, *self.tokenizer_files.values()):
+        contents = (other.path / CONTENT for other in self.others)
+        for file in (self.path / CONTENT, *self.tokenizer_files.values(), *contents):
             digest.update(file.read_bytes())
         return digest.hexdigest()[:12]
 

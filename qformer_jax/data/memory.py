@@ -20,8 +20,9 @@ class Memory:
     """Where records come from."""
     pictures: bool
     """Whether pictures are decoded at all."""
+    used: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
+    """Bytes kept so far: one number for all memories that share the 512 MiB."""
     _kept: dict[int, tuple[Record, Image.Image | None]] = field(default_factory=dict, repr=False, compare=False)
-    _used: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
 
     def __getitem__(self, position: int) -> tuple[Record, Image.Image | None]:
         """Return the record and its picture in RGB (None without `pictures`); raises UserError when it is damaged."""
@@ -31,7 +32,7 @@ class Memory:
         image = decode(record.image, record.image_id) if self.pictures else None
         size = _TEXT + (image.width * image.height * 3 if image else 0)
         size += record.features.nbytes if record.features is not None else 0
-        if self._used[0] + size <= _BUDGET:
-            self._used[0] += size
+        if self.used[0] + size <= _BUDGET:
+            self.used[0] += size
             self._kept[position] = record, image
         return record, image

@@ -1,9 +1,12 @@
 """From a packed data set to batches; order, epochs, sharding and exact resume are grain's."""
 
+import itertools
+
 import grain
 import numpy as np
 
 from qformer_jax.config import Run
+from qformer_jax.data import mixture
 from qformer_jax.data.dataset import Dataset, Source
 from qformer_jax.data.memory import Memory
 from qformer_jax.data.rows import Row, RowMaker
@@ -25,31 +28,51 @@ def batches(
     | instruct        | picture, `text`, `text_mask`, `lm_text`, `lm_mask`, `lm_target`         |
 
     Picture: `image` uint8 [B, S, S, 3], or from a data set of features `features` float32 [B, P, V], `feature_mask`.
-    Every batch has `image_id` int32 [B], the record's position in the split. Texts are int32 [B, max_text] or
-    [B, max_lm_text], masks bool; `lm_target` marks the tokens that the language-model loss is on.
+    Every batch has `image_id` int32 [B], the record's position in the split (of several data sets: their splits one
+    after the other). Texts are int32 [B, max_text] or [B, max_lm_text], masks bool; `lm_target` marks the tokens that
+    the language-model loss is on.
 
     Training shuffles every epoch by the run's seed, draws a caption or question a record, crops and mirrors; its rows
-    do not depend on the number of shards. Otherwise order and draws are fixed and every pass gives the same batches.
+    do not depend on the number of shards. Several data sets take turns, row by row, so that each gives its share
+    (`mixture.shares`, to a percent), and each begins its next epoch when its own records are through. Otherwise order
+    and draws are fixed, every pass gives the same batches, and several data sets take turns by batches.
     A checkpoint keeps the place: `get_state`, `set_state`, `grain.checkpoint`. Raises UserError when the data set does
     not fit the run.
     """
-    source = dataset.source(split)
-    maker, positions = _row_maker(run, dataset, source, training), _useful(run, source)
-    size, (index, count) = run.training.batch_size, shard
+    size, count = run.training.batch_size, shard[1]
     if size % count:
         raise UserError(f'training.batch_size {size} does not divide among {count} hosts; choose a multiple of {count}')
-    if size > len(positions):
-        raise UserError(f"training.batch_size {size} exceeds the {len(positions)} records of '{split}' that stage "
-                        f'{run.stage} can use; lower it or add data')  # fmt: skip
-    if not training:
-        positions = positions[: len(positions) // size * size]  # else the hosts would disagree on the last batch
-    rows = grain.MapDataset.source(positions).seed(run.training.seed if training else 0)
-    # Random draws come before the slice, so that they follow the global row and not the host.
-    rows = rows.shuffle().repeat().random_map(maker) if training else rows.random_map(maker)
-    local = rows[index::count].batch(size // count, drop_remainder=True, batch_fn=_stack)
-    if not training:
-        local = local.repeat(reseed_each_epoch=False)
+    sources = [part.source(split) for part in dataset.parts]
+    useful = [_useful(run, source) for source in sources]
+    shares = mixture.shares(list(map(len, useful))) if training else [1.0] * len(useful)
+    for source, positions, share in zip(sources, useful, shares, strict=True):
+        if size * share > len(positions):
+            raise UserError(f"training.batch_size {size} exceeds the {len(positions)} records of '{split}' that stage "
+                            f'{run.stage} can use in {source.path}; lower it or add data')  # fmt: skip
+    parts = zip(useful, _row_makers(run, dataset, sources, training), strict=True)
+    if training:
+        rows = [_shuffled(*part, run.training.seed + number) for number, part in enumerate(parts)]
+        local = _batched(grain.MapDataset.mix(rows, shares), size, shard)
+    else:
+        each = [_batched(_in_order(*part, size), size, shard) for part in parts]
+        local = grain.MapDataset.mix([part.repeat(reseed_each_epoch=False) for part in each])
     return iter(local.to_iter_dataset(_READ_AHEAD))
+
+
+def _shuffled(positions: list[int], maker: RowMaker, seed: int) -> grain.MapDataset:
+    """Return endless rows, every epoch in another order."""
+    return grain.MapDataset.source(positions).seed(seed).shuffle().repeat().random_map(maker)
+
+
+def _in_order(positions: list[int], maker: RowMaker, size: int) -> grain.MapDataset:
+    """Return the rows of whole batches: else the hosts would disagree on the last one."""
+    return grain.MapDataset.source(positions[: len(positions) // size * size]).seed(0).random_map(maker)
+
+
+def _batched(rows: grain.MapDataset, size: int, shard: tuple[int, int]) -> grain.MapDataset:
+    """Return one host's batches. Random draws came before this slice, so they follow the global row, not the host."""
+    index, count = shard
+    return rows[index::count].batch(size // count, drop_remainder=True, batch_fn=_stack)
 
 
 def _stack(rows: list[Row]) -> Row:
@@ -59,22 +82,32 @@ def _stack(rows: list[Row]) -> Row:
 def _useful(run: Run, source: Source) -> list[int]:
     """Return the positions of the records that hold what the stage reads."""
     captions, questions = source.counts[:, 0] > 0, source.counts[:, 1] > 0
-    return np.flatnonzero(captions | questions if run.stage == 'instruct' else captions).tolist()
+    positions = np.flatnonzero(captions | questions if run.stage == 'instruct' else captions).tolist()
+    if not positions:
+        wanted = 'a caption or a question' if run.stage == 'instruct' else 'a caption'
+        raise UserError(f"stage {run.stage} needs {wanted}, and no record of '{source.split}' in {source.path} has one")
+    return positions
 
 
-def _row_maker(run: Run, dataset: Dataset, source: Source, training: bool) -> RowMaker:
+def _row_makers(run: Run, dataset: Dataset, sources: list[Source], training: bool) -> list[RowMaker]:
     size = run.model.vit.image_size if run.model.vit and not dataset.feature_shape else 0
+    patches = 0 if run.stage == 'language' else _patches(run, dataset)
     _check_vocabularies(run, dataset)
-    return RowMaker(
-        stage=run.stage,
-        data=run.data,
-        memory=Memory(source, pictures=size > 0 and run.stage != 'language'),
-        image_size=size,
-        max_patches=0 if run.stage == 'language' else _patches(run, dataset),
-        text_tokenizer=dataset.text_tokenizer,
-        lm_tokenizer=dataset.lm_tokenizer,
-        augment=training,
-    )
+    first, used = itertools.accumulate(map(len, sources), initial=0), [0]
+    return [
+        RowMaker(
+            stage=run.stage,
+            data=run.data,
+            memory=Memory(source, pictures=size > 0 and run.stage != 'language', used=used),
+            first=number,
+            image_size=size,
+            max_patches=patches,
+            text_tokenizer=dataset.text_tokenizer,
+            lm_tokenizer=dataset.lm_tokenizer,
+            augment=training,
+        )
+        for source, number in zip(sources, first, strict=False)  # `first` ends with the number of all records
+    ]
 
 
 def _patches(run: Run, dataset: Dataset) -> int:

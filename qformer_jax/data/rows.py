@@ -25,6 +25,8 @@ class RowMaker:
     """Lengths, prompts and augmentation."""
     memory: Memory
     """Where records come from, with their pictures decoded."""
+    first: int
+    """`image_id` of the record at position 0."""
     image_size: int
     """Height and width of the pictures; 0: feature arrays instead."""
     max_patches: int
@@ -39,7 +41,7 @@ class RowMaker:
     def __call__(self, position: int, rng: np.random.Generator) -> Row:
         """Return the row; raises UserError when `max_lm_text` leaves no room for its target."""
         record, image = self.memory[position]
-        row = {'image_id': np.int32(position)}
+        row = {'image_id': np.int32(self.first + position)}
         if self.stage != 'language':
             row |= self._seen(record, image, rng)
         match self.stage:

@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 
 from .. import config
+from ..data import mixture
 from ..data.dataset import Dataset
 from ..data.pack import BYTE_BPE
 from ..errors import UserError
@@ -27,22 +28,22 @@ def source(run: config.Run) -> start.Finished | None:
 
 
 def open_dataset(run: config.Run) -> Dataset:
-    """Open the run's data set, with the tokenizer of the language model that the run starts from.
+    """Open the run's data set, or several as one, with the tokenizer of the language model that the run starts from.
 
-    Raises UserError when there is no data set, when that language model has no tokenizer, or is another one than the
-    recipe's, and for a LoRA without its language model, or the reverse.
+    Raises UserError when there is no data set, when several do not go together, when that language model has no
+    tokenizer, or is another one than the recipe's, and for a LoRA without its language model, or the reverse.
     """
-    dataset, done = Dataset.open(run.data.path), source(run)
+    datasets, done = [Dataset.open(path) for path in (run.data.path, *run.data.mixed_with)], source(run)
     _check_lora(run, done)
     if done is None:
-        return dataset
+        return mixture.join(datasets)
     _check_same(run.model.lm, done)
     path = done.folder / BYTE_BPE
     if not path.is_file():
         raise UserError(
             f"'{done.folder}' has a language model without its tokenizer: qformer convert it with --lm-tokenizer"
         )
-    return dataclasses.replace(dataset, lm_file=path)
+    return mixture.join([dataclasses.replace(dataset, lm_file=path) for dataset in datasets])
 
 
 def _check_same(stated: config.Opt | config.Llama | config.T5, done: start.Finished) -> None:

@@ -211,17 +211,24 @@ def _save(trainer: Trainer, log: Log, evaluate, number: int, validate: bool) -> 
 
 
 def validation(trainer: Trainer, evaluate) -> dict[str, float]:
-    """Return the mean metrics over the first batches of the validation split, always the same ones."""
-    run = trainer.run
+    """Return the mean metrics over the first batches of the validation split, always the same ones.
+
+    Where several data sets are mixed, each gives as many batches, and `loss_of_set_N` is the mean of the Nth alone: a
+    mean over all says little when a set of easy captions stands beside one of hard questions.
+    """
+    run, parts = trainer.run, len(trainer.dataset.parts)
     shard = (jax.process_index(), jax.process_count())
     batches = pipeline.batches(run, trainer.dataset, run.data.validation_split, training=False, shard=shard)
     key = jax.random.key(run.training.seed)
     rows = [
         evaluate(trainer.state.trainable, trainer.frozen, put_batch(trainer.mesh, next(batches)), key)
-        for _ in range(run.training.validation_batches)
+        for _ in range(run.training.validation_batches * parts)
     ]
     rows = jax.device_get(rows)
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    for n in range(parts if parts > 1 else 0):
+        means[f'loss_of_set_{n + 1}'] = float(np.mean([row['loss'] for row in rows[n::parts]]))
+    return means
 
 
 @contextlib.contextmanager

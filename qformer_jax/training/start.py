@@ -163,8 +163,8 @@ def bring_weights(run: config.Run, inputs: dict[str, str], folder: Path) -> None
 
 def fingerprint(run: config.Run, inputs: dict[str, str]) -> str:
     """Return 12 hex digits of what decides the result: the configuration and the content read, not where it lies."""
-    placeless = dataclasses.replace(run, data=dataclasses.replace(run.data, path=''), start=config.Start())
-    return config.digest(placeless, inputs)
+    data = dataclasses.replace(run.data, path='', mixed_with=())
+    return config.digest(dataclasses.replace(run, data=data, start=config.Start()), inputs)
 
 
 def claim(folder: Path, run: config.Run, inputs: dict[str, str], dataset: Dataset) -> str:
