@@ -11,7 +11,7 @@ import small
 from qformer_jax import cli, config
 from qformer_jax.data.tokenizers import lm_row, prompt_ids
 from qformer_jax.errors import UserError
-from qformer_jax.inference import decode
+from qformer_jax.inference import decode, passes
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.inference.search import Settings
 from qformer_jax.inference.seen import Seen
@@ -295,6 +295,20 @@ def test_pairs_go_through_in_batches(aligned, pictures_drawn):
     few = dataclasses.replace(aligned, batch_size=4)
     expected = aligned.match(seen, text, pictures, texts)
     np.testing.assert_allclose(few.match(seen, text, pictures, texts), expected, atol=1e-5)
+
+
+def test_a_picture_is_projected_once_for_its_pairs(aligned, pictures_drawn, monkeypatch):
+    """Three pictures with 8 texts each, in any order: 16 pairs a batch never hold more than 8 pictures."""
+    seen, texts = aligned.encode(pictures_drawn[:3]), [f'a {c} {s}' for c, s in KINDS]
+    shuffled = np.random.default_rng(0).permutation(24)
+    shapes, match = [], passes.match
+    monkeypatch.setattr(passes, 'match', lambda *given: shapes.append((len(given[2]), len(given[5]))) or match(*given))
+    model, text = dataclasses.replace(aligned, batch_size=16), aligned.text_arrays(texts)
+    logits = model.match(seen, text, shuffled // 8, shuffled % 8)
+    assert shapes == [(8, 16), (8, 8)]
+    for row in range(3):
+        alone = aligned.match(seen.take([row]), text, np.zeros(8, int), np.arange(8))
+        np.testing.assert_allclose(logits[np.argsort(shuffled)].reshape(3, 8, 2)[row], alone, atol=1e-5)
 
 
 def test_match_is_what_training_computed(aligned, pictures_drawn):

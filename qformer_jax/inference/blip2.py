@@ -348,16 +348,11 @@ class Blip2:
     def match(self, seen: Seen, text: Sequence[np.ndarray], pictures: Int['N'], texts: Int['N']) -> Float['N 2']:
         """Return the ITM logits (not matched, matched) of the pairs of picture `pictures[n]` and text `texts[n]`.
 
-        `text` is what `text_arrays` gives. Features are copied a batch at a time: there may be far more pairs than
-        pictures.
+        `text` is what `text_arrays` gives.
         """
         self._needs_heads()
-        parts = []
-        for begin in range(0, len(pictures), self.batch_size):
-            i, j = (index[begin : begin + self.batch_size] for index in (pictures, texts))
-            pairs = (seen.features[i], seen.mask[i], *(column[j] for column in text))
-            parts += self._in_batches(passes.match, *pairs)
-        return np.concatenate(parts)
+        match = functools.partial(passes.match, self.model, self.params)
+        return passes.in_pairs(match, self.batch_size, (seen.features, seen.mask), text, pictures, texts)
 
     def text_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return ids and mask [N, T] of cleaned texts for the Q-Former."""

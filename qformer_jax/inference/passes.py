@@ -1,7 +1,7 @@
 """The forward passes that inference and evaluation share, each jitted as `pass_(model, params, *arrays)`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -32,10 +32,41 @@ def in_batches(function: Callable, size: int, *arrays: np.ndarray) -> list[np.nd
     parts = []
     for begin in range(0, len(arrays[0]), size):
         rows = [a[begin : begin + size] for a in arrays]
-        missing = min(size, 1 << (len(rows[0]) - 1).bit_length()) - len(rows[0])
-        padded = [np.concatenate([r, np.repeat(r[-1:], missing, axis=0)]) if missing else r for r in rows]
-        parts.append([np.asarray(out)[: len(rows[0])] for out in jax.tree.leaves(function(*padded))])
+        count = len(rows[0])
+        out = function(*_grown(rows, min(size, 1 << (count - 1).bit_length())))
+        parts.append([np.asarray(x)[:count] for x in jax.tree.leaves(out)])
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def in_pairs(
+    function: Callable,
+    size: int,
+    pictures: Sequence[np.ndarray],
+    texts: Sequence[np.ndarray],
+    picture: Int['N'],
+    text: Int['N'],
+) -> np.ndarray:
+    """Apply a pass to the pairs of `pictures[picture[n]]` and `texts[text[n]]`, `size` at a time.
+
+    The pairs of a picture go through together, over one copy of it: `function(*pictures, which, *texts)`. There are 8
+    copies in a batch, 32, 128, ... or `size`, so that few shapes are compiled.
+    """
+    order, parts = np.argsort(picture, kind='stable'), []
+    for begin in range(0, len(order), size):
+        rows = order[begin : begin + size]
+        shown, which = np.unique(picture[rows], return_inverse=True)
+        copies = 8 << 2 * max(0, -(-((len(shown) - 1).bit_length() - 3) // 2))  # 1 to 8: 8, 9 to 32: 32, 33 to 128: 128
+        given = _grown([array[shown] for array in pictures], min(size, copies))
+        pairs = [which, *(array[text[rows]] for array in texts)]
+        out = function(*given, *_grown(pairs, min(size, 1 << (len(rows) - 1).bit_length())))
+        parts.append(np.asarray(out)[: len(rows)])
+    return np.concatenate(parts)[np.argsort(order, kind='stable')]
+
+
+def _grown(arrays: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """Return arrays of `count` rows: the last one is repeated."""
+    missing = count - len(arrays[0])
+    return [np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) if missing else a for a in arrays]
 
 
 @bound
@@ -84,10 +115,19 @@ def read_both(
 
 @bound
 def match(
-    model: Blip2, features: Float['B P V'], mask: Bool['B P'], text: Int['B T'], text_mask: Bool['B T']
+    model: Blip2,
+    features: Float['I P V'],
+    mask: Bool['I P'],
+    picture: Int['B'],
+    text: Int['B T'],
+    text_mask: Bool['B T'],
 ) -> Float['B 2']:
-    """Return the ITM logits (not matched, matched)."""
-    return model.qformer.match(model.ask_queries(features, mask, text, text_mask).queries)
+    """Return the ITM logits (not matched, matched) of texts and the pictures that they belong to.
+
+    A picture's keys and values are projected once, however many texts there are: with 32 tokens a text, a third of a
+    pair's work.
+    """
+    return model.qformer.match(model.ask_queries(features, mask, text, text_mask, picture=picture).queries)
 
 
 @bound

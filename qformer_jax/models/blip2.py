@@ -57,14 +57,19 @@ class Blip2(nn.Module):
 
     def ask_queries(
         self,
-        features: Float['B P V'],
-        feature_mask: Bool['B P'],
+        features: Float['I P V'],
+        feature_mask: Bool['I P'],
         text: Int['B T'] | None = None,
         text_mask: Bool['B T'] | None = None,
         train: bool = False,
+        picture: Int['B'] | None = None,
     ) -> QformerOutput:
-        """Run the queries over the features; with a text, they see it and it sees them (InstructBLIP, section 2.3)."""
+        """Run the queries over the features; with a text, they see it and it sees them (InstructBLIP, section 2.3).
+
+        `picture`: which features each text belongs to; the default is one text a picture.
+        """
         memory = self.qformer.project_image(features, feature_mask)
+        memory = memory if picture is None else memory.take(picture)
         if text is None:
             text_mask = jnp.ones((features.shape[0], 0), bool)
         mask = masks.bidirectional(self.config.qformer.num_queries, text_mask)

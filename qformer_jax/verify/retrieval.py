@@ -79,7 +79,7 @@ class _Use:
             ids, mask = self.x[f'pairs.{suffix}']
             pictures, text = self._pictures(slice(len(ids))), (ids, mask.astype(bool))
             image, words = self._call(passes.embed_image, *pictures), self._call(passes.embed_text, *text)
-            out[f'itm_{suffix}'] = self._call(passes.match, *pictures, *text)
+            out[f'itm_{suffix}'] = self._call(passes.match, *pictures, jnp.arange(len(ids)), *text)
             out[f'itc_{suffix}'] = jnp.diagonal(contrastive.similarity(image, words))[:, None]
         return out
 
@@ -108,7 +108,8 @@ class _Use:
         def first(model: blip2.Blip2) -> Array:
             return model.qformer(masks.unimodal(0, text[1]), text=text[0]).text[:, 0]
 
-        logits = self._call(passes.match, *self._pictures(slice(len(text[0]))), *text)
+        every = np.arange(len(text[0]))
+        logits = self._call(passes.match, *self._pictures(every), every, *text)
         return {
             'compute_itm.score': logits[:, 1],
             'forward_text': self.model.apply({'params': self.params}, method=first),
@@ -122,7 +123,8 @@ class _Use:
         similarity = contrastive.similarity(image, words)
 
         def match(pictures: Array, captions: Array) -> Array:
-            return self._call(passes.match, *self._pictures(pictures), *(column[captions] for column in text))[:, 1]
+            texts = (column[captions] for column in text)
+            return self._call(passes.match, *self._pictures(slice(None)), pictures, *texts)[:, 1]
 
         forth = rerank(similarity, match, k['retrieval.score_i2t'])
         back = rerank(similarity.T, lambda captions, pictures: match(pictures, captions), k['retrieval.score_t2i'])
