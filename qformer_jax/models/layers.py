@@ -54,13 +54,19 @@ def rms_norm(eps: float, dtype: DTypeLike) -> nn.RMSNorm:
 
 
 def products(x: Float['R I'], kernel: Array | Quantized | Adapted, out_dtype: DTypeLike) -> Float['R O']:
-    """Return the products of each row of `x` with a kernel of any kind, computed in the precision of `x`."""
+    """Return the products of each row of `x` with a kernel of any kind, computed in the precision of `x`.
+
+    One row of bfloat16 goes through beside itself: XLA makes a sum down the columns of its product, which on an H100
+    lets a step of OPT-2.7B take 5.1 ms, where two rows take 2.7 (experiments/quantization).
+    """
     if isinstance(kernel, Adapted):
         step = products(products(x, kernel.down, x.dtype), kernel.up, out_dtype)
         return products(x, kernel.kernel, out_dtype) + kernel.scale * step
     if isinstance(kernel, Quantized):
         return product(x, kernel).astype(out_dtype)
-    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=out_dtype)
+    one = isinstance(x.shape[0], int) and x.shape[0] == 1  # an exported function has any number
+    rows = jnp.concatenate([x, x]) if one and x.dtype.itemsize < 4 else x
+    return jnp.matmul(rows, kernel.astype(x.dtype), preferred_element_type=out_dtype)[: x.shape[0]]
 
 
 class Dense(nn.Module):
