@@ -16,6 +16,7 @@ import small
 from safetensors.numpy import load_file
 
 from qformer_jax import cli, config
+from qformer_jax.data.tokenizers import clean_question
 from qformer_jax.errors import UserError
 from qformer_jax.inference import decode, exported, quantize
 from qformer_jax.inference.blip2 import Blip2
@@ -111,11 +112,9 @@ def test_encode_gives_the_prefix_of_any_number_of_rows(vit):
         assert prefix.shape == (rows, 4, 16) and np.ptp(prefix) > 0.1
 
 
-def test_texts_longer_than_the_model_are_refused(written):
+def test_texts_longer_than_the_model_are_refused():
     """4 queries and 14 tokens leave room for 3 more, of which the last is not read, in 20 positions."""
-    kind, both = written
-    if kind != 'opt':
-        pytest.skip('is seen with one of them')
+    both = Both(config.Blip2(vit=None, qformer=QFORMER, lm=LMS['opt']))
     prompt = np.zeros((1, 14), np.int32)
     given = np.zeros((1, 4, 16), np.float32), prompt, prompt == 0
     assert both('prefill', *given, np.ones(3, bool))[0][0].shape == (1, 60)
@@ -157,9 +156,9 @@ def test_the_folder_says_what_it_holds(folder, line):
     assert about['sha256'] == {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in dest.iterdir() if path.suffix != '.json'
     } | {'byte_bpe.json': hashlib.sha256((dest / 'byte_bpe.json').read_bytes()).hexdigest()}
-    assert about['functions']['prefill']['inputs']['prompt'] == {'shape': ['b', 't'], 'dtype': 'int32'}
+    assert about['functions']['prefill']['inputs']['prompt'] == 'int32[b, t]'
     state = [about['functions'][name][side]['state'] for name, side in (('prefill', 'outputs'), ('step', 'inputs'))]
-    assert state[0].keys() == state[1].keys() and state[1]['exists'] == {'shape': ['b', 's'], 'dtype': 'bool'}
+    assert state[0].keys() == state[1].keys() and state[1]['exists'] == 'bool[b, s]'
     weights = load_file(dest / 'weights.safetensors')
     assert {path.split('/')[0] for path in weights} == {'vit', 'qformer', 'lm_projection', 'lm'}
     assert not [path for path in weights if 'text' in path]
@@ -173,10 +172,26 @@ def test_the_loader_reads_instructions_and_feature_arrays(line, tmp_path):
     model = dataclasses.replace(model, run=small.change(aware, 'model', vit=None))
     write(model, tmp_path / 'out', 'mark')
     np.save(tmp_path / 'a.npy', np.random.default_rng(0).normal(size=(3, 16)))
-    for question in ('What color is it?', 'red </s>; [SEP] is it "red"? is it?'):
-        want = model.ask([tmp_path / 'a.npy'], [question])
-        assert exported.write(tmp_path / 'out', tmp_path / 'a.npy', question) == want[0]
-    assert exported.write(tmp_path / 'out', tmp_path / 'a.npy') == model.caption([tmp_path / 'a.npy'])[0]
+    served = exported.Served(tmp_path / 'out')
+    for question in ('What color is it? ', 'red </s>; [SEP] is it "red"? is it?'):
+        (prompt,) = model.question_prompts([question])
+        same((served.text(question), tuple(model.text_arrays([clean_question(question)]))))
+        same((served.prompt(prompt, 10), model.padded_prompts([prompt], beside=4 + 10 - 1)))
+        assert served.write(tmp_path / 'a.npy', question) == model.ask([tmp_path / 'a.npy'], [question])[0]
+    assert served.prompt('', 10)[0].shape == (1, 8) and served.prompt('a' * 26, 10)[0].shape == (1, 27)
+    assert served.write(tmp_path / 'a.npy') == model.caption([tmp_path / 'a.npy'])[0]
+
+
+def test_the_loader_finds_pictures(line, tmp_path):
+    """As `similarity` does, on a stage-1 run; captions are cleaned in their own way."""
+    model = Blip2.load(line / 'stage1')
+    write(model, tmp_path / 'out', 'mark')
+    small.draw_picture('blue', 'circle').save(tmp_path / 'a.png')
+    served = exported.Served(tmp_path / 'out')
+    texts = ['A blue circle', 'a red (square)!', 'green. \n and  yellow:blue circle red square square']
+    want = model.similarity([tmp_path / 'a.png'], texts)[0]
+    np.testing.assert_allclose([served.fit(tmp_path / 'a.png', text) for text in texts], want, atol=1e-6)
+    assert np.ptp(want) > 0.1
 
 
 def test_small_weights_stay_small(line, tmp_path):
@@ -187,7 +202,9 @@ def test_small_weights_stay_small(line, tmp_path):
 
 
 def test_what_cannot_be_exported(line, tmp_path, folder):
-    with pytest.raises(UserError, match="a 'vision' run does not write: give a 'stage2' or 'instruct' run"):
+    with pytest.raises(
+        UserError, match="a 'vision' run neither writes nor finds pictures: give a run from 'stage1' on"
+    ):
         cli.run(['export', str(line / 'vision'), str(tmp_path / 'out')])
     assert not (tmp_path / 'out').exists()
     with pytest.raises(UserError, match='exists: name a new one'):

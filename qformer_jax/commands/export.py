@@ -10,14 +10,15 @@ import tyro
 class Export:
     """Write a finished run as files that a serving box runs without this package: StableHLO for CPU, CUDA and TPU.
 
-    encode, prefill and step are artefacts of `jax.export` for any number of rows and prompts of any length. Weights are
-    an argument of theirs, in one safetensors file. A serving program sees arrays only; export.json names them. run.py,
-    a page of code, shows how: it describes a picture or answers a question with jax, numpy, safetensors, tokenizers and
-    Pillow. A run of `qformer quantize` keeps its small weights.
+    encode, prefill and step (of a stage-1 run: image and text, to ITC vectors) are artefacts of `jax.export` for any
+    number of rows and texts of any length. Weights are an argument of theirs, in one safetensors file. A serving
+    program sees arrays only; export.json names them. run.py, a page of code, shows how: it describes a picture or
+    answers a question with jax, numpy, safetensors, tokenizers and Pillow. A run of `qformer quantize` keeps its small
+    weights; artefacts read them by matrix products, which for one or two rows is slower than in this package.
     """
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run (`stage2` or `instruct`)."""
+    """Folder of the run (`stage1` or later)."""
     dest: tyro.conf.Positional[Path]
     """Folder to write."""
 
@@ -34,4 +35,5 @@ def export(options: Export) -> None:
         print(f'  {name:24} {size:>14,} bytes')
     print(f'wrote {options.dest}')
     picture = 'PICTURE' if done.run.model.vit else 'FEATURES.npy'
-    print(f'next: python {options.dest / "run.py"} {picture} "QUESTION"')
+    text = 'QUESTION' if done.run.model.lm else 'TEXT'
+    print(f'next: python {options.dest / "run.py"} {picture} "{text}"')

@@ -20,6 +20,7 @@ from jax.export import Exported
 from .. import config
 from ..convert import store, stream
 from ..convert.tensors import in_memory
+from ..data.marks import Marks
 from ..data.pack import BYTE_BPE, WORDPIECE
 from ..models.quantized import apart
 from ..models.vit import PIXEL_MEAN, PIXEL_STD
@@ -27,7 +28,7 @@ from ..rules import flatten
 from ..training.exchange import all_or_nothing
 from . import exported
 from .blip2 import ANSWER, CAPTION, Blip2
-from .functions import Function, functions
+from .functions import SIZES, Function, functions
 from .prompts import PROMPT_BUCKET
 
 PLATFORMS = 'cpu', 'cuda', 'tpu'
@@ -51,8 +52,9 @@ def write(model: Blip2, dest: Path, fingerprint: str) -> dict[str, int]:
             (folder / f'{part.name}.stablehlo').write_bytes(made.serialize())
             about['functions'][part.name] = _signature(part, made)
         stream.write(folder / 'weights.safetensors', in_memory(used))
-        model.lm_tokenizer.save(folder / BYTE_BPE)
-        if model.run.objective.instruction_aware:
+        if 'tokens' in about:
+            model.lm_tokenizer.save(folder / BYTE_BPE)
+        if 'text' in about:
             model.text_tokenizer.save(folder / WORDPIECE)
         shutil.copy(exported.__file__, folder / 'run.py')
         about['sha256'] = {path.name: store.sha256(path) for path in sorted(folder.iterdir())}
@@ -65,36 +67,28 @@ def _signature(part: Function, made: Exported) -> dict[str, Any]:
     given = jax.tree.unflatten(made.out_tree, made.out_avals)
     outputs = dict(zip(part.outputs, given if len(part.outputs) > 1 else [given], strict=True))
     components = sorted({path.split('/')[0] for path in part.weights})
-    described = jax.tree.map(
-        lambda x: {'shape': [size if isinstance(size, int) else str(size) for size in x.shape], 'dtype': x.dtype.name},
-        {'inputs': part.inputs, 'outputs': outputs},
-    )
-    return {'weights': components} | described
+    arrays = {'inputs': part.inputs, 'outputs': outputs}
+    return {'weights': components} | jax.tree.map(lambda x: f'{x.dtype.name}[{", ".join(map(str, x.shape))}]', arrays)
 
 
 def _about(model: Blip2) -> dict[str, Any]:
     """Return what a caller must know beside the functions."""
-    run, marks = model.run, model.lm_tokenizer.marks
+    run = model.run
     about = {
         'stage': run.stage,
         'platforms': PLATFORMS,
         'versions': {name: version(name) for name in ('qformer_jax', 'jax')},
+        'sizes': SIZES,
         'image': _image(run.model.vit),
-        'tokens': {
-            'file': BYTE_BPE,
-            'begin': marks.begin,
-            'close': marks.close,
-            'end': marks.end,
-            'pad': marks.pad,
-            'multiple': PROMPT_BUCKET,
-        },
-        'caption': {'prompt': run.data.caption_prompt, 'max_new_tokens': CAPTION.max_new_tokens},
-        'question': {'prompt': run.data.question_prompt, 'max_new_tokens': ANSWER.max_new_tokens},
     }
-    if run.objective.instruction_aware:
+    if run.model.lm:
+        about['tokens'] = _tokens(model.lm_tokenizer.marks, run.model)
+        about['caption'] = {'prompt': run.data.caption_prompt, 'max_new_tokens': CAPTION.max_new_tokens}
+        about['question'] = {'prompt': run.data.question_prompt, 'max_new_tokens': ANSWER.max_new_tokens}
+    if run.objective.instruction_aware or not run.model.lm:
         text = model.text_tokenizer
-        ids = {'begin': text.cls_id, 'end': text.sep_id, 'pad': text.pad_id}
-        about['text'] = {'file': WORDPIECE, **ids, 'length': run.data.max_text}
+        ids = {'begin': text.cls_id, 'end': text.sep_id, 'pad': text.pad_id, 'length': run.data.max_text}
+        about['text'] = {'file': WORDPIECE, **ids, 'punctuation': '' if run.model.lm else ' '}
     return about
 
 
@@ -103,3 +97,10 @@ def _image(vit: config.Vit | None) -> dict[str, Any] | None:
         return None
     inside = {'mean': PIXEL_MEAN, 'std': PIXEL_STD}
     return {'size': vit.image_size, 'resize': 'bicubic, the whole picture', 'normalised inside': inside}
+
+
+def _tokens(marks: Marks, c: config.Blip2) -> dict[str, Any]:
+    """Return which ids stand around a prompt, and what its length `t` may be: `limit` is the largest t + g."""
+    ids = {name: getattr(marks, name) for name in ('begin', 'close', 'end', 'pad')}
+    limit = {} if c.lm.family == 't5' else {'limit': c.lm.max_positions - c.qformer.num_queries + 1}
+    return {'file': BYTE_BPE, **ids, 'multiple': PROMPT_BUCKET, **limit}

@@ -1,15 +1,19 @@
 """What a run does, as functions of plain arrays: the form in which it leaves this package.
 
+A run that writes (stage 2 and later):
+
     encode    (image) -> prefix                                   what the language model reads of a picture
     prefill   (prefix, prompt, prompt_mask, room) -> logits, state          of the first new token
     step      (last, state) -> logits, state                                of the token after `last`
 
+A run that finds (stage 1):
+
+    image     (image) -> queries                                  unit vectors of a picture's queries
+    text      (text, text_mask) -> vector                         the unit vector of a text
+
 The first argument of each are its weights, a dict by parameter path (`models/quantized.py` says how small ones lie).
 `state` is a dict of arrays as well, so that nothing of Flax or of this package is in a signature. Of `room` only the
-length counts: so many tokens can be written. Shapes are symbolic, one function for every size:
-
-    b  rows          p  rows of a feature array     s  places of a sequence: queries, prompt, and room after them
-    t  text tokens   g  room for new tokens         m  places of T5's decoder, whose sequence is the encoder's
+length counts: so many tokens can be written. Shapes are symbolic, one function for every size.
 """
 
 import dataclasses
@@ -26,6 +30,7 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..errors import UserError
+from ..models import masks
 from ..models.blip2 import Blip2, shapes
 from ..models.quantized import together
 from ..rules import flatten, unflatten
@@ -34,6 +39,15 @@ from . import decode
 from .search import Start
 
 Spec = jax.ShapeDtypeStruct
+SIZES = {
+    'b': 'rows',
+    'p': 'rows of a feature array',
+    't': 'tokens of a text',
+    'g': 'new tokens to make room for',
+    's': 'places of a sequence: queries, prompt, and the room after them',
+    'm': "places of T5's decoder, beside the sequence of its encoder",
+}
+"""What the names in shapes mean."""
 
 
 @dataclass(frozen=True)
@@ -49,35 +63,51 @@ class Function:
 
 
 def functions(run: config.Run, weights: dict[str, Array | Spec]) -> tuple[Function, ...]:
-    """Return what a run does, given its weights (or their shapes) by path; raises UserError if it does not write."""
-    if not (run.model.qformer and run.model.lm):
-        raise UserError(f"a '{run.stage}' run does not write: give a 'stage2' or 'instruct' run")
-    reads = run.objective.instruction_aware
-    connector = dataclasses.replace(run.model.qformer, text_side='reads' if reads else 'none')
-    network = Blip2(dataclasses.replace(run.model, qformer=connector, word_head=0), jnp.dtype(run.training.dtype))
-    held = {path: Spec(x.shape, x.dtype) for path, x in weights.items()}
+    """Return what a run does, given its weights (or their shapes) by path; raises UserError for a tower alone."""
+    c, reads = run.model, run.objective.instruction_aware
+    if not c.qformer or (not c.lm and c.qformer.text_side not in ('full', 'retrieval')):
+        raise UserError(f"a '{run.stage}' run neither writes nor finds pictures: give a run from 'stage1' on")
+    side = 'retrieval' if not c.lm else 'reads' if reads else 'none'
+    c = dataclasses.replace(c, qformer=dataclasses.replace(c.qformer, text_side=side), word_head=0)
+    network, held = Blip2(c, jnp.dtype(run.training.dtype)), {k: Spec(x.shape, x.dtype) for k, x in weights.items()}
+    if not c.lm:
+        return image(network, held), text(network, held)
     return encode(network, held, reads), *language_model(network, held)
 
 
 def encode(network: Blip2, weights: dict[str, Spec], reads: bool) -> Function:
-    """Return `encode`, from pictures (or feature arrays) to soft prefixes; `reads`: the Q-Former reads a text too."""
-    c = network.config
-    array = _arrays(f't <= {c.qformer.max_positions}') if reads else _arrays()
-    if c.vit:
-        seen = {'image': array(f'b, {c.vit.image_size}, {c.vit.image_size}, 3', jnp.uint8)}
-    else:
-        seen = {'features': array(f'b, p, {c.qformer.feature_width}', jnp.float32), 'feature_mask': array('b, p', bool)}
-    asked = {'text': array('b, t', jnp.int32), 'text_mask': array('b, t', bool)} if reads else {}
+    """Return `encode`; an instruction-aware Q-Former `reads` a text too."""
+    array = _arrays(f't <= {network.config.qformer.max_positions}') if reads else _arrays()
+    seen = _picture(network.config, array)
+    asked = _text(array) if reads else {}
 
     def body(model: Blip2, *arrays: Array) -> Array:
         features = model.see(**dict(zip(seen, arrays, strict=False)))
         return model.soft_prefix(*features, *arrays[len(seen) :])
 
-    def call(weights: dict[str, Array], *arrays: Array) -> Array:
-        return nn.apply(body, network)({'params': _nested(weights)}, *arrays)
-
     used = _of(weights, network.config, 'vit', 'qformer', 'lm_projection')
-    return Function('encode', call, used, seen | asked, ('prefix',))
+    return Function('encode', _bound(network, body), used, seen | asked, ('prefix',))
+
+
+def image(network: Blip2, weights: dict[str, Spec]) -> Function:
+    """Return `image`: how well a picture fits a text is the product of the text with the query that fits best."""
+    seen = _picture(network.config, _arrays())
+
+    def body(model: Blip2, *arrays: Array) -> Array:
+        features = model.see(**dict(zip(seen, arrays, strict=True)))
+        return model.qformer.embed_image(model.ask_queries(*features).queries)
+
+    return Function('image', _bound(network, body), _of(weights, network.config, 'vit', 'qformer'), seen, ('queries',))
+
+
+def text(network: Blip2, weights: dict[str, Spec]) -> Function:
+    """Return `text`."""
+
+    def body(model: Blip2, text: Array, mask: Array) -> Array:
+        return model.qformer.embed_text(model.qformer(masks.unimodal(0, mask), text=text).text)
+
+    inputs = _text(_arrays(f't <= {network.config.qformer.max_positions}'))
+    return Function('text', _bound(network, body), _of(weights, network.config, 'qformer'), inputs, ('vector',))
 
 
 def language_model(network: Blip2, weights: dict[str, Spec]) -> tuple[Function, Function]:
@@ -117,6 +147,25 @@ def _arrays(*constraints: str) -> Callable[[str, DTypeLike], Spec]:
     """Return what makes a shape of names and numbers, 'b, 4, t'; names in one function's shapes mean the same."""
     scope = SymbolicScope(constraints)
     return lambda shape, dtype: Spec(symbolic_shape(shape, scope=scope), dtype)
+
+
+def _picture(c: config.Blip2, array: Callable[[str, DTypeLike], Spec]) -> dict[str, Spec]:
+    if c.vit:
+        return {'image': array(f'b, {c.vit.image_size}, {c.vit.image_size}, 3', jnp.uint8)}
+    return {'features': array(f'b, p, {c.qformer.feature_width}', jnp.float32), 'feature_mask': array('b, p', bool)}
+
+
+def _text(array: Callable[[str, DTypeLike], Spec]) -> dict[str, Spec]:
+    return {'text': array('b, t', jnp.int32), 'text_mask': array('b, t', bool)}
+
+
+def _bound(network: Blip2, body: Callable) -> Callable:
+    """Return `body(bound network, *arrays)` as a function of (weights by path, *arrays)."""
+
+    def call(weights: Params, *arrays: Array) -> Array:
+        return nn.apply(body, network)({'params': _nested(weights)}, *arrays)
+
+    return call
 
 
 def _of(weights: dict[str, Spec], c: config.Blip2, *components: str) -> dict[str, Spec]:
