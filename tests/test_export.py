@@ -10,12 +10,14 @@ import sys
 
 import jax
 import jax.export
+import lm_tokenizers
 import numpy as np
 import pytest
 import small
 from safetensors.numpy import load_file
 
 from qformer_jax import cli, config
+from qformer_jax.data.pack import BYTE_BPE
 from qformer_jax.data.tokenizers import clean_question
 from qformer_jax.errors import UserError
 from qformer_jax.inference import decode, exported, quantize
@@ -25,7 +27,7 @@ from qformer_jax.inference.functions import functions
 from qformer_jax.inference.search import Settings
 from qformer_jax.models import blip2
 from qformer_jax.models.quantized import FEW_ROWS, apart
-from qformer_jax.rules import flatten
+from qformer_jax.rules import flatten, unflatten
 
 LMS = {
     'opt': config.Opt(vocab_size=60, width=16, depth=1, heads=2, mlp_width=32, max_positions=20),
@@ -37,15 +39,18 @@ VIT = dataclasses.replace(small.VIT, depth=1)
 QFORMER = dataclasses.replace(small.QFORMER, feature_width=16, vocab_size=60, depth=1, text_side='reads')
 
 
+def drawn(model: config.Blip2) -> dict:
+    """Return random parameters, norms and biases too."""
+    draw, shapes = np.random.default_rng(0), flatten(blip2.shapes(model)).items()
+    return unflatten({path: (draw.normal(size=x.shape) / 4).astype(np.float32) for path, x in shapes})
+
+
 class Both:
     """A run's functions, inside and as they come back from their bytes."""
 
     def __init__(self, model: config.Blip2, weights=None):
         run = config.Run(stage='instruct', model=model, objective=config.Objective(instruction_aware=True))
-        draw = np.random.default_rng(0)
-        shapes = flatten(blip2.shapes(model)).items()
-        wide = {path: (draw.normal(size=x.shape) / 4).astype(np.float32) for path, x in shapes}
-        self.network, self.params = blip2.Blip2(model), quantize.on_device(wide.items(), weights)
+        self.network, self.params = blip2.Blip2(model), quantize.on_device(flatten(drawn(model)).items(), weights)
         self.held = apart(flatten(self.params))
         self.inside = {part.name: part for part in functions(run, self.held)}
         self.outside = {}
@@ -180,6 +185,22 @@ def test_the_loader_reads_instructions_and_feature_arrays(line, tmp_path):
         assert served.write(tmp_path / 'a.npy', question) == model.ask([tmp_path / 'a.npy'], [question])[0]
     assert served.prompt('', 10)[0].shape == (1, 8) and served.prompt('a' * 26, 10)[0].shape == (1, 27)
     assert served.write(tmp_path / 'a.npy') == model.caption([tmp_path / 'a.npy'])[0]
+
+
+def test_the_loader_writes_with_an_encoder_decoder(tmp_path):
+    """T5's prompts end with a mark, it has no last position, and its state holds what its encoder made."""
+    tokenizer = lm_tokenizers.t5()
+    tokenizer.save(str(tmp_path / BYTE_BPE))
+    lm = dataclasses.replace(LMS['t5'], vocab_size=tokenizer.get_vocab_size())
+    qformer = dataclasses.replace(QFORMER, text_side='none')
+    run = config.Run(stage='stage2', model=config.Blip2(vit=None, qformer=qformer, lm=lm))
+    model = Blip2(run, drawn(run.model), tmp_path)
+    write(model, tmp_path / 'out', 'mark')
+    np.save(tmp_path / 'a.npy', np.random.default_rng(0).normal(size=(3, 16)))
+    served, (prompt,) = exported.Served(tmp_path / 'out'), model.question_prompts(['what is it?'])
+    same((served.prompt(prompt, 10), model.padded_prompts([prompt], beside=4 + 10 - 1)))
+    (answer,) = model.ask([tmp_path / 'a.npy'], ['what is it?'])
+    assert served.write(tmp_path / 'a.npy', 'what is it?') == answer and answer
 
 
 def test_the_loader_finds_pictures(line, tmp_path):
