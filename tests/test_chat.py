@@ -47,11 +47,12 @@ def test_a_turn_encodes_no_picture_and_reads_its_own_words_only(talker, monkeypa
     assert 0 < answers <= 2 * SETTINGS.max_new_tokens
 
 
-def test_a_kept_cache_says_what_a_fresh_reading_says(talker):
-    """Logits and words of the third turn, from the cache and from all ids read at once."""
+@pytest.mark.parametrize('penalty', [1.0, 5.0])
+def test_a_kept_cache_says_what_a_fresh_reading_says(talker, penalty):
+    """Logits and words of every turn, from the cache and from all ids read at once, which a penalty counts."""
     dialogue = chat.start(talker, RED)
     tokenizer = talker.lm_tokenizer
-    ids, endless = [], Settings(max_new_tokens=4, end_ids=(10**6,))
+    ids, endless = [], Settings(max_new_tokens=4, end_ids=(10**6,), repetition_penalty=penalty)
     for i, question in enumerate(QUESTIONS):
         (prompt,) = talker.question_prompts([question])
         ids += tokenizer.ids(' ' + prompt) if i else prompt_ids(tokenizer, prompt)
@@ -61,6 +62,7 @@ def test_a_kept_cache_says_what_a_fresh_reading_says(talker):
         read, *_ = chat._go_on(talker, dialogue, question, endless)
         _, start = decode.start_lm(talker.model, talker.params, prefix, row, exists, 4)
         np.testing.assert_allclose(read.logits, start.logits, atol=1e-5)
+        np.testing.assert_array_equal(read.prompt[read.prompt_mask], ids)
         dialogue = talk(talker, dialogue, question, endless)
         assert dialogue.turns[-1][1] == tokenizer.decode(fresh).strip()
         ids += fresh.tolist()

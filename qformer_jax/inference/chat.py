@@ -44,6 +44,8 @@ class Dialogue:
     """(question, answer)."""
     cache: Cache | None = None
     """What the language model has read, where that is kept."""
+    read: tuple[int, ...] = ()
+    """The ids in the cache, in their order."""
     unread: tuple[int, ...] = ()
     """The last word of the answer, which the language model has not read yet."""
     pictures_encoded: int = 0
@@ -71,7 +73,7 @@ def say(
     """Yield the answer piece by piece, each with the dialogue up to there.
 
     The answer ends where the language model's positions do, if that is before `settings.max_new_tokens`; raises
-    UserError when they leave no room for one. A repetition penalty counts this question and its answer alone.
+    UserError when they leave no room for one. A repetition penalty counts the whole dialogue, as in one long prompt.
     """
     tokenizer = model.lm_tokenizer
     settings = ending(settings, tokenizer.end_id)
@@ -90,6 +92,7 @@ def say(
                 dialogue,
                 turns=(*dialogue.turns, (question, said)),
                 cache=now.cache if keeps_cache(model) else None,
+                read=(*dialogue.read, *(ids if ended else ids[:-1])) if keeps_cache(model) else (),
                 unread=() if ended else (token,),
             ),
         )
@@ -127,10 +130,11 @@ def _read_ids(model: Blip2, dialogue: Dialogue, ids: list[int], more: int) -> tu
     row, exists = left_padded([ids], model.lm_tokenizer.pad_id)
     cache = _grown(model, dialogue.cache, row.shape[1] + more)
     logits, cache = _read(model.model, model.params, cache, row, exists)
-    count = dialogue.words_read + len(ids)
-    wide = [(0, 0), (cache.exists.shape[1] - row.shape[1], 0)]  # one shape for short and long questions
-    read = Start(logits, cache, np.pad(row, wide), np.pad(exists, wide))
-    return read, replace(dialogue, cache=cache, unread=(), words_read=count)
+    said, count = (*dialogue.read, *ids), dialogue.words_read + len(ids)
+    slots = cache.exists.shape[1]  # as many words as these it may have read: one shape for all dialogues until it grows
+    words = np.pad(np.array([said], np.int32), [(0, 0), (slots - len(said), 0)])
+    read = Start(logits, cache, words, np.arange(slots)[None] >= slots - len(said))
+    return read, replace(dialogue, cache=cache, read=said, unread=(), words_read=count)
 
 
 def _read_again(model: Blip2, dialogue: Dialogue, question: str, settings: Settings) -> tuple[Start, Dialogue, int]:
