@@ -1,0 +1,85 @@
+"""`qformer convert`: published checkpoints in, and runs out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from .. import recipes
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Bring published PyTorch checkpoints in, or take a run out, tensor for tensor.
+
+    A published LAVIS file holds only what was trained (Q-Former, heads, projection), so name the vision tower's and the
+    language model's checkpoints too:
+
+      qformer convert blip2_pretrained.pth eva_vit_g.pth runs/blip2
+      qformer convert blip2_pretrained_opt2.7b.pth eva_vit_g.pth opt-2.7b/ runs/blip2_opt
+      qformer convert blip2-opt-2.7b/ runs/blip2_opt            (a Hugging Face folder has all parts)
+      qformer convert SmolLM2-135M.gguf runs/smollm2          (with its tokenizer)
+      qformer convert bert-base-uncased/ runs/bert --recipe blip2_vitg_stage1
+      qformer convert runs/lora runs/merged                   (adds a LoRA to its language model)
+      qformer convert runs/mine blip2.pth --to lavis
+      qformer convert runs/mine blip2_huggingface --to huggingface
+
+    Every tensor finds its place exactly once, or the command says which did not and writes nothing.
+    """
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Sources (.pth, .safetensors, .onnx, .gguf, a Hugging Face folder, or a run), and last the destination."""
+    to: Literal['ours', 'lavis', 'huggingface'] = 'ours'
+    """What to write: a finished run of ours, LAVIS's file (.pth or .safetensors), or a Hugging Face folder."""
+    dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
+    """Type of the written weights; default: each as in its source, so that the way back gives equal bits."""
+    recipe: str | None = None
+    """A recipe (`qformer train` lists them) that states what files do not tell: attention heads of a size that was
+    never published, the picture size to resize a position table to, the Q-Former that begins as a BERT."""
+    text_tokenizer: Path | None = None
+    """For `ours`: the Q-Former's vocabulary, BERT's vocab.txt or a tokenizer.json; the run needs it to read texts."""
+    lm_tokenizer: Path | None = None
+    """For `ours`: the language model's tokenizer: a tokenizer.json, a folder that holds one, or OPT's vocab.json and
+    merges.txt, or a GGUF file; default: what lies in a source's folder or GGUF file, if the model has a
+    language model."""
+
+
+def convert(options: Convert) -> None:
+    """Convert, and say what was found, left out, written, and what to do next."""
+    from ..training import exchange
+
+    if len(options.paths) < 2:
+        raise UserError('name at least one source and the destination: qformer convert SOURCE... DEST')
+    *sources, dest = options.paths
+    like = (recipes.load(options.recipe)[0].model,) if options.recipe else ()
+    model = exchange.read(sources, *like)
+    for note in model.notes:
+        print(f'  {note}')
+    if options.to == 'ours':
+        written, left_out = (
+            exchange.to_ours(model, dest, options.dtype, options.text_tokenizer, options.lm_tokenizer),
+            [],
+        )
+    else:
+        written, left_out = exchange.to_theirs(model, dest, options.to, options.dtype)
+    if left_out:
+        print(f'  left out, for want of a place there: {len(left_out)} tensors, {", ".join(left_out[:3])}, ...')
+    print(f'wrote {", ".join(map(str, written))}')
+    use = {'stage1': 'evaluate', 'vision': 'vit', 'language': 'lm'}.get(model.run.stage, 'caption')
+    print(f'next: {_after_conversion(options.to, dest, use)}')
+
+
+def _after_conversion(to: str, dest: Path, use: str) -> str:
+    if to == 'lavis':
+        return f"torch.load('{dest}')['model'] loads into LAVIS's class with strict=True"
+    if to == 'huggingface':
+        return f"transformers' class of its config.json: from_pretrained('{dest}')"
+    uses = {
+        'caption': f'qformer caption {dest} PICTURE',
+        'evaluate': f'qformer evaluate {dest} --task retrieval --data DATA',
+        'vit': f'train over it: qformer train RECIPE --start.vit {dest} --run RUN',
+        'lm': f'train over it: qformer train RECIPE --start.lm {dest} --run RUN',
+    }
+    return uses[use]

@@ -1,0 +1,28 @@
+"""`qformer evaluate`: a task on a split."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Judge a finished run on a split of its data set; writes the numbers and every prediction beside the run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    task: Literal['vqa', 'caption', 'retrieval']
+    """What is judged."""
+    split: str = 'test'
+    """Split, in tensorflow_datasets' notation."""
+    data: Path | None = None
+    """Data set; default: the one that the run was trained on (of several, the first)."""
+
+
+def evaluate(options: Evaluate) -> None:
+    """Print the table and say where the predictions are."""
+    from ..evaluation.task import evaluate as run_task
+
+    run_task(options.run, options.task, options.split, options.data)

@@ -1,0 +1,39 @@
+"""`qformer data pack`: a source of pictures or feature arrays as a data set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Turn a source into a data set that every stage reads, and train its two tokenizers on the train split."""
+
+    source: tyro.conf.Positional[Literal['easy-vqa', 'folder', 'coco', 'features']]
+    """`easy-vqa`: the PyPI package; `folder`: pictures with a captions.jsonl; `coco`: COCO / VQAv2 JSON files;
+    `features`: .npy arrays [P, V] with a captions.jsonl."""
+    out: tyro.conf.Positional[Path]
+    """Folder to write."""
+    path: Path = Path('.')
+    """Where the source lies (not for easy-vqa)."""
+    text_tokenizer: Path | None = None
+    """The Q-Former's vocabulary: BERT's vocab.txt, or a tokenizer.json; default: a WordPiece trained on the split."""
+    lm_tokenizer: Path | None = None
+    """The language model's: a tokenizer.json, or a folder with one or with OPT's vocab.json and merges.txt; default: a
+    byte BPE trained on the split. A pretrained language model brings its own, from its run (`qformer convert`)."""
+
+
+def pack(options: Pack) -> None:
+    """Pack a data set."""
+    from ..data import pack as packing
+    from ..data import sources
+
+    read = {
+        'easy-vqa': sources.easy_vqa,
+        'folder': lambda: sources.folder(options.path),
+        'coco': lambda: sources.coco(options.path),
+        'features': lambda: sources.features(options.path),
+    }
+    packing.pack(read[options.source](), options.out, options.text_tokenizer, options.lm_tokenizer)

@@ -1,0 +1,30 @@
+"""A command's options from its words; tyro's boxed complaint as one line."""
+
+import contextlib
+import io
+import re
+from typing import Any
+
+import tyro
+
+from ..errors import UserError
+
+
+def parse(kind: Any, arguments: list[str], **options: Any) -> Any:
+    """Return tyro's result; its boxed error message becomes one line of a UserError."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=arguments, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """Return the text of tyro's error box; of the options that it suggests, the names only."""
+    lines = [line.strip('│ ') for line in box.splitlines() if not line.startswith(('╭', '╰')) and '──' not in line]
+    complaint, _, suggested = ' '.join(lines).partition(' Perhaps you meant: ')
+    names = [name for name in re.findall(r'(?<!\S)--[\w.-]+', suggested) if name != '--help']
+    return complaint + (f' (nearest: {", ".join(names)})' if names else '')

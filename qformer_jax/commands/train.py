@@ -1,0 +1,45 @@
+"""`qformer train`: a recipe, its fields overridden by options."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from .. import config, recipes
+from ..errors import UserError
+from .parse import parse
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one stage."""
+
+    config: Annotated[config.Run, tyro.conf.arg(name='')]
+    run: Path = tyro.MISSING
+    """Folder of the run: checkpoints, log, curves; give the same one again to continue."""
+
+
+def train(arguments: list[str]) -> None:
+    """Train a recipe, its fields overridden by options."""
+    if not arguments or arguments[0].startswith('-'):
+        rows = [f'  {name:24} {recipes.load(name)[1].splitlines()[0]}' for name in recipes.names()]
+        print('usage: qformer train RECIPE --run RUN [OPTIONS]   (qformer train RECIPE --help lists them)\n')
+        print('\n'.join(rows))
+        if not arguments:
+            raise UserError('qformer train needs a recipe')
+        return
+    default, card = recipes.load(arguments[0])
+    options = parse(
+        tyro.conf.AvoidSubcommands[Train],
+        arguments[1:],
+        prog=f'qformer train {arguments[0]}',
+        description=card,
+        default=Train(default),
+    )
+    from ..training import loop
+
+    done = loop.train(options.config, options.run)
+    use = {'stage1': f'qformer evaluate {done.folder} --task retrieval'}
+    use |= dict.fromkeys(('stage2', 'instruct'), f'qformer caption {done.folder} PICTURE')
+    print(f'next: {use.get(done.run.stage, "train the next stage from it (qformer train)")}')
