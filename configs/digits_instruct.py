@@ -22,7 +22,7 @@ def config() -> Run:
             validation_split='train[:10%]',
             max_text=8,
             max_lm_text=16,
-            question_prompt='{question}',
+            question_prompt=('{question}',),
             caption_fraction=0.2,
         ),
         optimizer=Optimizer(

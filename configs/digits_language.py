@@ -18,7 +18,7 @@ def config() -> Run:
             train_split='train[10%:]',
             validation_split='train[:10%]',
             max_lm_text=20,
-            question_prompt='{question}',
+            question_prompt=('{question}',),
             caption_fraction=0.25,
         ),
         optimizer=Optimizer(peak_rate=2e-3, final_rate=1e-4, warmup_steps=40, clip_norm=1.0),

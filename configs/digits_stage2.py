@@ -21,7 +21,7 @@ def config() -> Run:
             train_split='train[10%:]',
             validation_split='train[:10%]',
             max_lm_text=8,
-            question_prompt='{question}',
+            question_prompt=('{question}',),
         ),
         optimizer=Optimizer(
             peak_rate=1e-3,

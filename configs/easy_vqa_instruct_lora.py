@@ -22,7 +22,7 @@ def config() -> Run:
             crop_scale=(0.8, 1.0),
             max_text=16,
             max_lm_text=16,
-            question_prompt='{question}',
+            question_prompt=('{question}',),
             caption_fraction=0.2,
         ),
         optimizer=Optimizer(

@@ -21,7 +21,7 @@ def config() -> Run:
             crop_scale=(0.8, 1.0),
             max_text=16,
             max_lm_text=20,
-            question_prompt='Question: {question} Short answer:',
+            question_prompt=('Question: {question} Short answer:',),
             caption_fraction=0.1,
         ),
         objective=Objective(instruction_aware=True),

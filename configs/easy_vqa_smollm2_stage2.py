@@ -22,7 +22,7 @@ def config() -> Run:
             validation_split='train[:10%]',
             crop_scale=(0.8, 1.0),
             max_lm_text=8,
-            question_prompt='Question: {question} Short answer:',
+            question_prompt=('Question: {question} Short answer:',),
         ),
         optimizer=Optimizer(
             peak_rate=1e-3,

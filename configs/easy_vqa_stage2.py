@@ -20,7 +20,7 @@ def config() -> Run:
             validation_split='train[:10%]',
             crop_scale=(0.8, 1.0),
             max_lm_text=8,
-            question_prompt='{question}',
+            question_prompt=('{question}',),
         ),
         optimizer=Optimizer(
             peak_rate=1e-3,

@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .errors import UserError
+
 Stage = Literal['vision', 'language', 'stage1', 'stage2', 'instruct']
 Rules = tuple[tuple[str, float | None], ...]
 
@@ -233,12 +235,17 @@ class Data:
     """Random resized crop: smallest and largest share of the picture's area; (1, 1): no crop."""
     flip: bool = True
     """Mirror half of the pictures left to right."""
-    question_prompt: str = 'Question: {question} Answer:'
-    """Prompt of the language model for a question."""
-    caption_prompt: str = ''
-    """Prompt of the language model for a caption."""
+    question_prompt: tuple[str, ...] = ('Question: {question} Answer:',)
+    """Prompts of the language model for a question: training draws one a row, anything else takes the first."""
+    caption_prompt: tuple[str, ...] = ('',)
+    """Prompts of the language model for a caption, drawn and taken alike."""
     caption_fraction: float = 0.0
     """Share of the rows of `language` and `instruct` that ask for the caption instead of an answer."""
+
+    def __post_init__(self):
+        for name in ('question_prompt', 'caption_prompt'):
+            if isinstance(text := getattr(self, name), str):  # or each letter would be a prompt
+                raise UserError(f"data.{name} is one text, and a tuple of them is expected: write ('{text}',)")
 
 
 @dataclass(frozen=True)
@@ -352,6 +359,9 @@ def from_json(text: str) -> Run:
     if model['lm']:
         parts['lm'] = {'opt': Opt, 'llama': Llama, 't5': T5}[model['lm'].get('family', 'opt')]
     model |= {name: part(**model[name]) for name, part in parts.items() if model.get(name)}
+    for name in ('question_prompt', 'caption_prompt'):
+        prompts = tree['data'][name]
+        tree['data'][name] = (prompts,) if isinstance(prompts, str) else tuple(prompts)  # older runs: one text
     tree['data']['mixed_with'] = tuple(tree['data'].get('mixed_with', ()))  # runs before it had one data set
     tree['data']['crop_scale'] = tuple(tree['data']['crop_scale'])
     tree['optimizer']['rate_rules'] = tuple(map(tuple, tree['optimizer']['rate_rules']))

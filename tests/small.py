@@ -103,7 +103,7 @@ def recipe(stage: str, data: Path, steps: int = STEPS) -> config.Run:
             max_lm_text=16,
             crop_scale=(1.0, 1.0),
             flip=False,
-            question_prompt='{question}',
+            question_prompt=('{question}',),
         ),
         optimizer=config.Optimizer(
             peak_rate=1e-2, warmup_steps=5, rate_rules=rules.get(stage, (('.*', 1.0),)), clip_norm=1.0

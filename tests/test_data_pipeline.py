@@ -42,7 +42,7 @@ VIT = Vit(image_size=16)
 
 def run(path, stage='stage1', vit: Vit | None = VIT, batch=4, **data) -> Run:
     """Return a run of that stage over the data set."""
-    data = {'max_text': 12, 'max_lm_text': 24, 'question_prompt': '{question}'} | data
+    data = {'max_text': 12, 'max_lm_text': 24, 'question_prompt': ('{question}',)} | data
     model = Blip2(vit=vit, qformer=Qformer(feature_width=4), lm=Opt())
     return Run(stage, model, Data(path=str(path), **data), training=Training(batch_size=batch))
 
@@ -108,7 +108,7 @@ def lm_parts(row: dict, tokenizer) -> tuple[str, str, str]:
 
 def test_stage2_writes_a_caption_and_an_end(pictures):
     tokenizer = Dataset.open(pictures).lm_tokenizer
-    for row in rows(run(pictures, 'stage2', caption_prompt='a third'), 60):
+    for row in rows(run(pictures, 'stage2', caption_prompt=('a third',)), 60):
         context, prompt, target = lm_parts(row, tokenizer)
         assert (context, prompt) == ('', 'a third')
         assert target[0] == ' '

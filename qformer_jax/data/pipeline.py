@@ -32,12 +32,12 @@ def batches(
     after the other). Texts are int32 [B, max_text] or [B, max_lm_text], masks bool; `lm_target` marks the tokens that
     the language-model loss is on.
 
-    Training shuffles every epoch by the run's seed, draws a caption or question a record, crops and mirrors; its rows
-    do not depend on the number of shards. Several data sets take turns, row by row, so that each gives its share
-    (`mixture.shares`, to a percent), and each begins its next epoch when its own records are through. Otherwise order
-    and draws are fixed, every pass gives the same batches, and several data sets take turns by batches.
-    A checkpoint keeps the place: `get_state`, `set_state`, `grain.checkpoint`. Raises UserError when the data set does
-    not fit the run.
+    Training shuffles every epoch by the run's seed, draws a caption or question a record, and a prompt, crops and
+    mirrors; its rows do not depend on the number of shards. Several data sets take turns, row by row, so that each
+    gives its share (`mixture.shares`, to a percent), and each begins its next epoch when its own records are through.
+    Otherwise order and draws are fixed, every pass gives the same batches with the first prompt, and several data sets
+    take turns by batches. A checkpoint keeps the place: `get_state`, `set_state`, `grain.checkpoint`. Raises UserError
+    when the data set does not fit the run.
     """
     size, count = run.training.batch_size, shard[1]
     if size % count:
@@ -104,7 +104,7 @@ def _row_makers(run: Run, dataset: Dataset, sources: list[Source], training: boo
             max_patches=patches,
             text_tokenizer=dataset.text_tokenizer,
             lm_tokenizer=dataset.lm_tokenizer,
-            augment=training,
+            training=training,
         )
         for source, number in zip(sources, first, strict=False)  # `first` ends with the number of all records
     ]

@@ -35,8 +35,8 @@ class RowMaker:
     """The Q-Former's."""
     lm_tokenizer: LmTokenizer
     """The language model's."""
-    augment: bool
-    """Whether pictures are cropped and mirrored."""
+    training: bool
+    """Whether pictures are cropped and mirrored, and prompts drawn."""
 
     def __call__(self, position: int, rng: np.random.Generator) -> Row:
         """Return the row; raises UserError when `max_lm_text` leaves no room for its target."""
@@ -48,7 +48,7 @@ class RowMaker:
             case 'language':
                 return row | self._language(record, rng)
             case 'stage2':
-                return row | self._lm(record, self.data.caption_prompt, _caption(record, rng))
+                return row | self._lm(record, self._drawn(self.data.caption_prompt, rng), _caption(record, rng))
             case 'instruct':
                 return row | self._instruct(record, rng)
             case _:
@@ -60,7 +60,7 @@ class RowMaker:
             padded = np.zeros((self.max_patches, record.features.shape[1]), np.float32)
             padded[: len(record.features)] = record.features
             return {'features': padded, 'feature_mask': np.arange(self.max_patches) < len(record.features)}
-        if self.augment:
+        if self.training:
             return {'image': train_image(image, self.image_size, self.data.crop_scale, self.data.flip, rng)}
         return {'image': eval_image(image, self.image_size)}
 
@@ -83,23 +83,27 @@ class RowMaker:
         """Return `caption bos prompt answer newline`: the caption stands where stage 2 will put the soft prefix."""
         caption = _caption(record, rng)
         if self._asks_caption(record, rng):
-            return self._lm(record, self.data.caption_prompt, caption, context=caption)
+            return self._lm(record, self._drawn(self.data.caption_prompt, rng), caption, context=caption)
         question, answer = _question(record, rng)
-        return self._lm(record, self._prompt(question), answer, context=caption)
+        return self._lm(record, self._prompt(question, rng), answer, context=caption)
 
     def _instruct(self, record: Record, rng: np.random.Generator) -> Row:
         if self._asks_caption(record, rng):
-            prompt = self.data.caption_prompt
+            prompt = self._drawn(self.data.caption_prompt, rng)
             return self._text(clean_question(prompt)) | self._lm(record, prompt, _caption(record, rng))
         question, answer = _question(record, rng)
-        return self._text(clean_question(question)) | self._lm(record, self._prompt(question), answer)
+        return self._text(clean_question(question)) | self._lm(record, self._prompt(question, rng), answer)
 
     def _asks_caption(self, record: Record, rng: np.random.Generator) -> bool:
         chosen = rng.random() < self.data.caption_fraction
         return not record.questions or (chosen and bool(record.captions))
 
-    def _prompt(self, question: str) -> str:
-        return self.data.question_prompt.format(question=question.lower().strip())
+    def _prompt(self, question: str, rng: np.random.Generator) -> str:
+        return self._drawn(self.data.question_prompt, rng).format(question=question.lower().strip())
+
+    def _drawn(self, prompts: tuple[str, ...], rng: np.random.Generator) -> str:
+        """Return one of the prompts in training, otherwise the first, which is the one in use."""
+        return prompts[rng.integers(len(prompts))] if self.training else prompts[0]
 
 
 def _caption(record: Record, rng: np.random.Generator) -> str:

@@ -148,7 +148,7 @@ def judge_caption(model: Blip2, dataset: Dataset, split: str) -> Judged:
 def caption_loss(model: Blip2, looked: Seen | Queries, captions: Sequence[str]) -> float:
     """Return the mean loss (nats a token) of captions given pictures."""
     captions = [clean_caption(caption) for caption in captions]
-    losses, counts = model.losses(looked, [model.run.data.caption_prompt] * len(captions), captions)
+    losses, counts = model.losses(looked, [model.run.data.caption_prompt[0]] * len(captions), captions)
     return float(losses.sum() / counts.sum())
 
 

@@ -190,7 +190,7 @@ class Blip2:
             settings = ending(settings, self.text_tokenizer.sep_id)
             texts = self._write(decode.with_qformer, settings, key, self.text_tokenizer, seen.features, seen.mask)
         else:
-            prompts = [self.run.data.caption_prompt] * len(pictures)
+            prompts = [self.run.data.caption_prompt[0]] * len(pictures)
             texts = self.generate(pictures, prompts, settings, prompts, key)
         return [text.text for text in texts]
 
@@ -230,8 +230,8 @@ class Blip2:
         return np.where(tokens, total / np.maximum(tokens, 1) if rule == 'mean' else total, -np.inf)
 
     def question_prompts(self, questions: Sequence[str]) -> list[str]:
-        """Return the run's prompt for each question."""
-        return [self.run.data.question_prompt.format(question=q.lower().strip()) for q in questions]
+        """Return the run's first prompt for each question."""
+        return [self.run.data.question_prompt[0].format(question=q.lower().strip()) for q in questions]
 
     def generate(
         self,

@@ -83,8 +83,8 @@ def _about(model: Blip2) -> dict[str, Any]:
     }
     if run.model.lm:
         about['tokens'] = _tokens(model.lm_tokenizer.marks, run.model)
-        about['caption'] = {'prompt': run.data.caption_prompt, 'max_new_tokens': CAPTION.max_new_tokens}
-        about['question'] = {'prompt': run.data.question_prompt, 'max_new_tokens': ANSWER.max_new_tokens}
+        about['caption'] = {'prompt': run.data.caption_prompt[0], 'max_new_tokens': CAPTION.max_new_tokens}
+        about['question'] = {'prompt': run.data.question_prompt[0], 'max_new_tokens': ANSWER.max_new_tokens}
     if run.objective.instruction_aware or not run.model.lm:
         text = model.text_tokenizer
         ids = {'begin': text.cls_id, 'end': text.sep_id, 'pad': text.pad_id, 'length': run.data.max_text}

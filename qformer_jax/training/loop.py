@@ -68,6 +68,19 @@ def check(run: config.Run) -> None:
         )
     if run.stage == 'stage1' and run.training.batch_size < 2:
         raise UserError('training.batch-size must be at least 2: a pair needs a negative')
+    _check_prompts(run.data)
+
+
+def _check_prompts(data: config.Data) -> None:
+    """Raise UserError where there is no prompt, and for one that does not hold the question, or something else too."""
+    for name, prompts in (('question', data.question_prompt), ('caption', data.caption_prompt)):
+        if not prompts:
+            raise UserError(f"data.{name}-prompt names no prompt; give at least one, '' for none at all")
+    for prompt in data.question_prompt:
+        with contextlib.suppress(KeyError, IndexError, ValueError):
+            if '?!' in prompt.format(question='?!'):
+                continue
+        raise UserError(f"data.question-prompt '{prompt}': expected {{question}} in it, and nothing else in braces")
 
 
 def train(run: config.Run, folder: Path) -> start.Finished:
