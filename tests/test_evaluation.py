@@ -68,6 +68,18 @@ def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_questions_are_asked_some_at_a_time(line, pictures, monkeypatch):
+    model, records = Blip2.load(line / 'instruct'), list(Dataset.open(pictures).source('test'))
+    positions, questions, _ = vqa.pairs(records)
+    looked = model.look([record.image for record in records])
+    together = model.ask(looked.take(positions), questions)
+    counts, ask = [], Blip2.ask
+    monkeypatch.setattr(task, 'QUESTIONS_AT_ONCE', 6)
+    monkeypatch.setattr(Blip2, 'ask', lambda *given: counts.append(len(given[2])) or ask(*given))
+    assert task._answers(model, looked, positions, questions) == together
+    assert counts == [6, 6, 4]
+
+
 def test_vqa_of_a_run_is_the_mean_over_its_predictions(line, capsys):
     numbers = task.evaluate(line / 'instruct', 'vqa', 'test')
     rows = lines(line / 'instruct' / 'evaluation' / 'vqa-test.jsonl')

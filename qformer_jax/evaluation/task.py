@@ -28,10 +28,11 @@ from ..inference.rerank import RERANKED, rerank
 from ..inference.seen import Queries, Seen
 from ..objectives import matching
 from ..training import start
-from ..typing import Array
+from ..typing import Array, Int
 from . import retrieval, vqa
 
 PICTURES_AT_ONCE = 256
+QUESTIONS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,7 @@ def judge_vqa(model: Blip2, dataset: Dataset, split: str) -> Judged:
     positions, questions, answers = vqa.pairs(records)
     looked = _look(model, records)
     shuffled = np.random.default_rng(0).permutation(len(records))[positions]
-    predictions = model.ask(looked.take(positions), questions)
-    blind = model.ask(looked.take(shuffled), questions)
+    predictions, blind = (_answers(model, looked, rows, questions) for rows in (positions, shuffled))
     guess = vqa.text_only(dataset.source(model.run.data.train_split))
 
     def mean(predicted: Sequence[str]) -> float:
@@ -118,6 +118,14 @@ def judge_vqa(model: Blip2, dataset: Dataset, split: str) -> Judged:
         },
         rows,
     )
+
+
+def _answers(
+    model: Blip2, looked: Seen | Queries, pictures: Sequence[int] | Int['N'], questions: Sequence[str]
+) -> list[str]:
+    """Answer each question about picture `pictures[n]`; of pictures there are no more copies than questions at once."""
+    parts = [slice(i, i + QUESTIONS_AT_ONCE) for i in range(0, len(questions), QUESTIONS_AT_ONCE)]
+    return [answer for part in parts for answer in model.ask(looked.take(pictures[part]), questions[part])]
 
 
 def judge_caption(model: Blip2, dataset: Dataset, split: str) -> Judged:
