@@ -1,7 +1,8 @@
 """The language model that a run starts from: its tokenizer goes with it, and it must be the one that the recipe states.
 
 A data set trains a tokenizer of its own when it is packed. That one serves a language model that begins from nothing;
-a pretrained one understands the ids that it was taught, so its run's tokenizer takes the place of the data set's.
+a pretrained one understands the ids that it was taught, so its run's tokenizer takes the place of the data set's. A
+LoRA that its run trained beside it comes too, or is merged before: it is never left behind, nor put over another model.
 """
 
 import dataclasses
