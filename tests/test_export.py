@@ -98,22 +98,20 @@ def test_an_artefact_writes_what_its_functions_write(written, rows, length):
     np.testing.assert_array_equal(np.stack(words, axis=1), want.tokens[:, 0])
 
 
-def test_an_artefact_is_for_all_platforms(written):
-    both = written[1]
+def test_an_artefact_is_for_all_platforms_and_keeps_small_weights_small(written):
+    kind, both = written
     assert {call.platforms for call in both.outside.values()} == {PLATFORMS}
-    assert len(both.outside) == 2
+    small_ones = [sum(x.dtype == np.int8 for x in call.in_avals) for call in both.outside.values()]
+    assert small_ones == ([7, 7] if kind == '8 bits' else [0, 0])
 
 
-@pytest.mark.parametrize('vit', [VIT, None], ids=['pictures', 'features'])
-def test_encode_gives_the_prefix_of_any_number_of_rows(vit):
-    both = Both(config.Blip2(vit=vit, qformer=QFORMER, lm=LMS['opt']))
+def test_encode_gives_the_prefix_of_any_number_of_rows():
+    both = Both(config.Blip2(vit=VIT, qformer=QFORMER, lm=LMS['opt']))
     for rows, length in ((1, 4), (3, 6)):
         draw = np.random.default_rng(rows)
-        seen = (draw.integers(0, 256, (rows, 16, 16, 3)).astype(np.uint8),)
-        if not vit:
-            seen = draw.normal(size=(rows, 7, 16)).astype(np.float32), np.arange(7)[None] < np.array([[5]] * rows)
+        image = draw.integers(0, 256, (rows, 16, 16, 3)).astype(np.uint8)
         text = draw.integers(3, 50, (rows, length)).astype(np.int32)
-        prefix = same(both('encode', *seen, text, np.ones(text.shape, bool)))
+        prefix = same(both('encode', image, text, np.ones(text.shape, bool)))
         assert prefix.shape == (rows, 4, 16) and np.ptp(prefix) > 0.1
 
 
@@ -178,11 +176,11 @@ def test_the_loader_reads_instructions_and_feature_arrays(line, tmp_path):
     write(model, tmp_path / 'out', 'mark')
     np.save(tmp_path / 'a.npy', np.random.default_rng(0).normal(size=(3, 16)))
     served = exported.Served(tmp_path / 'out')
-    for question in ('What color is it? ', 'red </s>; [SEP] is it "red"? is it?'):
-        (prompt,) = model.question_prompts([question])
-        same((served.text(question), tuple(model.text_arrays([clean_question(question)]))))
-        same((served.prompt(prompt, 10), model.padded_prompts([prompt], beside=4 + 10 - 1)))
-        assert served.write(tmp_path / 'a.npy', question) == model.ask([tmp_path / 'a.npy'], [question])[0]
+    question = 'Red </s>; [SEP] is it "red"? is it? '
+    (prompt,) = model.question_prompts([question])
+    same((served.text(question), tuple(model.text_arrays([clean_question(question)]))))
+    same((served.prompt(prompt, 10), model.padded_prompts([prompt], beside=4 + 10 - 1)))
+    assert served.write(tmp_path / 'a.npy', question) == model.ask([tmp_path / 'a.npy'], [question])[0]
     assert served.prompt('', 10)[0].shape == (1, 8) and served.prompt('a' * 26, 10)[0].shape == (1, 27)
     assert served.write(tmp_path / 'a.npy') == model.caption([tmp_path / 'a.npy'])[0]
 
@@ -213,13 +211,6 @@ def test_the_loader_finds_pictures(line, tmp_path):
     want = model.similarity([tmp_path / 'a.png'], texts)[0]
     np.testing.assert_allclose([served.fit(tmp_path / 'a.png', text) for text in texts], want, atol=1e-6)
     assert np.ptp(want) > 0.1
-
-
-def test_small_weights_stay_small(line, tmp_path):
-    write(Blip2.load(line / 'stage2', weights='int8'), tmp_path / 'out', 'mark')
-    weights = load_file(tmp_path / 'out' / 'weights.safetensors')
-    assert weights['lm/layer_0/mlp/up/kernel/values'].dtype == np.int8
-    assert 'lm/layer_0/mlp/up/kernel' not in weights
 
 
 def test_what_cannot_be_exported(line, tmp_path, folder):

@@ -40,7 +40,11 @@ def artefact(function: Function, platforms: Sequence[str] = PLATFORMS) -> Export
 
 
 def write(model: Blip2, dest: Path, fingerprint: str) -> dict[str, int]:
-    """Write the folder `dest`, and return the bytes of its files; raises UserError if it exists or nothing can be."""
+    """Write the folder `dest` and return the bytes of its files, given the run's fingerprint.
+
+    The weights are those that the model uses: a LoRA is merged since it was loaded, small ones stay small. Raises
+    UserError when `dest` exists, the model is a tower alone, or a tokenizer is missing.
+    """
     held = apart(flatten(model.params))
     parts = functions(model.run, held)
     used = {path: held[path] for path in sorted(set().union(*(part.weights for part in parts)))}
