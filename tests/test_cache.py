@@ -126,6 +126,12 @@ def test_a_file_is_no_folder(tmp_path):
         Cache(tmp_path / 'cache')
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=r"nothing can be kept in '.*file/cache': not a directory"):
+        fetched(Cache(tmp_path / 'file' / 'cache'))
+
+
 def test_a_file_that_vanishes_is_computed_again(tmp_path):
     cache = Cache(tmp_path)
     fetched(cache)

@@ -71,7 +71,7 @@ class Cache:
         """Return the array [P, V] of every key.
 
         `compute(positions)` yields, in this order, those that are not there or damaged; they are kept, or with `keep`
-        False only given. Raises what it raises, and UserError when the disk is full.
+        False only given. Raises what it raises, and UserError when they cannot be written.
         """
         found = self._read_all(dict.fromkeys(keys))
         missing: dict[bytes, int] = {}
@@ -106,9 +106,8 @@ class Cache:
 
     def _write(self, keys: list[bytes], arrays: Iterable[np.ndarray]) -> dict[bytes, np.ndarray]:
         """Keep the arrays in one new file, which appears when it is complete."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         table, kept = b''.join(keys), {}
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix='.writing-') as scratch:
+        with self._scratch() as scratch:
             file = Path(scratch) / f'{hashlib.sha256(table).hexdigest()[:16]}.array_record'
             with full_disk_as_user_error(self.folder):
                 writer = ArrayRecordWriter(str(file), _OPTIONS)
@@ -120,6 +119,13 @@ class Cache:
             os.replace(file, self.folder / file.name)
         self._read_keys(self.folder / file.name)
         return kept
+
+    def _scratch(self) -> tempfile.TemporaryDirectory:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryDirectory(dir=self.folder, prefix='.writing-')
+        except OSError as error:
+            raise UserError(f"nothing can be kept in '{self.folder}': {error.strerror.lower()}") from error
 
     def _read_keys(self, file: Path) -> None:
         reader = ArrayRecordReader(str(file))
