@@ -250,8 +250,20 @@ class Data:
 
 @dataclass(frozen=True)
 class Objective:
-    """The choices inside the losses (BLIP-2, section 3.2 and 3.3)."""
+    """The choices inside the losses (BLIP-2, section 3.2 and 3.3); the first six weigh the terms of stage 1."""
 
+    itc: float = 1.0
+    """Weight of image-text contrast; a term of weight 0 is not computed (but ITC's similarities choose negatives)."""
+    itm: float = 1.0
+    """Weight of image-text matching."""
+    itg: float = 1.0
+    """Weight of image-grounded text generation."""
+    cross_modal: float = 0.0
+    """Weight of CyCLIP's cross-modal consistency (Goel et al. 2022: 0.25)."""
+    in_modal: float = 0.0
+    """Weight of CyCLIP's in-modal consistency (0.25)."""
+    intra_modal: float = 0.0
+    """Weight of contrast between two views of a picture, and of a text, by dropout (Gao et al. 2021); needs dropout."""
     label_smoothing: float = 0.1
     """Of ITC and ITG; ITM and the language-model loss of stages 2 and 3 have none."""
     gather_grad: Literal['local', 'global'] = 'local'

@@ -37,7 +37,8 @@ def positives(text: Int['B T'], image_id: Int['B'], rule: str) -> Bool['B B']:
     return same_caption | (image_id[:, None] == image_id[None, :])
 
 
-def _cross_entropy(logits: Float['B B'], positive: Bool['B B'], smoothing: float) -> Float['B']:
+def cross_entropy(logits: Float['B B'], positive: Bool['B B'], smoothing: float) -> Float['B']:
+    """Return the loss (nats) of each row, whose target is spread over its positives and smoothed."""
     positive = positive.astype(logits.dtype)
     target = positive / positive.sum(axis=1, keepdims=True)
     target = (1 - smoothing) * target + smoothing / logits.shape[1]
@@ -61,8 +62,8 @@ def itc(
     fixed = jax.lax.stop_gradient if gather_grad == 'local' else (lambda x: x)
     image_to_text = similarity(image, fixed(text)) / temperature
     text_to_image = similarity(fixed(image), text).T / temperature
-    image_losses = _cross_entropy(image_to_text, positive, label_smoothing)
-    text_losses = _cross_entropy(text_to_image, positive.T, label_smoothing)
+    image_losses = cross_entropy(image_to_text, positive, label_smoothing)
+    text_losses = cross_entropy(text_to_image, positive.T, label_smoothing)
     loss = (image_losses.mean() + text_losses.mean()) / 2
     best = image_to_text.argmax(axis=1)[:, None]
     accuracy = jnp.take_along_axis(positive, best, axis=1).mean(dtype=jnp.float32)

@@ -22,6 +22,19 @@ from ..typing import Array, Bool, Float, Int
 
 
 @struct.dataclass
+class Unimodal:
+    """What the queries make of pictures, and the text branch of texts, without reading each other."""
+
+    memory: ImageMemory
+    queries: Float['B Q D']
+    cache: tuple[KeyValue, ...]
+    """The queries' keys and values, for text that reads on."""
+    text: Float['B T D']
+    image_embedding: Float['B Q E']
+    text_embedding: Float['B E']
+
+
+@struct.dataclass
 class Matching:
     """ITM: rows are B matches, B wrong pictures, B wrong texts."""
 
@@ -59,6 +72,19 @@ class Alignment:
     itg: Captioning
 
 
+def unimodal(
+    q: Qformer, features: Float['B P V'], feature_mask: Bool['B P'], batch: dict[str, Array], *, train: bool = False
+) -> Unimodal:
+    """Return what passes 1 and 2 give."""
+    text, num_queries = batch['text'], q.config.num_queries
+    memory = q.project_image(features, feature_mask)
+    mask = masks.unimodal(num_queries, batch['text_mask'])
+    image = q(mask[:, :, :num_queries, :num_queries], image=memory, train=train)
+    alone = q(mask[:, :, num_queries:, num_queries:], text=text, train=train)
+    embedded = q.embed_image(image.queries), q.embed_text(alone.text)
+    return Unimodal(memory, image.queries, image.cache, alone.text, *embedded)
+
+
 def align(
     model: Blip2,
     features: Float['B P V'],
@@ -78,26 +104,21 @@ def align(
     devices. `negatives` replays a recorded draw.
     """
     q, text, text_mask = model.qformer, batch['text'], batch['text_mask']
-    num_queries = q.config.num_queries
-    memory = q.project_image(features, feature_mask)
-    unimodal = masks.unimodal(num_queries, text_mask)
-    image = q(unimodal[:, :, :num_queries, :num_queries], image=memory, train=train)
-    alone = q(unimodal[:, :, num_queries:, num_queries:], text=text, train=train)
-
+    seen = unimodal(q, features, feature_mask, batch, train=train)
     positive = contrastive.positives(text, batch['image_id'], o.positives)
-    embedded = q.embed_image(image.queries), q.embed_text(alone.text)
+    embedded = seen.image_embedding, seen.text_embedding
     itc = contrastive.itc(
         *embedded, q.temperature, positive, label_smoothing=o.label_smoothing, gather_grad=o.gather_grad
     )
     if negatives is None:
         negatives = matching.draw_negatives(key, itc.image_to_text, itc.text_to_image, positive)
     if share_image_keys:
-        wrong = memory.take(negatives.image)
+        wrong = seen.memory.take(negatives.image)
     else:
         wrong = q.project_image(features[negatives.image], feature_mask[negatives.image])
-    itm = _match(q, memory, wrong, text, text_mask, negatives, train)
-    itg = caption(q, image.cache, text, text_mask, o, shards=shards, train=train)
-    return Alignment(image.queries, alone.text, *embedded, itc, itm, itg)
+    itm = _match(q, seen.memory, wrong, text, text_mask, negatives, train)
+    itg = caption(q, seen.cache, text, text_mask, o, shards=shards, train=train)
+    return Alignment(seen.queries, seen.text, *embedded, itc, itm, itg)
 
 
 def _match(

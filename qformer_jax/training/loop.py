@@ -36,6 +36,20 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+TERMS = ('itc', 'itm', 'itg', 'cross_modal', 'in_modal', 'intra_modal')
+
+
+def _check_terms(run: config.Run) -> None:
+    weights = {name: getattr(run.objective, name) for name in TERMS}
+    wrong = {name: weight for name, weight in weights.items() if not 0 <= weight < float('inf')}
+    if wrong or not any(weights.values()):
+        raise UserError(f'the weights of stage 1 must be 0 or more, and one of them above 0: objective has {weights}')
+    if run.objective.intra_modal and not run.model.qformer.dropout:
+        raise UserError(
+            'objective.intra-modal contrasts two passes with other dropout, and model.qformer.dropout is 0: set it'
+        )
+
+
 def check(run: config.Run) -> None:
     """Raise UserError for a configuration that cannot do what it says."""
     needs = {
@@ -52,6 +66,8 @@ def check(run: config.Run) -> None:
         raise UserError(f"model.lora adapts a frozen language model in 'stage2' and 'instruct', not in '{run.stage}'")
     if run.model.lora and run.model.lora.rank < 1:
         raise UserError(f'model.lora.rank is {run.model.lora.rank}, it must be at least 1 (without LoRA: lora=None)')
+    if run.stage == 'stage1':
+        _check_terms(run)
     if run.stage == 'language' and run.model.lm.family == 't5':
         raise UserError("stage 'language' trains a decoder-only language model, not T5: choose another one (model.lm)")
     if run.stage == 'stage1' and run.training.accumulate > 1:

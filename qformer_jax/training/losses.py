@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from .. import config
 from ..models.blip2 import Blip2
 from ..models.layers import at_least_float32
-from ..objectives import captioning
+from ..objectives import captioning, regularizers
+from ..objectives.contrastive import positives
 from ..objectives.matching import Negatives
 from ..typing import Array, Bool, Float, Int
-from .alignment import align
+from .alignment import Alignment, align, unimodal
 
 Batch = dict[str, Array]
 Result = tuple[Array, dict[str, Array]]
@@ -113,17 +114,35 @@ def stage1(
     train: bool = False,
     negatives: Negatives | None = None,
 ) -> Result:
-    """Align: ITC + ITM + ITG (section 3.2); the options are those of `align`."""
+    """Align: the weighted sum of ITC, ITM, ITG (section 3.2) and regularizers; the options are those of `align`.
+
+    A term of weight 0 is not among the metrics either, and so XLA leaves its passes out.
+    """
+    features = _see(model, batch)
     options = {'shards': shards, 'share_image_keys': share_image_keys, 'train': train, 'negatives': negatives}
-    out = align(model, *_see(model, batch), batch, key, o, **options)
-    loss = out.itc.loss + out.itm.loss + out.itg.loss
-    return loss, {
-        'loss': loss,
-        'itc': out.itc.loss,
-        'itm': out.itm.loss,
-        'itg': out.itg.loss,
-        'itc_accuracy': out.itc.accuracy,
-        'itm_accuracy': out.itm.accuracy,
-        'itg_accuracy': out.itg.accuracy,
-        'temperature': model.qformer.temperature,
+    out = align(model, *features, batch, key, o, **options)
+    terms = {'itc': out.itc.loss, 'itm': out.itm.loss, 'itg': out.itg.loss}
+    terms |= _regularizers(model, features, batch, out, o, train)
+    terms = {name: term for name, term in terms.items() if getattr(o, name)}
+    loss = sum(getattr(o, name) * term for name, term in terms.items())
+    accuracies = {'itc': out.itc.accuracy, 'itm': out.itm.accuracy, 'itg': out.itg.accuracy}
+    metrics = {f'{name}_accuracy': value for name, value in accuracies.items() if name in terms}
+    return loss, {'loss': loss, 'temperature': model.qformer.temperature} | terms | metrics
+
+
+def _regularizers(
+    model: Blip2, features: tuple[Array, Array], batch: Batch, out: Alignment, o: config.Objective, train: bool
+) -> dict[str, Float['']]:
+    """Return the terms beside ITC; the second views of `intra_modal` are passes of their own."""
+    image, text = out.image_embedding, out.text_embedding
+    terms = {
+        'cross_modal': regularizers.cross_modal_consistency(image, text),
+        'in_modal': regularizers.in_modal_consistency(image, text),
     }
+    if o.intra_modal:
+        again = unimodal(model.qformer, *features, batch, train=train)
+        temperature, positive = model.qformer.temperature, positives(batch['text'], batch['image_id'], o.positives)
+        pictures = regularizers.mean_query(image), regularizers.mean_query(again.image_embedding)
+        views = pictures, (text, again.text_embedding)
+        terms['intra_modal'] = sum(regularizers.intra_modal(*pair, temperature, positive) for pair in views) / 2
+    return terms
