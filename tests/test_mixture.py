@@ -29,12 +29,13 @@ def tokenizers(folder) -> dict:
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Packed data sets: `large` and `small` go together, each of the others differs from `large` in one thing."""
+    """Packed data sets: `large`, `small` and `twin` go together, each other one differs from `large` in one thing."""
     out = tmp_path_factory.mktemp('mixture')
     arrays = lambda *numbers: [feature_record(n) for n in range(*numbers)]  # noqa: E731
     pack({'train': arrays(LARGE), 'test': arrays(8)}, out / 'large')
     shared = tokenizers(out / 'large')
     pack({'train': arrays(100, 100 + SMALL), 'test': arrays(8, 16)}, out / 'small', **shared)
+    pack({'train': arrays(200, 200 + LARGE)}, out / 'twin', **shared)
     pack({'train': arrays(3, 9)}, out / 'words')
     pack({'train': [record(n) for n in range(8)]}, out / 'pictures', **shared)
     wide = [dataclasses.replace(r, features=np.ones((2, 5), np.float32)) for r in arrays(8)]
@@ -76,6 +77,11 @@ def test_rows_come_in_their_shares_and_every_set_has_epochs_of_its_own(folder):
         assert len(whole) > 10
         assert all(sorted(epoch) == list(numbers) for epoch in whole)
         assert len(set(whole)) == len(whole)
+
+
+def test_sets_of_one_size_have_orders_of_their_own(folder):
+    ids = image_ids(mixed(folder, 6, names=('large', 'twin')))
+    assert [n for n in ids if n < LARGE] != [n - LARGE for n in ids if n >= LARGE]
 
 
 def test_image_id_tells_the_sets_apart_and_names_the_record(folder):
