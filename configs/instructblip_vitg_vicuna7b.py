@@ -4,8 +4,7 @@
 
 Paper: 60,000 steps of 128 rows, AdamW, cosine from 1e-5 to 0 after 1,000 steps of warm-up from 1e-8, 13 data sets mixed
 by the square root of their sizes, a prompt drawn for every row; 16 A100 (40 GB), at most 1.5 days. STAGE2 is a run of
-BLIP-2's second stage over the same Vicuna. The Q-Former reads the bare question, the language model the whole prompt
-(the paper's Q-Former reads the prompt too). Checked by shapes: 188,836,608 trained parameters.
+BLIP-2's second stage over the same Vicuna. Checked by shapes: 188,836,608 trained parameters.
 """
 
 from qformer_jax.config import Blip2, Data, Objective, Optimizer, Run, Training
@@ -22,7 +21,7 @@ def config() -> Run:
         data=Data(
             crop_scale=(0.5, 1.0),
             flip=True,
-            max_text=32,
+            max_text=128,
             max_lm_text=128,
             question_prompt=INSTRUCTBLIP_QUESTIONS,
             caption_prompt=INSTRUCTBLIP_CAPTIONS,

@@ -13,6 +13,7 @@ from qformer_jax.data.tokenizers import prompt_ids
 from qformer_jax.errors import UserError
 from qformer_jax.inference import chat, decode
 from qformer_jax.inference.blip2 import Blip2
+from qformer_jax.inference.prompts import ending
 from qformer_jax.inference.search import Settings
 
 QUESTIONS = ('is it red?', 'what color is it?', 'is it blue?')
@@ -94,10 +95,12 @@ def test_an_instruction_aware_model_keeps_features_only(talker, monkeypatch):
     again = talk(aware, dialogue, QUESTIONS[1])
     assert again.pictures_encoded == 1
     said = f'{aware.question_prompts(QUESTIONS[:1])[0]} {dialogue.turns[0][1]} '
-    (whole,) = aware.generate(
-        again.looked, [said + aware.question_prompts(QUESTIONS[1:2])[0]], SETTINGS, QUESTIONS[1:2]
-    )
-    assert again.turns[1][1] == whole.text
+    newest = aware.question_prompts(QUESTIONS[1:2])
+    prefix = aware.soft_prefix(again.looked, newest)
+    padded = aware.padded_prompts([said + newest[0]], prefix.shape[1] + SETTINGS.max_new_tokens - 1)
+    settings = ending(SETTINGS, aware.lm_tokenizer.end_id)
+    (ids,) = decode.with_lm(aware.model, aware.params, prefix, *padded, settings=settings).tokens[0]
+    assert again.turns[1][1] == aware.lm_tokenizer.decode(ids[~np.isin(ids, settings.end_ids)]).strip()
 
 
 @pytest.mark.parametrize('aware', [False, True])

@@ -18,7 +18,6 @@ from safetensors.numpy import load_file
 
 from qformer_jax import cli, config
 from qformer_jax.data.pack import BYTE_BPE
-from qformer_jax.data.tokenizers import clean_question
 from qformer_jax.errors import UserError
 from qformer_jax.inference import decode, exported, quantize
 from qformer_jax.inference.blip2 import Blip2
@@ -169,7 +168,7 @@ def test_the_folder_says_what_it_holds(folder, line):
 
 
 def test_the_loader_reads_instructions_and_feature_arrays(line, tmp_path):
-    """As the package does: questions cleaned and cut for the Q-Former, special tokens as text, arrays as they are."""
+    """As the package does: questions cleaned, prompts cut, special tokens as text, arrays as they are."""
     model = Blip2.load(line / 'instruct')
     aware = small.change(model.run, 'objective', instruction_aware=True)
     model = dataclasses.replace(model, run=small.change(aware, 'model', vit=None))
@@ -178,7 +177,8 @@ def test_the_loader_reads_instructions_and_feature_arrays(line, tmp_path):
     served = exported.Served(tmp_path / 'out')
     question = 'Red </s>; [SEP] is it "red"? is it? '
     (prompt,) = model.question_prompts([question])
-    same((served.text(question), tuple(model.text_arrays([clean_question(question)]))))
+    assert prompt == model.run.data.question_prompt[0].format(question=exported.clean(question.strip(), ''))
+    same((served.text(prompt), tuple(model.text_arrays([prompt]))))
     same((served.prompt(prompt, 10), model.padded_prompts([prompt], beside=4 + 10 - 1)))
     assert served.write(tmp_path / 'a.npy', question) == model.ask([tmp_path / 'a.npy'], [question])[0]
     assert served.prompt('', 10)[0].shape == (1, 8) and served.prompt('a' * 26, 10)[0].shape == (1, 27)

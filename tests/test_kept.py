@@ -56,7 +56,7 @@ def test_a_second_answer_looks_at_no_picture_and_is_the_same_to_the_bit(
         assert model.soft_prefix(files, QUESTIONS).tobytes() == prefix.tobytes()
         assert model.ask(files, QUESTIONS) == answers
         assert model.rank(files, QUESTIONS, ['red', 'blue']).tobytes() == ranks.tobytes()
-        streamed = model.stream(files[0], *model.question_prompts(QUESTIONS[:1]), Settings(10), QUESTIONS[0])
+        streamed = model.stream(files[0], *model.question_prompts(QUESTIONS[:1]), Settings(10))
         assert ''.join(streamed) == answers[0]
     assert encoded == []
     assert len(list(tmp_path.iterdir())) == 1  # features were not written

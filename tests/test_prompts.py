@@ -51,12 +51,13 @@ def test_training_draws_every_prompt_as_often(data, fraction, templates):
     assert not said
 
 
-def test_only_the_language_models_prompt_changes(data):
-    """The Q-Former reads the bare question, and records, questions and answers are drawn as with one prompt."""
-    tokenizer = Dataset.open(data).lm_tokenizer
+def test_both_readers_get_the_same_prompt_and_nothing_else_changes(data):
+    """Records, questions and answers are drawn as with one prompt."""
+    dataset = Dataset.open(data)
     for one, many in zip(drawn(data, 60, question_prompt=('{question}',)), drawn(data, 60), strict=True):
-        assert lm_parts(one, tokenizer)[1] in lm_parts(many, tokenizer)[1]
-        np.testing.assert_array_equal(one['text'], many['text'])
+        assert lm_parts(one, dataset.lm_tokenizer)[1] in lm_parts(many, dataset.lm_tokenizer)[1]
+        (prompt,) = prompts_of(data, [many])
+        np.testing.assert_array_equal(many['text'], dataset.text_tokenizer.encode(prompt, len(many['text']))[0])
         np.testing.assert_array_equal(one['image'], many['image'])
 
 

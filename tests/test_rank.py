@@ -43,7 +43,8 @@ def model(request, instructed) -> Blip2:
 
 def one_by_one(model: Blip2, seen, questions: list[str], candidates: list[str]) -> np.ndarray:
     """Return what each candidate costs where no other is read."""
-    costs = [model.losses(seen, questions, [text] * len(questions))[0].sum(axis=1) for text in candidates]
+    prompts = model.question_prompts(questions)
+    costs = [model.losses(seen, prompts, [text] * len(questions))[0].sum(axis=1) for text in candidates]
     return -np.stack(costs, axis=1)
 
 

@@ -88,18 +88,20 @@ class RowMaker:
         return self._lm(record, self._prompt(question, rng), answer, context=caption)
 
     def _instruct(self, record: Record, rng: np.random.Generator) -> Row:
+        """Return one prompt for both readers, Q-Former and language model (InstructBLIP, section 2.3)."""
         if self._asks_caption(record, rng):
             prompt = self._drawn(self.data.caption_prompt, rng)
-            return self._text(clean_question(prompt)) | self._lm(record, prompt, _caption(record, rng))
+            return self._text(prompt) | self._lm(record, prompt, _caption(record, rng))
         question, answer = _question(record, rng)
-        return self._text(clean_question(question)) | self._lm(record, self._prompt(question, rng), answer)
+        prompt = self._prompt(question, rng)
+        return self._text(prompt) | self._lm(record, prompt, answer)
 
     def _asks_caption(self, record: Record, rng: np.random.Generator) -> bool:
         chosen = rng.random() < self.data.caption_fraction
         return not record.questions or (chosen and bool(record.captions))
 
     def _prompt(self, question: str, rng: np.random.Generator) -> str:
-        return self._drawn(self.data.question_prompt, rng).format(question=question.lower().strip())
+        return self._drawn(self.data.question_prompt, rng).format(question=clean_question(question.strip()))
 
     def _drawn(self, prompts: tuple[str, ...], rng: np.random.Generator) -> str:
         """Return one of the prompts in training, otherwise the first, which is the one in use."""

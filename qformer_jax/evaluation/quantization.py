@@ -31,5 +31,5 @@ def answer_loss(model: Blip2, dataset: Dataset, split: str) -> float:
     positions, questions, answers = vqa.pairs(records)
     looked = model.look([r.image if r.features is None else r.features for r in records])
     prompts = model.question_prompts(questions)
-    losses, counts = model.losses(looked.take(np.array(positions)), prompts, [a[0] for a in answers], questions)
+    losses, counts = model.losses(looked.take(np.array(positions)), prompts, [a[0] for a in answers])
     return float(losses.sum() / counts.sum())

@@ -191,7 +191,7 @@ class Blip2:
             texts = self._write(decode.with_qformer, settings, key, self.text_tokenizer, seen.features, seen.mask)
         else:
             prompts = [self.run.data.caption_prompt[0]] * len(pictures)
-            texts = self.generate(pictures, prompts, settings, prompts, key)
+            texts = self.generate(pictures, prompts, settings, key)
         return [text.text for text in texts]
 
     def ask(
@@ -202,9 +202,7 @@ class Blip2:
         key: jax.Array | None = None,
     ) -> list[str]:
         """Return the answers to questions, one a picture; an instruction-aware Q-Former reads the question too."""
-        return [
-            text.text for text in self.generate(pictures, self.question_prompts(questions), settings, questions, key)
-        ]
+        return [text.text for text in self.generate(pictures, self.question_prompts(questions), settings, key)]
 
     def rank(
         self,
@@ -225,23 +223,22 @@ class Blip2:
         ids, exists = ranking.rows(self.lm_tokenizer, prompts, each)
         score = functools.partial(ranking.scores, rows_at_once=self.batch_size)
         padded = self.padded_prompts(prompts, self._beside(ids.shape[2]))
-        inputs = self.soft_prefix(looked, questions), *padded, ids, exists
+        inputs = self.soft_prefix(looked, prompts), *padded, ids, exists
         total, tokens = self._in_batches(score, *inputs)[0], exists.sum(axis=2)
         return np.where(tokens, total / np.maximum(tokens, 1) if rule == 'mean' else total, -np.inf)
 
     def question_prompts(self, questions: Sequence[str]) -> list[str]:
-        """Return the run's first prompt for each question."""
-        return [self.run.data.question_prompt[0].format(question=q.lower().strip()) for q in questions]
+        """Return the run's first prompt with each question in it, cleaned as in training."""
+        return [self.run.data.question_prompt[0].format(question=clean_question(q.strip())) for q in questions]
 
     def generate(
         self,
         pictures: Pictures | Queries,
         prompts: Sequence[str],
         settings: Settings = CAPTION,
-        questions: Sequence[str] | None = None,
         key: jax.Array | None = None,
     ) -> list[Text]:
-        """Return what the language model writes after [picture, prompt]; the Q-Former reads `questions` if it can.
+        """Return what the language model writes after [picture, prompt]; the Q-Former reads the prompt if it can.
 
         Texts end at `settings.end_ids`, or at the tokenizer's end token where those are not given. A temperature needs
         a `key`.
@@ -249,7 +246,7 @@ class Blip2:
         looked = self.look(pictures)
         _as_many(looked, prompts, 'prompt')
         ids, mask = self.padded_prompts(prompts, self._beside(settings.max_new_tokens))
-        prefix = self.soft_prefix(looked, questions or prompts)
+        prefix = self.soft_prefix(looked, prompts)
         settings = ending(settings, self.lm_tokenizer.end_id)
         return self._write(decode.with_lm, settings, key, self.lm_tokenizer, prefix, ids, mask)
 
@@ -258,7 +255,6 @@ class Blip2:
         picture: Picture | Seen | Queries,
         prompt: str,
         settings: Settings = CAPTION,
-        question: str | None = None,
         key: jax.Array | None = None,
     ) -> Iterator[str]:
         """Yield what `generate` returns for one picture, in pieces, as it is written."""
@@ -267,7 +263,7 @@ class Blip2:
         looked = self.look(picture if isinstance(picture, Seen | Queries) else [picture])
         settings = ending(settings, self.lm_tokenizer.end_id)
         padded = self.padded_prompts([prompt], self._beside(settings.max_new_tokens))
-        inputs = self.soft_prefix(looked, [question or prompt]), *padded
+        inputs = self.soft_prefix(looked, [prompt]), *padded
         read = stream.begin(self.model, self.params, *inputs, settings=settings)
         keys = None if key is None else row_keys(key, 1)
         ids = (int(token[0]) for token, _ in stream.tokens(self.model, self.params, read, settings, keys))
@@ -293,26 +289,22 @@ class Blip2:
         pictures: Pictures | Queries,
         prompts: Sequence[str],
         targets: Sequence[str],
-        questions: Sequence[str] | None = None,
     ) -> tuple[Float['N T'], Bool['N T']]:
-        """Return the loss (nats) of each token of the targets after [picture, prompt], and which tokens they are.
-
-        The Q-Former reads `questions` (default: the prompts) if it can.
-        """
+        """Return the loss (nats) of each token of the targets after [picture, prompt], and which tokens they are."""
         self.needs('lm')
         rows = [lm_row(self.lm_tokenizer, *pair) for pair in zip(prompts, targets, strict=True)]
         length = max(len(ids) for ids, _ in rows)
         ids, mask = map(np.stack, zip(*(pad(row, length, self.lm_tokenizer.pad_id) for row, _ in rows), strict=True))
         target = mask & (np.arange(length)[None] >= np.array([begin for _, begin in rows])[:, None])
-        prefix = self.soft_prefix(pictures, questions or prompts)
+        prefix = self.soft_prefix(pictures, prompts)
         return self._in_batches(passes.target_losses, prefix, ids, mask, target)[0], target
 
-    def soft_prefix(self, pictures: Pictures | Queries, questions: Sequence[str]) -> Float['N Q L']:
-        """Return the soft prefixes; an instruction-aware Q-Former reads the questions."""
+    def soft_prefix(self, pictures: Pictures | Queries, prompts: Sequence[str]) -> Float['N Q L']:
+        """Return the soft prefixes; an instruction-aware Q-Former reads the prompts (InstructBLIP, section 2.3)."""
         looked = self.look(pictures)
         if isinstance(looked, Queries):
             return self._in_batches(passes.project, looked.queries)[0]
-        text = self.text_arrays([clean_question(q) for q in questions])
+        text = self.text_arrays(prompts)
         return self._in_batches(passes.soft_prefix, looked.features, looked.mask, *text)[0]
 
     def features(

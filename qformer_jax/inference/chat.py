@@ -141,7 +141,7 @@ def _read_again(model: Blip2, dialogue: Dialogue, question: str, settings: Setti
     """Read the whole dialogue, and each picture's queries for this question."""
     said = [f'{prompt} {answer}' for prompt, answer in _prompted(model, dialogue)]
     (prompt,) = model.question_prompts([question])
-    prefix = model.soft_prefix(dialogue.looked, [question] * len(dialogue.looked))
+    prefix = model.soft_prefix(dialogue.looked, [prompt] * len(dialogue.looked))
     prefix = prefix.reshape(1, -1, prefix.shape[-1])
     ids, exists = model.padded_prompts([' '.join([*said, prompt])], prefix.shape[1])
     limit = min(settings.max_new_tokens, _left(model, prefix.shape[1] + ids.shape[1]))

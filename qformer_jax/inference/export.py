@@ -92,7 +92,7 @@ def _about(model: Blip2) -> dict[str, Any]:
     if run.objective.instruction_aware or not run.model.lm:
         text = model.text_tokenizer
         ids = {'begin': text.cls_id, 'end': text.sep_id, 'pad': text.pad_id, 'length': run.data.max_text}
-        about['text'] = {'file': WORDPIECE, **ids, 'punctuation': '' if run.model.lm else ' '}
+        about['text'] = {'file': WORDPIECE, **ids}
     return about
 
 

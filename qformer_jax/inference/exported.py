@@ -21,6 +21,13 @@ from safetensors.flax import load_file
 from tokenizers import Tokenizer
 
 
+def clean(text, blank):
+    """Return a text as training cleaned it: punctuation made a blank in captions, nothing in questions."""
+    text = re.sub(r'[.!"()*#:;~]', blank, text.lower())
+    text = re.sub(r'\s{2,}', ' ', text).rstrip('\n').strip(' ') if blank else text.rstrip(' ')
+    return ' '.join(text.split(' ')[:50])
+
+
 class Served:
     """What export.json says, the functions by name with their weights, and the tokenizers."""
 
@@ -49,11 +56,9 @@ class Served:
         return (np.asarray(Image.open(picture).convert('RGB').resize((size, size), Image.Resampling.BICUBIC))[None],)
 
     def text(self, text):
-        """Return ids and mask [1, T] of what the Q-Former reads, cleaned as in its training."""
+        """Return ids and mask [1, T] of what the Q-Former reads."""
         marks = self.about['text']
-        text = re.sub(r'[.!"()*#:;~]', marks['punctuation'], text.lower())
-        text = re.sub(r'\s{2,}', ' ', text).rstrip('\n').strip(' ') if marks['punctuation'] else text.rstrip(' ')
-        ids = self.ids('text', ' '.join(text.split(' ')[:50]))[: marks['length'] - 2]
+        ids = self.ids('text', text)[: marks['length'] - 2]
         ids = [marks['begin'], *ids, marks['end']]
         padded = ids + [marks['pad']] * (marks['length'] - len(ids))
         return np.array([padded], np.int32), np.arange(marks['length'])[None] < len(ids)
@@ -70,8 +75,8 @@ class Served:
     def write(self, picture, question=''):
         """Return the caption of a picture or the answer to a question, greedily."""
         task = self.about['question' if question else 'caption']
-        prompt = task['prompt'].format(question=question.lower().strip()) if question else task['prompt']
-        reads = self.text(question or prompt) if 'text' in self.about else ()
+        prompt = task['prompt'].format(question=clean(question.strip(), '')) if question else task['prompt']
+        reads = self.text(prompt) if 'text' in self.about else ()
         prefix = self.functions['encode'](*self.see(picture), *reads)
         ids, mask = self.prompt(prompt, task['max_new_tokens'])
         logits, state = self.functions['prefill'](prefix, ids, mask, np.ones(task['max_new_tokens'], bool))
@@ -83,7 +88,10 @@ class Served:
 
     def fit(self, picture, text):
         """Return the cosine of a text and the query of a picture that fits it best."""
-        queries, vector = self.functions['image'](*self.see(picture)), self.functions['text'](*self.text(text))
+        queries, vector = (
+            self.functions['image'](*self.see(picture)),
+            self.functions['text'](*self.text(clean(text, ' '))),
+        )
         return float((queries[0] @ vector[0]).max())
 
 
