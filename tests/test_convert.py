@@ -313,6 +313,19 @@ def test_a_model_is_used_straight_from_published_files(tmp_path):
         Blip2.load(tmp_path / 'theirs').features(texts=['a cat'], mode='text')
 
 
+def test_a_published_model_is_asked_as_it_was_judged():
+    """InstructBLIP's Q-Former reads the prompt as well, so its 32 tokens of a caption would cut the question."""
+    qformer = sizes.QFORMER_G
+    plain, reads = (dataclasses.replace(qformer, text_side=side) for side in ('none', 'reads'))
+    asked = {}
+    for name, connector, lm in (('opt', plain, config.Opt()), ('t5', plain, config.T5()), ('it', reads, config.T5())):
+        run = exchange.run_of(config.Blip2(qformer=connector, lm=lm))
+        asked[name] = run.stage, run.data.question_prompt[0], run.data.max_text
+    short = 'Question: {question} Short answer:'
+    assert asked['opt'] == ('stage2', 'Question: {question} Answer:', 32)
+    assert asked['t5'] == ('stage2', short, 32) and asked['it'] == ('instruct', short, 128)
+
+
 def test_safetensors_need_no_torch():
     code = (
         'import sys; from pathlib import Path; from qformer_jax.convert.files import open_checkpoint; '

@@ -29,6 +29,7 @@ from ..data.tokenizers import LmTokenizer, TextTokenizer
 from ..errors import UserError, full_disk_as_user_error
 from ..models import blip2, lora
 from ..models.lora import Adapted
+from ..prompts import INSTRUCTBLIP_CAPTIONS, INSTRUCTBLIP_QUESTIONS
 from ..rules import flatten, unflatten
 from . import start
 
@@ -70,7 +71,7 @@ def read(sources: Sequence[Path], like: config.Blip2 = NOTHING) -> Model:
     files = tuple(file for source in sources for file in files_of(source))
     speaks = next(filter(None, map(_tokenizer_beside, files)), None) if whole.model.lm else None
     notes += (f"the language model's tokenizer: {speaks}",) if speaks else ()
-    return Model(_run_of(whole.model), whole.tensors, files, notes, speaks)
+    return Model(run_of(whole.model), whole.tensors, files, notes, speaks)
 
 
 def _read_run(done: start.Finished) -> Model:
@@ -96,13 +97,22 @@ def _merged(leaf: Adapted) -> Tensor:
     return replace(leaf.kernel, read=lambda: jax.tree.map(lambda tensor: tensor.read(), leaf).merged())
 
 
-def _run_of(m: config.Blip2) -> config.Run:
-    """Return the run that ends with such a model, as far as use needs it."""
+def run_of(m: config.Blip2) -> config.Run:
+    """Return the run that ends with such a model, as far as use needs it: with the prompts that it was judged with.
+
+    BLIP-2 (section 4.1) asks T5 for a short answer and OPT for an answer; InstructBLIP's Q-Former reads the prompt too,
+    so there is room for it (LAVIS: 128 tokens).
+    """
     reads = bool(m.qformer) and m.qformer.text_side == 'reads'
     stage = 'language' if m.lm else 'vision'
     if m.qformer:
         stage = 'stage1' if not m.lm else 'instruct' if reads else 'stage2'
-    return config.Run(stage=stage, model=m, objective=config.Objective(instruction_aware=reads))
+    data = config.Data()
+    if reads:
+        data = config.Data(max_text=128, question_prompt=INSTRUCTBLIP_QUESTIONS, caption_prompt=INSTRUCTBLIP_CAPTIONS)
+    elif m.lm and m.lm.family == 't5':
+        data = config.Data(question_prompt=('Question: {question} Short answer:',))
+    return config.Run(stage=stage, model=m, data=data, objective=config.Objective(instruction_aware=reads))
 
 
 def to_ours(
