@@ -164,9 +164,11 @@ def test_a_prompt_fits_to_the_last_position(instructed, pictures_drawn):
         instructed.generate(seen, [lengths[28]], settings)
 
 
-def test_prompts_and_pictures_must_be_as_many(instructed, pictures_drawn):
+def test_counts_that_do_not_fit_are_refused(instructed, pictures_drawn):
     with pytest.raises(UserError, match=r'2 picture\(s\) but 1 prompt\(s\)'):
         instructed.generate(pictures_drawn[:2], ['what'])
+    with pytest.raises(UserError, match='batch_size 0 must be at least 1'):
+        dataclasses.replace(instructed, batch_size=0)
     with pytest.raises(UserError, match='no picture given'):
         instructed.caption([])
 

@@ -95,6 +95,10 @@ class Blip2:
         """Return the model with its frozen towers in fewer bits; raises UserError where they are already."""
         return dataclasses.replace(self, params=quantization.on_device(flatten(self.params).items(), weights))
 
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise UserError(f'batch_size {self.batch_size} must be at least 1')
+
     @functools.cached_property
     def text_tokenizer(self) -> TextTokenizer:
         """The Q-Former's; raises UserError if the run has none."""
