@@ -117,18 +117,20 @@ def _noticed(mutant: Mutant, subject: Subject) -> tuple[str, ...]:
 
 
 def replaced(owner: object, name: str, make: Callable[[Any], Any]) -> PutIn:
-    """Return the change of a module's function or constant to `make(the right one)`."""
+    """Return the change of a module's function or constant to `make(the right one)`; AttributeError if it moved."""
+    right = getattr(owner, name)
 
     @contextmanager
     def put_in(_: Subject) -> Iterator[None]:
-        with mock.patch.object(owner, name, make(getattr(owner, name))):
+        with mock.patch.object(owner, name, make(right)):
             yield
 
     return put_in
 
 
 def method(kind: type[nn.Module], name: str, change: Callable[..., Any]) -> PutIn:
-    """Return the change of a network's method to `change(the right one, *arguments)`."""
+    """Return the change of a network's method to `change(the right one, *arguments)`; AttributeError if it moved."""
+    getattr(kind, name)
 
     def intercept(following, args, kwargs, context):
         if isinstance(context.module, kind) and context.method_name == name:

@@ -90,7 +90,7 @@ def _text_after_queries(right, *arguments, text_start=0, **given):
 
 SMOOTHING = {
     'ITC: none': (STAGE1, contrastive, 'itc', _itc(label_smoothing=0.0)),
-    'ITC: over the others only': (STAGE1, contrastive, '_cross_entropy', _smoothing_among_others),
+    'ITC: over the others only': (STAGE1, contrastive, 'cross_entropy', _smoothing_among_others),
     'ITM: some': (STAGE1, matching, 'itm', _itm_smoothed),
     'ITG: none': (
         CAPTIONS,
