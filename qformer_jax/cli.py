@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 from . import recipes
+from .commands.attention import Attention, attention
 from .commands.chat import Chat, chat
 from .commands.convert import Convert, convert
 from .commands.encode import Encode, encode
@@ -37,6 +38,7 @@ qformer: train a Q-Former between a frozen vision tower and a frozen language mo
   qformer rank RUN PICTURE QUESTION ANSWER...  choose among given answers
   qformer search RUN FOLDER TEXT    find the pictures of a folder that fit a text
   qformer embed RUN PICTURE...      write ITC vectors of pictures and texts
+  qformer attention RUN PICTURE     draw where the queries look
   qformer quantize RUN DEST --weights int8   a run in fewer bits, and what that costs
   qformer export RUN DEST           files that serve a run without this package
   qformer evaluate RUN --task TASK  vqa, caption or retrieval, on a split of the data set
@@ -55,6 +57,7 @@ COMMANDS: dict[str, tuple[type, Callable]] = {
     'chat': (Chat, chat),
     'search': (Search, search),
     'embed': (Embed, embed),
+    'attention': (Attention, attention),
     'quantize': (Quantize, quantize),
     'export': (Export, export),
     'evaluate': (Evaluate, evaluate),

@@ -206,6 +206,25 @@ def test_every_step_from_pixels_to_logits_equals_theirs(name):
     assert_close(logits, want.logits)
 
 
+def test_where_the_queries_look_equals_theirs():
+    c, theirs, params = case('opt')
+
+    def run(model):
+        features = model.vit(nhwc(PIXELS)).features
+        return model.ask_queries(features, jnp.ones(features.shape[:2], bool), keep_attention=True).attention
+
+    theirs.qformer.set_attn_implementation('eager')
+    with torch.no_grad():
+        features = theirs.vision_model(torch.tensor(PIXELS)).last_hidden_state
+        queries = theirs.query_tokens.expand(len(PIXELS), -1, -1)
+        out = theirs.qformer(query_embeds=queries, encoder_hidden_states=features, output_attentions=True)
+    ours = apply(c, params, run)
+    want = [x for x in out.cross_attentions if x is not None]
+    assert len(ours) == len(want) > 0
+    for x, y in zip(ours, want, strict=True):
+        assert_close(x, y)
+
+
 def test_retrieval_scores_equal_theirs():
     c, theirs, params = case('itm')
 

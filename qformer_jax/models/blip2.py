@@ -63,6 +63,7 @@ class Blip2(nn.Module):
         text_mask: Bool['B T'] | None = None,
         train: bool = False,
         picture: Int['B'] | None = None,
+        keep_attention: bool = False,
     ) -> QformerOutput:
         """Run the queries over the features; with a text, they see it and it sees them (InstructBLIP, section 2.3).
 
@@ -73,7 +74,7 @@ class Blip2(nn.Module):
         if text is None:
             text_mask = jnp.ones((features.shape[0], 0), bool)
         mask = masks.bidirectional(self.config.qformer.num_queries, text_mask)
-        return self.qformer(mask, image=memory, text=text, train=train)
+        return self.qformer(mask, image=memory, text=text, train=train, keep_attention=keep_attention)
 
     def soft_prefix(
         self,

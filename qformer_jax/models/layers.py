@@ -152,6 +152,13 @@ class Attention(nn.Module):
         )
         return self.output(read.reshape(x.shape))
 
+    def weights(self, x: Float['B S D'], seen: KeyValue, mask: Bool['b 1 s M'] | None) -> Float['B H S M']:
+        """Return how much of its reading each position of `x` takes from where; they sum to 1 over `seen`."""
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        return nn.dot_product_attention_weights(
+            self._heads(self.query(x)).astype(wide), seen.key.astype(wide), mask=mask, dtype=wide
+        )
+
 
 def attend(
     query: Float['B S H K'],

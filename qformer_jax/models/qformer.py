@@ -44,6 +44,8 @@ class QformerOutput:
     """Self-attention keys and values of this pass's positions, one a layer."""
     hidden_states: tuple[Array, ...]
     """[B, S, D] after the embedding norm and after each layer."""
+    attention: tuple[Float['B H Q P'], ...] = ()
+    """Where the queries look, one a layer that reads features; empty unless asked for."""
 
 
 class Layer(nn.Module):
@@ -80,14 +82,20 @@ class Layer(nn.Module):
         image_mask: Bool['B 1 1 P'] | None,
         prefix: KeyValue | None,
         train: bool,
-    ) -> tuple[Float['B S D'], KeyValue]:
-        """Return the new hidden states and this layer's self-attention keys and values; `prefix` is seen before."""
+        keep_attention: bool,
+    ) -> tuple[Float['B S D'], KeyValue, tuple[Float['B H Q P'], ...]]:
+        """Return the new hidden states, this layer's self-attention keys and values, and where the queries look.
+
+        `prefix` is seen before. Of the last there is one array, or none where nothing is read or nobody asks.
+        """
         own = self.self_attention.project(x)
         seen = prefix.append(own) if prefix is not None else own
         branch = self.self_attention(x, seen, mask, train=train)
         x = self.self_attention_norm(x + self.drop(branch, deterministic=not train))
         queries, text = x[:, :num_queries], x[:, num_queries:]
+        looks = ()
         if num_queries and self.reads_features:
+            looks = (self.cross_attention.weights(queries, image, image_mask),) if keep_attention else ()
             branch = self.cross_attention(queries, image, image_mask, train=train)
             queries = self.cross_attention_norm(queries + self.drop(branch, deterministic=not train))
         parts = []
@@ -95,7 +103,7 @@ class Layer(nn.Module):
             parts.append(self.query_mlp_norm(queries + self.drop(self.query_mlp(queries), deterministic=not train)))
         if text.shape[1]:
             parts.append(self.text_mlp_norm(text + self.drop(self.text_mlp(text), deterministic=not train)))
-        return jnp.concatenate(parts, axis=1), own
+        return jnp.concatenate(parts, axis=1), own, looks
 
 
 class LmHead(nn.Module):
@@ -171,23 +179,26 @@ class Qformer(nn.Module):
         prefix: tuple[KeyValue, ...] | None = None,
         text_start: Array | int = 0,
         train: bool = False,
+        keep_attention: bool = False,
     ) -> QformerOutput:
         """Run the queries (if there is an image) and the text (if there is one) under `mask`.
 
         `prefix` is an earlier pass's cache, seen before this pass's positions; `text_start` is the position of the
-        text's first token.
+        text's first token; `keep_attention` asks for the cross-attention's weights too.
         """
         num_queries = self.config.num_queries if image is not None else 0
         x = self.embedding_norm(self._embed(mask.shape[0], image is not None, text, text_start))
         x = self.drop(x, deterministic=not train)
-        hidden, cache = [x], []
+        hidden, cache, attention = [x], [], ()
         for i, layer in enumerate(self.layer):
             keys = image.layers[i] if image is not None else None
             image_mask = image.mask if image is not None else None
-            x, own = layer(x, num_queries, mask, keys, image_mask, prefix[i] if prefix else None, train)
+            before = prefix[i] if prefix else None
+            x, own, looks = layer(x, num_queries, mask, keys, image_mask, before, train, keep_attention)
+            attention += looks
             hidden.append(x)
             cache.append(own)
-        return QformerOutput(x[:, :num_queries], x[:, num_queries:], tuple(cache), tuple(hidden))
+        return QformerOutput(x[:, :num_queries], x[:, num_queries:], tuple(cache), tuple(hidden), attention)
 
     def embed_image(self, queries: Float['B Q D']) -> Float['B Q E']:
         """Return unit vectors of the queries in the space shared with text (float32)."""
