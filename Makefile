@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.easy_vqa.demo --out demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
