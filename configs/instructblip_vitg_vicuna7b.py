@@ -1,10 +1,11 @@
-"""InstructBLIP with EVA ViT-g and Vicuna-7B, as the paper states it (Dai et al. 2023, section 2.6); not run here.
+"""InstructBLIP with EVA ViT-g and Vicuna-7B, after the paper (Dai et al. 2023, section 2.6); not run here.
 
     qformer train instructblip_vitg_vicuna7b --run RUN --data.path A --data.mixed-with B C --start.checkpoint STAGE2
 
 Paper: 60,000 steps of 128 rows, AdamW, cosine from 1e-5 to 0 after 1,000 steps of warm-up from 1e-8, 13 data sets mixed
 by the square root of their sizes, a prompt drawn for every row; 16 A100 (40 GB), at most 1.5 days. STAGE2 is a run of
-BLIP-2's second stage over the same Vicuna. Checked by shapes: 188,836,608 trained parameters.
+BLIP-2's second stage over the same Vicuna. The numbers are
+written from memory of the paper: compare them before you rely on them. Checked by shapes: 188,836,608 trained parameters.
 """
 
 from qformer_jax.config import Blip2, Data, Objective, Optimizer, Run, Training

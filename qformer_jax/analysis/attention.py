@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..data.tokenizers import clean_caption
 from ..errors import UserError
 from ..inference.blip2 import Blip2
 from ..inference.passes import bound
@@ -70,7 +69,7 @@ def looks(model: Blip2, picture: Picture, text: str = '') -> Looks:
     layers = tuple(range(0, c.qformer.depth, c.qformer.cross_attention_freq))
     cosines = None
     if text and not reads:
-        cosines = model.features(seen)[0] @ model.features(texts=[clean_caption(text)], mode='text')[0]
+        cosines = model.features(seen)[0] @ model.features(texts=[text], mode='text')[0]
     return Looks(maps, weights[..., 0], layers, cosines)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from qformer_jax.config import Data, Stage
 from qformer_jax.data.memory import Memory
 from qformer_jax.data.records import Record
-from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, clean_question, lm_row, pad
+from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, asked, clean_caption, lm_row, pad
 from qformer_jax.data.transforms import eval_image, train_image
 from qformer_jax.errors import UserError
 
@@ -101,7 +101,7 @@ class RowMaker:
         return not record.questions or (chosen and bool(record.captions))
 
     def _prompt(self, question: str, rng: np.random.Generator) -> str:
-        return self._drawn(self.data.question_prompt, rng).format(question=clean_question(question.strip()))
+        return asked(self._drawn(self.data.question_prompt, rng), question)
 
     def _drawn(self, prompts: tuple[str, ...], rng: np.random.Generator) -> str:
         """Return one of the prompts in training, otherwise the first, which is the one in use."""

@@ -30,6 +30,11 @@ def clean_question(text: str, max_words: int = 50) -> str:
     return ' '.join(_PUNCTUATION.sub('', text.lower()).rstrip(' ').split(' ')[:max_words])
 
 
+def asked(prompt: str, question: str) -> str:
+    """Return a prompt with a question in it, cleaned as LAVIS's processor does, in training and in use."""
+    return prompt.format(question=clean_question(question.strip()))
+
+
 def train_wordpiece(texts: Iterable[str], size: int) -> Tokenizer:
     """Return a lower-casing WordPiece tokenizer of at most `size` entries; `[PAD]` is 0, `[DEC]` is not in it."""
     texts = list(texts)

@@ -26,7 +26,7 @@ from .. import config
 from ..data import ahead
 from ..data.cache import Cache
 from ..data.pack import BYTE_BPE, WORDPIECE
-from ..data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, clean_question, lm_row, pad, prompt_ids
+from ..data.tokenizers import LmTokenizer, TextTokenizer, asked, clean_caption, lm_row, pad, prompt_ids
 from ..errors import UserError
 from ..models import blip2
 from ..objectives import contrastive
@@ -233,7 +233,7 @@ class Blip2:
 
     def question_prompts(self, questions: Sequence[str]) -> list[str]:
         """Return the run's first prompt with each question in it, cleaned as in training."""
-        return [self.run.data.question_prompt[0].format(question=clean_question(q.strip())) for q in questions]
+        return [asked(self.run.data.question_prompt[0], question) for question in questions]
 
     def generate(
         self,
