@@ -4,8 +4,8 @@
 
 Paper: 60,000 steps of 128 rows, AdamW, cosine from 1e-5 to 0 after 1,000 steps of warm-up from 1e-8, 13 data sets mixed
 by the square root of their sizes, a prompt drawn for every row; 16 A100 (40 GB), at most 1.5 days. STAGE2 is a run of
-BLIP-2's second stage over the same Vicuna. The numbers are
-written from memory of the paper: compare them before you rely on them. Checked by shapes: 188,836,608 trained parameters.
+BLIP-2's second stage over the same Vicuna. The numbers are written from memory of the paper: compare them before you
+rely on them. Checked by shapes: 188,836,608 trained parameters.
 """
 
 from qformer_jax.config import Blip2, Data, Objective, Optimizer, Run, Training
