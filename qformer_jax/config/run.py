@@ -1,0 +1,166 @@
+"""A training run, complete: the network, what it reads, what it minimises, how long, and from where it starts."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import UserError
+from .connectors import Qformer
+from .towers import T5, Llama, Lora, Opt, Vit
+
+Stage = Literal['vision', 'language', 'stage1', 'stage2', 'instruct']
+Rules = tuple[tuple[str, float | None], ...]
+
+
+@dataclass(frozen=True)
+class Blip2:
+    """What the network is made of; a part that is None is absent."""
+
+    vit: Vit | None = field(default_factory=Vit)
+    """Vision tower; None where a run reads feature arrays."""
+    qformer: Qformer | None = field(default_factory=Qformer)
+    """Connector between the frozen towers."""
+    lm: Opt | Llama | T5 | None = field(default_factory=Opt)
+    """Language model; None in stage 1."""
+    lora: Lora | None = None
+    """What learns of a frozen language model, in `stage2` and `instruct`; None: nothing does."""
+    word_head: int = 0
+    """Outputs of the bag-of-words head; the `vision` stage sets it to the tokenizer's size, 0 elsewhere: none."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads, and how records become arrays."""
+
+    path: str = ''
+    """Folder written by `qformer data pack`."""
+    mixed_with: tuple[str, ...] = ()
+    """More such folders: every row is drawn from one of them all, by the square root of their sizes."""
+    train_split: str = 'train'
+    """Split to train on, in tensorflow_datasets' notation: `train`, `train[10%:]`."""
+    validation_split: str = ''
+    """Split for validation losses; empty: no validation."""
+    max_text: int = 32
+    """Q-Former text tokens a row (T), [CLS] and [SEP] included; longer texts are cut."""
+    max_lm_text: int = 32
+    """Language-model tokens a row, prompt and answer together; longer rows are cut at the right."""
+    max_patches: int = 0
+    """Feature rows (P) to pad to when the data set holds feature arrays; 0: the longest one in the data set."""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Random resized crop: smallest and largest share of the picture's area; (1, 1): no crop."""
+    flip: bool = True
+    """Mirror half of the pictures left to right."""
+    question_prompt: tuple[str, ...] = ('Question: {question} Answer:',)
+    """Prompts of the language model for a question: training draws one a row, anything else takes the first."""
+    caption_prompt: tuple[str, ...] = ('',)
+    """Prompts of the language model for a caption, drawn and taken alike."""
+    caption_fraction: float = 0.0
+    """Share of the rows of `language` and `instruct` that ask for the caption instead of an answer."""
+
+    def __post_init__(self):
+        for name in ('question_prompt', 'caption_prompt'):
+            if isinstance(text := getattr(self, name), str):  # or each letter would be a prompt
+                raise UserError(f"data.{name} is one text, and a tuple of them is expected: write ('{text}',)")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The choices inside the losses (BLIP-2, section 3.2 and 3.3); the first six weigh the terms of stage 1."""
+
+    itc: float = 1.0
+    """Weight of image-text contrast; a term of weight 0 is not computed (but ITC's similarities choose negatives)."""
+    itm: float = 1.0
+    """Weight of image-text matching."""
+    itg: float = 1.0
+    """Weight of image-grounded text generation."""
+    cross_modal: float = 0.0
+    """Weight of CyCLIP's cross-modal consistency (Goel et al. 2022: 0.25)."""
+    in_modal: float = 0.0
+    """Weight of CyCLIP's in-modal consistency (0.25)."""
+    intra_modal: float = 0.0
+    """Weight of contrast between two views of a picture, and of a text, by dropout (Gao et al. 2021); needs dropout."""
+    label_smoothing: float = 0.1
+    """Of ITC and ITG; ITM and the language-model loss of stages 2 and 3 have none."""
+    gather_grad: Literal['local', 'global'] = 'local'
+    """ITC gradient: `local` stops it on the gathered side, as LAVIS's `concat_all_gather` does; `global` keeps both."""
+    positives: Literal['shared', 'diagonal'] = 'shared'
+    """`shared`: pairs with the same caption or picture are positives of each other; `diagonal`: only the own pair."""
+    token_mean: Literal['global', 'per_shard'] = 'global'
+    """Mean over all tokens of the batch, or over each device's tokens and then over devices (LAVIS)."""
+    instruction_aware: bool = False
+    """In `instruct`: whether the Q-Former reads the question too (InstructBLIP, section 2.3)."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warm-up and cosine (BLIP-2, section 3.4)."""
+
+    peak_rate: float = 1e-4
+    """Learning rate after the warm-up."""
+    final_rate: float = 0.0
+    """Learning rate at the last step."""
+    warmup_start: float = 0.0
+    """Learning rate at step 0."""
+    warmup_steps: int = 2000
+    """Steps of the linear warm-up."""
+    schedule: Literal['cosine', 'lavis'] = 'cosine'
+    """`cosine`: every step, as in the paper; `lavis`: constant within an epoch, warm-up only in the first one."""
+    steps_per_epoch: int = 0
+    """Length of an epoch for the `lavis` schedule."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.98
+    """Decay of the second moment (LAVIS: 0.999)."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; matrices, tables and query tokens only."""
+    clip_norm: float = 0.0
+    """Largest global gradient norm; 0: no clipping, as in the paper."""
+    rate_rules: Rules = (('.*', 1.0),)
+    """(regex over the parameter path, multiple of the learning rate), first match wins; None freezes."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, how much at a time, and what is kept."""
+
+    steps: int = 250_000
+    """Optimizer steps."""
+    batch_size: int = 1680
+    """Pairs a step, over all devices."""
+    accumulate: int = 1
+    """Micro-batches a step (stages 2 and 3, and the towers); in stage 1 it would shrink the negatives: refused."""
+    seed: int = 0
+    """Seed of weights, dropout, negatives and data order."""
+    dtype: Literal['float32', 'bfloat16'] = 'float32'
+    """Compute dtype, and the dtype in which frozen weights are held; trained weights and losses stay float32."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; each computes the validation losses first."""
+    validation_batches: int = 8
+    """Batches of the validation split that a validation loss averages."""
+    max_skipped: int = 20
+    """Steps with non-finite gradients that are skipped before the run stops."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where parameters come from: resume > checkpoint > pretrained > scratch, a component at a time."""
+
+    checkpoint: str = ''
+    """Finished run of the stage before: every component that it holds is taken from it."""
+    vit: str = ''
+    """Finished run that pretrained the vision tower."""
+    lm: str = ''
+    """Finished run that pretrained the language model."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, complete: its canonical JSON is hashed into the fingerprint."""
+
+    stage: Stage
+    """What is trained: a tower (`vision`, `language`), `stage1`, `stage2` or `instruct`."""
+    model: Blip2 = field(default_factory=Blip2)
+    data: Data = field(default_factory=Data)
+    objective: Objective = field(default_factory=Objective)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)
+    start: Start = field(default_factory=Start)

@@ -1,0 +1,149 @@
+"""The frozen ends: vision tower and language models, and what learns of the latter."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Vit:
+    """A vision transformer; the defaults are EVA ViT-g/14 as BLIP-2 uses it (39 blocks, no final norm)."""
+
+    image_size: int = 224
+    """Height and width of the picture, pixels; another size than in pretraining resizes the position table."""
+    patch_size: int = 14
+    """Height and width of a patch, pixels."""
+    width: int = 1408
+    """Features a token (V)."""
+    depth: int = 39
+    """Number of blocks."""
+    heads: int = 16
+    """Attention heads."""
+    mlp_width: int = 6144
+    """Hidden width of the MLP."""
+    norm_eps: float = 1e-6
+    """Epsilon of every LayerNorm."""
+    activation: Literal['gelu', 'quick_gelu'] = 'gelu'
+    """Exact (erf) GELU, or CLIP's x * sigmoid(1.702 x)."""
+    attention_bias: Literal['all', 'query_value'] = 'query_value'
+    """Which attention projections have a bias: EVA has none on keys."""
+    patch_bias: bool = True
+    """Whether the patch projection has a bias (CLIP: no)."""
+    pre_norm: bool = False
+    """CLIP's LayerNorm before the first block (`ln_pre`)."""
+    layer_scale: bool = False
+    """DINOv2's learned gain on both branches of a block."""
+    final_norm: bool = False
+    """DINOv2's LayerNorm after the last block (BLIP-2 normalises on the Q-Former's side instead)."""
+    position_resize: Literal['half_pixel', 'align_corners'] = 'half_pixel'
+    """Grid of the bicubic position resize: EVA and DINOv2 use half-pixel centres, LAVIS's CLIP aligned corners."""
+
+
+@dataclass(frozen=True)
+class Opt:
+    """An OPT decoder (Zhang et al. 2022); the defaults are OPT-2.7B."""
+
+    family: Literal['opt'] = 'opt'
+    """Kind of language model."""
+    vocab_size: int = 50272
+    """Rows of the token table (N); 0: the tokenizer's."""
+    width: int = 2560
+    """Hidden width (L)."""
+    depth: int = 32
+    """Number of layers."""
+    heads: int = 32
+    """Attention heads."""
+    mlp_width: int = 10240
+    """Hidden width of the MLP."""
+    max_positions: int = 2048
+    """Longest sequence, queries included."""
+    embed_width: int = 0
+    """Width of token vectors, projected to the hidden width and back (OPT-350M: 512); 0: the hidden width."""
+    norm_first: bool = True
+    """LayerNorm before each branch and after the last block; False: after each branch only (OPT-350M)."""
+
+    @property
+    def input_width(self) -> int:
+        """Width of what the model reads: token vectors and the soft prefix."""
+        return self.embed_width or self.width
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A Llama decoder (Touvron et al. 2023); the defaults are Vicuna-7B v1.1 as InstructBLIP uses it."""
+
+    family: Literal['llama'] = 'llama'
+    """Kind of language model."""
+    vocab_size: int = 32001
+    """Rows of the token table (N), Vicuna's with one for padding; 0: the tokenizer's."""
+    width: int = 4096
+    """Hidden width (L)."""
+    depth: int = 32
+    """Number of layers."""
+    heads: int = 32
+    """Attention heads."""
+    kv_heads: int = 32
+    """Heads of keys and values, each read by the same number of attention heads."""
+    head_width: int = 128
+    """Width of one head (K)."""
+    mlp_width: int = 11008
+    """Hidden width of the gated MLP."""
+    max_positions: int = 2048
+    """Longest sequence, queries included."""
+    rope_base: float = 10000.0
+    """Base of the wavelengths of rotary positions."""
+    norm_eps: float = 1e-6
+    """Epsilon of every RMSNorm."""
+    tied: bool = False
+    """Whether the token table is the output table too."""
+
+    @property
+    def input_width(self) -> int:
+        """Width of what the model reads: token vectors and the soft prefix."""
+        return self.width
+
+
+@dataclass(frozen=True)
+class T5:
+    """A T5 encoder-decoder (Raffel et al. 2020) in the form of Flan-T5; the defaults are Flan-T5-XL."""
+
+    family: Literal['t5'] = 't5'
+    """Kind of language model."""
+    vocab_size: int = 32128
+    """Rows of the token table (N), and of the output table, its own; 0: the tokenizer's."""
+    width: int = 2048
+    """Hidden width (L)."""
+    depth: int = 24
+    """Layers of the encoder."""
+    decoder_depth: int = 24
+    """Layers of the decoder."""
+    heads: int = 32
+    """Attention heads."""
+    head_width: int = 64
+    """Width of one head (K)."""
+    mlp_width: int = 5120
+    """Hidden width of the gated MLP."""
+    activation: Literal['gelu', 'gelu_tanh'] = 'gelu'
+    """Of the gated MLP: exact GELU as in LAVIS, or the tanh form, with which Flan-T5 was trained (`gelu_new`)."""
+    buckets: int = 32
+    """Buckets of relative positions."""
+    max_distance: int = 128
+    """Positions further apart share the last bucket."""
+    norm_eps: float = 1e-6
+    """Epsilon of every RMSNorm."""
+
+    @property
+    def input_width(self) -> int:
+        """Width of what the model reads: token vectors and the soft prefix."""
+        return self.width
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Steps of low rank beside frozen products of the language model (Hu et al. 2021); `lora/.*` are their paths."""
+
+    rank: int = 8
+    """Width of a step (R)."""
+    alpha: float = 16.0
+    """A step counts alpha / rank times, so that another rank needs no other learning rate."""
+    targets: str = r'.*attention/(query|value)'
+    """Regex over the language model's dense layers (`layer_0/mlp/up`); default: queries and values, as in the paper."""
