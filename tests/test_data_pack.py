@@ -2,16 +2,17 @@
 
 import errno
 import pickle
+import shutil
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from data_sets import feature_record, record
+from data_sets import feature_record, png, record
 
 from qformer_jax.data import pack as packing
-from qformer_jax.data.dataset import Dataset
+from qformer_jax.data.dataset import Dataset, decode
 from qformer_jax.data.pack import pack
 from qformer_jax.data.records import Record, pack_array, unpack_array
 from qformer_jax.errors import UserError
@@ -60,6 +61,38 @@ def test_splits_follow_tfds_notation_and_pickle(packed):
         assert list(source) == want
         assert source.counts[:, 0].tolist() == [len(r.captions) for r in want]
         assert source.counts[:, 1].tolist() == [len(r.questions) for r in want]
+
+
+def test_phrases_and_frames_come_back(tmp_path):
+    where = (('a red half', (0.0, 0.0, 0.5, 1.0)), ('a black half', (0.5, 0.0, 1.0, 1 / 3)))
+    grounded = [replace(record(n), phrases=where[: n % 3]) for n in range(4)]
+    videos = [Record(f'{n}', frames=(png('red'), png('blue'))[: 1 + n % 2], captions=('it moves',)) for n in range(3)]
+    for name, records, columns in (
+        ('boxes', grounded, [[0, 0], [1, 0], [2, 0], [0, 0]]),
+        ('videos', videos, [[0, 1], [0, 2], [0, 1]]),
+    ):
+        pack({'train': records}, tmp_path / name)
+        source = Dataset.open(tmp_path / name).source('train')
+        assert list(source) == records
+        assert source.counts[:, 4:].tolist() == columns
+    tokenizer = Dataset.open(tmp_path / 'boxes').text_tokenizer
+    assert tokenizer.decode(tokenizer.encode('a black half', 8)[0]) == 'a black half', 'phrases train the tokenizers'
+
+
+def test_a_data_set_packed_before_phrases_and_frames_is_read(packed, tmp_path):
+    source = Dataset.open(packed).source('train')
+    example = source._reader[5]
+    for later in ('frames', 'phrases', 'boxes'):
+        del example[later]
+    assert decode(example) == RECORDS[5]
+    shutil.copytree(packed, tmp_path / 'old')
+    with np.load(packed / 'index.npz') as index:
+        np.savez(tmp_path / 'old' / 'index.npz', **{split: rows[:, :4] for split, rows in index.items()})
+    np.testing.assert_array_equal(Dataset.open(tmp_path / 'old').source('train').counts, source.counts)
+
+
+def test_the_content_of_old_records_keeps_its_hash(packed):
+    assert (packed / packing.CONTENT).read_text().startswith('3c13ebe636db6eda')
 
 
 def test_feature_arrays_come_back_ragged(tmp_path):
@@ -132,9 +165,11 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
     [
         ({'test': RECORDS}, "no split 'train' among test"),
         ({'train': RECORDS, 'test': []}, "split 'test' has no record"),
-        ({'train': [record(1, 0, 0)]}, 'no caption and no question'),
-        ({'train': [Record('x', captions=('a',))]}, 'x: expected a picture or a feature array'),
-        ({'train': [record(1), feature_record(1)]}, r'several widths V \(0: a picture\): \[0, 4\]'),
+        ({'train': [record(1, 0, 0)]}, 'no caption, no question and no phrase'),
+        ({'train': [Record('x', captions=('a',))]}, 'x: expected a picture, a feature array or frames'),
+        ({'train': [record(1), replace(record(2), image=None, frames=(png('red'),))]}, 'kinds: a picture, frames'),
+        ({'train': [replace(record(1), frames=(png('red'),))]}, '1.png: expected a picture, a feature array or frames'),
+        ({'train': [record(1), feature_record(1)]}, 'several kinds: a picture, features of width 4'),
     ],
 )
 def test_an_unusable_source_leaves_nothing(tmp_path, splits, message):

@@ -58,7 +58,7 @@ def test_a_folder_is_train_and_sub_folders_are_splits(tmp_path):
     'line, message',
     [
         ('{"file": "a.png"', r'line 2: not JSON'),
-        ({'file': 'a.png'}, r'line 2: neither a caption nor a question'),
+        ({'file': 'a.png'}, r'line 2: neither a caption nor a question nor a phrase'),
         ({'file': 'a.png', 'caption': '  '}, r'line 2: an empty caption'),
         ({'file': 'a.png', 'captions': []}, r'line 2: neither a caption nor a question'),
         ({'file': 'a.png', 'captoin': 'x'}, r"line 2: unknown key 'captoin' \(nearest: 'caption'\)"),
@@ -67,6 +67,18 @@ def test_a_folder_is_train_and_sub_folders_are_splits(tmp_path):
         ({'file': 'bad.png', 'caption': 'x'}, r'bad\.png: .*\(named in .*line 2\)'),
         ({'file': 'a.png', 'questions': [{'question': 'x'}]}, r'line 2: expected "questions"'),
         ({'file': 'a.png', 'questions': [{'question': 'x', 'answers': []}]}, r'line 2: an empty question, or'),
+        ({'file': 'a.png', 'phrases': [{'phrase': 'x'}]}, r'line 2: expected "phrases": \[\{"phrase": "a cat"'),
+        ({'file': 'a.png', 'phrases': [{'phrase': 'x', 'box': ['a']}]}, r'line 2: expected "phrases"'),
+        ({'file': 'a.png', 'phrases': [{'phrase': ' ', 'box': [0, 0, 1, 1]}]}, r'line 2: an empty phrase'),
+        (
+            {'file': 'a.png', 'phrases': [{'phrase': 'x', 'box': [0, 0, 1]}]},
+            r"line 2: 'x' has box \[0\.0, 0\.0, 1\.0\]",
+        ),
+        ({'file': 'a.png', 'phrases': [{'phrase': 'x', 'box': [0, 9, 24, 24]}]}, r'as shares of width and height'),
+        ({'file': 'a.png', 'phrases': [{'phrase': 'x', 'box': [0, 0.5, 1, 0.5]}]}, r'left < right, top < bottom'),
+        ({'file': 'a.png', 'frames': ['a.png'], 'caption': 'x'}, r'line 2: expected an object with "file" \(or a list'),
+        ({'frames': [], 'caption': 'x'}, r'line 2: expected an object with "file"'),
+        ({'frames': ['a.png', 'b.png'], 'caption': 'x'}, r'b\.png: no such picture'),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -76,6 +88,22 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     with pytest.raises(UserError, match=message) as error:
         list(folder(tmp_path)['train'])
     assert '\n' not in str(error.value)
+
+
+def test_phrases_come_with_boxes_and_videos_with_frames(tmp_path):
+    phrase = {'phrase': ' red half', 'box': [0, 0, 0.5, 1]}
+    write_lines(tmp_path / 'train', {'file': 'a.png', 'phrases': [phrase]})
+    write_lines(tmp_path / 'test', {'frames': ['b.png', 'a.png'], 'caption': 'red comes'})
+    for split in ('train', 'test'):
+        (tmp_path / split / 'a.png').write_bytes(png('red'))
+        (tmp_path / split / 'b.png').write_bytes(png('blue'))
+    found = folder(tmp_path)
+    (still,) = found['train']
+    assert (still.image, still.frames, still.phrases) == (png('red'), (), (('red half', (0.0, 0.0, 0.5, 1.0)),))
+    (video,) = found['test']
+    assert (video.image_id, video.image, video.frames) == ('b.png', None, (png('blue'), png('red')))
+    with pytest.raises(UserError, match='"frames" are pictures'):
+        list(features(tmp_path / 'test')['train'])
 
 
 def test_a_folder_without_captions_is_refused(tmp_path):

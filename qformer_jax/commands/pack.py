@@ -12,8 +12,8 @@ class Pack:
     """Turn a source into a data set that every stage reads, and train its two tokenizers on the train split."""
 
     source: tyro.conf.Positional[Literal['easy-vqa', 'folder', 'coco', 'features']]
-    """`easy-vqa`: the PyPI package; `folder`: pictures with a captions.jsonl; `coco`: COCO / VQAv2 JSON files;
-    `features`: .npy arrays [P, V] with a captions.jsonl."""
+    """`easy-vqa`: the PyPI package; `folder`: pictures, or videos as lists of frames, with a captions.jsonl;
+    `coco`: COCO / VQAv2 JSON files; `features`: .npy arrays [P, V] with a captions.jsonl."""
     out: tyro.conf.Positional[Path]
     """Folder to write."""
     path: Path = Path('.')

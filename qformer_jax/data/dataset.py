@@ -30,7 +30,7 @@ class Source(Sequence):
     split: str
     """Split in tensorflow_datasets' notation."""
     counts: np.ndarray = field(repr=False, compare=False)
-    """int32 [N, 4], one row a record: captions, questions, feature rows (P), feature columns (V)."""
+    """int32 [N, 6], one row a record: captions, questions, feature rows (P), feature columns (V), phrases, frames."""
 
     @cached_property
     def _reader(self) -> Sequence:
@@ -101,7 +101,7 @@ class Dataset:
     @cached_property
     def feature_shape(self) -> tuple[int, int] | None:
         """(rows of the longest feature array, columns), or None when the records hold pictures."""
-        rows, columns = np.concatenate([rows for part in self.parts for rows in part._index.values()])[:, 2:].max(0)
+        rows, columns = np.concatenate([rows for part in self.parts for rows in part._index.values()])[:, 2:4].max(0)
         return (int(rows), int(columns)) if rows else None
 
     @property
@@ -133,7 +133,8 @@ class Dataset:
     @cached_property
     def _index(self) -> dict[str, np.ndarray]:
         with np.load(self.path / INDEX) as index:
-            return dict(index)
+            # A data set that was packed before there were phrases and frames has four columns.
+            return {split: np.pad(rows, ((0, 0), (0, 6 - rows.shape[1]))) for split, rows in index.items()}
 
     def _instructions(self, split: str) -> list[Any]:
         """Return tfds's reading instructions: parts with `splitname`, `from_` and `to`."""
@@ -149,7 +150,8 @@ class Dataset:
 def decode(example: dict[str, Any]) -> Record:
     """Return the record of a tfds example, as `pack.encode` wrote it."""
     ends = np.cumsum([0, *example['answer_counts']]).tolist()
-    answers = _texts(example['answers'])
+    answers, phrases = _texts(example['answers']), _texts(example.get('phrases', ()))  # absent in older data sets
+    boxes = unpack_array(example['boxes']).tolist() if phrases else ()
     return Record(
         image_id=example['image_id'].decode(),
         image=example['image'] or None,
@@ -157,6 +159,8 @@ def decode(example: dict[str, Any]) -> Record:
         captions=_texts(example['captions']),
         questions=_texts(example['questions']),
         answers=tuple(answers[a:b] for a, b in itertools.pairwise(ends)),
+        frames=tuple(example.get('frames', ())),
+        phrases=tuple(zip(phrases, map(tuple, boxes), strict=True)),
     )
 
 

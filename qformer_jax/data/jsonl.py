@@ -2,7 +2,14 @@
 
     {"file": "0001.jpg", "caption": "a cat", "questions": [{"question": "what is it?", "answers": ["cat"]}]}
 
-`captions` may take the place of `caption`, and hold several. A line says at least a caption or a question.
+`captions` may take the place of `caption`, and hold several. Parts of a picture are named by phrases, each with its
+box, the left, top, right and bottom edge as shares of width and height. A line says at least one of all these.
+
+    {"file": "0002.jpg", "phrases": [{"phrase": "a cat", "box": [0.1, 0.25, 0.5, 1.0]}]}
+
+A video is a list of pictures in place of `file`; it goes by the name of the first.
+
+    {"frames": ["0003/0.png", "0003/1.png"], "caption": "a cat jumps"}
 """
 
 import json
@@ -12,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from qformer_jax.data.records import Record
+from qformer_jax.data.records import Box, Record
 from qformer_jax.data.transforms import decode
 from qformer_jax.errors import UserError, nearest
 
 _LIST = 'captions.jsonl'
-_KEYS = ('file', 'caption', 'captions', 'questions')
+_KEYS = ('file', 'frames', 'caption', 'captions', 'questions', 'phrases')
 
 
 def folder(path: Path | str) -> dict[str, Iterator[Record]]:
@@ -77,13 +84,17 @@ def _split_folders(path: Path) -> dict[str, Path]:
 
 def _picture_records(root: Path) -> Iterator[Record]:
     for where, line in _lines(root / _LIST):
-        image = _at(where, lambda name=line['file']: read_picture(root / name))
-        yield Record(image_id=line['file'], image=image, **_said(where, line))
+        names = line.get('frames') or [line['file']]
+        seen = [_at(where, lambda name=name: read_picture(root / name)) for name in names]
+        kind = {'frames': tuple(seen)} if 'frames' in line else {'image': seen[0]}
+        yield Record(image_id=names[0], **kind, **_said(where, line))
 
 
 def _feature_records(root: Path) -> Iterator[Record]:
     width = None
     for where, line in _lines(root / _LIST):
+        if 'frames' in line:
+            raise UserError(f'{where}: "frames" are pictures; an array [P, V] is a "file"')
         array = _at(where, lambda name=line['file']: read_features(root / name))
         width = width or array.shape[1]
         if array.shape[1] != width:
@@ -104,21 +115,26 @@ def _checked(where: str, text: str) -> dict[str, Any]:
         line = json.loads(text)
     except ValueError as error:
         raise UserError(f'{where}: not JSON ({error})') from error
-    if not isinstance(line, dict) or not isinstance(line.get('file'), str):
-        raise UserError(f'{where}: expected an object with "file", such as {{"file": "0001.jpg", "caption": "a cat"}}')
+    if not isinstance(line, dict) or isinstance(line.get('file'), str) == _is_texts(line.get('frames')):
+        raise UserError(f'{where}: expected an object with "file" (or a list of "frames"), '
+                        'such as {"file": "0001.jpg", "caption": "a cat"}')  # fmt: skip
     for key in line.keys() - set(_KEYS):
         raise UserError(f"{where}: unknown key '{key}'{nearest(key, _KEYS)}; known are {', '.join(_KEYS)}")
     return line
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(x, str) for x in value)
+
+
 def _said(where: str, line: dict[str, Any]) -> dict[str, tuple]:
     """Return the text fields of a Record."""
     captions = line['captions'] if 'captions' in line else [line['caption']] if 'caption' in line else []
-    questions = line.get('questions', [])
+    questions, phrases = line.get('questions', []), _phrases(where, line.get('phrases', []))
     if not isinstance(captions, list) or not all(isinstance(c, str) and c.strip() for c in captions):
         raise UserError(f'{where}: an empty caption, or one that is not text; write one or remove the line')
-    if not captions and not questions:
-        raise UserError(f'{where}: neither a caption nor a question; write one or remove the line')
+    if not captions and not questions and not phrases:
+        raise UserError(f'{where}: neither a caption nor a question nor a phrase; write one or remove the line')
     try:
         pairs = [(q['question'].strip(), tuple(a.strip() for a in q['answers'])) for q in questions]
     except (TypeError, KeyError, AttributeError) as error:
@@ -129,7 +145,25 @@ def _said(where: str, line: dict[str, Any]) -> dict[str, tuple]:
         'captions': tuple(c.strip() for c in captions),
         'questions': tuple(question for question, _ in pairs),
         'answers': tuple(answers for _, answers in pairs),
+        'phrases': phrases,
     }
+
+
+def _phrases(where: str, found: Any) -> tuple[tuple[str, Box], ...]:
+    """Return phrases with their boxes."""
+    try:
+        pairs = tuple((x['phrase'].strip(), tuple(float(edge) for edge in x['box'])) for x in found)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise UserError(
+            f'{where}: expected "phrases": [{{"phrase": "a cat", "box": [0.1, 0.25, 0.5, 1.0]}}]'
+        ) from error
+    for phrase, box in pairs:
+        if not phrase:
+            raise UserError(f'{where}: an empty phrase; write it or remove its box')
+        if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+            raise UserError(f"{where}: '{phrase}' has box {list(box)}; expected left, top, right, bottom as shares "
+                            'of width and height, 0 to 1, left < right, top < bottom')  # fmt: skip
+    return pairs
 
 
 def _at(where: str, read):

@@ -3,7 +3,8 @@
 What lies in the folder:
 
     OUT/dataset_info.json, features.json, records-SPLIT.array_record-*   read by `tfds.builder_from_directory`
-    OUT/index.npz        SPLIT -> int32[N, 4]: captions, questions, rows (P) and columns (V) of every record
+    OUT/index.npz        SPLIT -> int32[N, 6], of every record: captions, questions, rows (P) and columns (V) of
+                         features, phrases, frames
     OUT/content.txt      SHA-256 of all records, in order
     OUT/wordpiece.json   the Q-Former's tokenizer        OUT/byte_bpe.json   the language model's
     OUT/encoder.json     the tower that made the features, where `qformer data encode` wrote the data set
@@ -95,6 +96,9 @@ class Records(tfds.core.GeneratorBasedBuilder):
             'questions': texts,
             'answers': texts,
             'answer_counts': tfds.features.Sequence(tfds.features.Scalar(np.int32)),
+            'frames': texts,
+            'phrases': texts,
+            'boxes': text,
         }
         # Unshuffled: row i of index.npz is record i. Training shuffles anyway.
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields), disable_shuffling=True)
@@ -121,6 +125,9 @@ def encode(record: Record) -> dict[str, Any]:
         'questions': list(record.questions),
         'answers': [answer for answers in record.answers for answer in answers],
         'answer_counts': [len(answers) for answers in record.answers],
+        'frames': list(record.frames),
+        'phrases': [phrase for phrase, _ in record.phrases],
+        'boxes': pack_array(np.array([box for _, box in record.phrases])) if record.phrases else b'',
     }
 
 
@@ -134,17 +141,25 @@ class _Tally:
         self._progress, self._tasks = progress, {}
 
     def add(self, split: str, record: Record, example: dict[str, Any]) -> None:
-        if (record.image is None) == (record.features is None):
-            raise UserError(f'{record.image_id}: expected a picture or a feature array, one of the two')
-        shape = (0, 0) if record.features is None else record.features.shape
-        self.index.setdefault(split, []).append((len(record.captions), len(record.questions), *shape))
-        self.hash.update(repr((split, list(example.values()))).encode())
+        if (record.image is not None) + (record.features is not None) + bool(record.frames) != 1:
+            raise UserError(f'{record.image_id}: expected a picture, a feature array or frames, one of the three')
+        said, shape = (len(record.captions), len(record.questions)), (0, 0)
+        if record.features is not None:
+            shape = record.features.shape
+        self.index.setdefault(split, []).append((*said, *shape, len(record.phrases), len(record.frames)))
+        self.hash.update(repr((split, _hashed(example))).encode())
         if split == 'train':
             answers = (a for accepted in record.answers for a in dict.fromkeys(accepted))
-            self.texts += (text.lower() for text in (*record.captions, *record.questions, *answers))
+            phrases = (phrase for phrase, _ in record.phrases)
+            self.texts += (text.lower() for text in (*record.captions, *record.questions, *answers, *phrases))
         if split not in self._tasks:
             self._tasks[split] = self._progress.add_task(split, total=None)
         self._progress.advance(self._tasks[split])
+
+
+def _hashed(example: dict[str, Any]) -> list[Any]:
+    """Return what the content's hash is of: a record without phrases and frames has that of before there were any."""
+    return [value for key, value in example.items() if value or key not in ('frames', 'phrases', 'boxes')]
 
 
 def _trained_wordpiece(tally: _Tally) -> TextTokenizer:
@@ -173,10 +188,12 @@ def _write(records_by_split: dict[str, Iterable[Record]], scratch: Path) -> tupl
 
 def _refuse_unusable(tally: _Tally) -> None:
     if not tally.texts:
-        raise UserError("split 'train' has no caption and no question; tokenizers are trained on them")
-    widths = {row[3] for rows in tally.index.values() for row in rows}
-    if len(widths) > 1:
-        raise UserError(f'records of several widths V (0: a picture): {sorted(widths)}; a data set holds one kind only')
+        raise UserError("split 'train' has no caption, no question and no phrase; tokenizers are trained on them")
+    kinds = {(row[3], row[5] > 0) for rows in tally.index.values() for row in rows}
+    if len(kinds) > 1:
+        found = ', '.join(f'features of width {width}' if width else 'frames' if video else 'a picture'
+                          for width, video in sorted(kinds))  # fmt: skip
+        raise UserError(f'records of several kinds: {found}; a data set holds one kind only')
 
 
 def _publish(packed: Path, out: Path, summary: str) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import ml_dtypes  # noqa: F401  teaches NumPy the name bfloat16
 import numpy as np
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom edge of a part of a picture, as shares 0..1 of its width and height."""
 _HEADER = struct.Struct('<8sII')  # dtype name, rows (P), columns (V); then the values, row by row
 
 
@@ -17,6 +19,8 @@ class Record:
     """Name of the picture in its source."""
     image: bytes | None = None
     """The encoded picture (JPEG, PNG), as it was found."""
+    frames: tuple[bytes, ...] = ()
+    """Encoded pictures of a video, in their order, in place of `image`."""
     features: np.ndarray | None = None
     """Features of a frozen encoder, [P, V], float32 when read (float16 and bfloat16 are kept as such on disk)."""
     captions: tuple[str, ...] = ()
@@ -25,6 +29,8 @@ class Record:
     """Questions about the picture."""
     answers: tuple[tuple[str, ...], ...] = ()
     """`answers[i]`: the accepted answers of `questions[i]`; repeated ones weigh more."""
+    phrases: tuple[tuple[str, Box], ...] = ()
+    """What is where: a phrase and its box; a phrase that names several things is there once for each."""
 
     def __post_init__(self):
         if len(self.questions) != len(self.answers):
