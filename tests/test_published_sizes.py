@@ -73,10 +73,12 @@ def test_decoders_have_the_published_number_of_parameters(lm, size):
 
 def test_parameter_paths_are_public():
     vit = dataclasses.replace(reference.EVA, attention_bias='all', pre_norm=True, layer_scale=True, final_norm=True)
+    variant = dataclasses.replace(reference.QUERIES, depth=1, query_bank=3, gated_residual=True)
     models = [
         config.Blip2(vit, reference.QFORMER, reference.OPT, config.Lora(rank=4), word_head=10),
         config.Blip2(vit=None, qformer=None, lm=reference.T5, lora=config.Lora(rank=4)),
         config.Blip2(vit=None, qformer=None, lm=reference.LLAMA),
+        config.Blip2(vit=None, qformer=variant, lm=None),
     ]
     shapes = [leaf for c in models for leaf in flatten(blip2.shapes(c)).items()]
     text = ''.join(f'{path} {list(leaf.shape)}\n' for path, leaf in shapes)

@@ -115,7 +115,8 @@ def test_an_unfilled_parameter_is_named_unless_a_row_excuses_it():
     with pytest.raises(UserError, match=r"1 of the model's 3 parameters, first 'head/bias'.*gives 2: layer_0"):
         convert(ROWS, STATE, wanted)
     ours = to_ours(ROWS, in_memory(STATE))
-    assert check_complete(ours, wanted, (Fresh('head/bias', 'not in this family'),)) == ['head/bias']
+    excuse = Fresh('head/bias', 'not in this family')
+    assert check_complete(ours, wanted, (excuse,)) == {'head/bias': excuse}
 
 
 def test_a_second_name_without_its_first_is_named():

@@ -1,7 +1,10 @@
 """What stands between the frozen ends."""
 
 from dataclasses import dataclass
+from math import isqrt
 from typing import Literal
+
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -38,3 +41,24 @@ class Qformer:
     """Which text parameters exist: `full`: all that stage 1 trains; `retrieval`: without language-model head and
     temperature (Hugging Face's ITM model); `reads`: the text branch without heads (InstructBLIP); `none` (BLIP-2 after
     stage 1, as published)."""
+    query_bank: int = 1
+    """Learned vectors that each query mixes by what the picture is (dynamic queries; Cui et al. 2023: 4); 1: none."""
+    local_queries: int = 0
+    """Of the queries, the last so many each see one window of a square grid of patches alone (a square number)."""
+    gated_residual: bool = False
+    """Add the pooled features to the queries' output behind a gate that begins shut (our name: QFormer++)."""
+
+    def __post_init__(self):
+        if self.query_bank < 1:
+            raise UserError(f'model.qformer.query-bank is {self.query_bank}, it must be at least 1 (1: no mixture)')
+        root = isqrt(max(self.local_queries, 0))
+        if self.local_queries != root**2:
+            raise UserError(
+                f'model.qformer.local-queries is {self.local_queries}, but their windows tile a square: '
+                f'it must be a square number, such as {root**2} or {(root + 1) ** 2}'
+            )
+        if self.local_queries > self.num_queries:
+            raise UserError(
+                f'model.qformer.local-queries is {self.local_queries}, of {self.num_queries} queries in all '
+                '(model.qformer.num-queries)'
+            )

@@ -64,7 +64,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Objective:
-    """The choices inside the losses (BLIP-2, section 3.2 and 3.3); the first six weigh the terms of stage 1."""
+    """The choices inside the losses (BLIP-2, section 3.2 and 3.3); the first seven weigh the terms of stage 1."""
 
     itc: float = 1.0
     """Weight of image-text contrast; a term of weight 0 is not computed (but ITC's similarities choose negatives)."""
@@ -78,6 +78,8 @@ class Objective:
     """Weight of CyCLIP's in-modal consistency (0.25)."""
     intra_modal: float = 0.0
     """Weight of contrast between two views of a picture, and of a text, by dropout (Gao et al. 2021); needs dropout."""
+    static_queries: float = 0.0
+    """Weight of ITC, ITM and ITG once more, from the mean of each query's bank (Cui et al. 2023: 1)."""
     label_smoothing: float = 0.1
     """Of ITC and ITG; ITM and the language-model loss of stages 2 and 3 have none."""
     gather_grad: Literal['local', 'global'] = 'local'

@@ -51,8 +51,8 @@ def assemble(paths: Sequence[Path], like: config.Blip2 = NOTHING) -> Assembled:
     rows = tuple(row for source in sources for row in source.table if isinstance(row, Fresh))
     fresh = check_complete(tensors, blip2.shapes(model), rows)
     if fresh:
-        tensors |= _first_values(model, fresh)
-        notes += sorted({f'fresh: {row.path}: {row.why}' for row in rows})
+        tensors |= _first_values(model, list(fresh))
+        notes += sorted({f'fresh: {row.path}: {row.why}' for row in fresh.values()})
     return Assembled(model, {path: tensors[path] for path in sorted(tensors)}, sources, tuple(notes))
 
 

@@ -79,7 +79,8 @@ _ENCODER: Table = (
     Ignored('pooler.dense.weight', 'the Q-Former has no pooler'),
     Ignored('pooler.dense.bias', 'the Q-Former has no pooler'),
     *fresh('BERT reads no features', *_READS_FEATURES),
-    *fresh('BERT has no queries', 'qformer/query_token'),
+    *fresh('BERT has no queries', 'qformer/query_token', *_dense('qformer/query_mixer/up', 'qformer/query_mixer/down')),
+    *fresh('BERT reads no features', 'qformer/residual_projection/kernel', 'qformer/residual_gate'),
     *fresh('a head that stage 1 trains', *_HEADS, 'qformer/temperature'),
 )
 

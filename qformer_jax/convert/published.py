@@ -13,6 +13,9 @@ from . import huggingface, lavis
 from .table import Table, check_complete, to_theirs
 from .tensors import State, Tensor
 
+_OURS = ('query_bank', 'local_queries', 'gated_residual')
+"""Fields of a Q-Former with which it computes what no class of theirs does."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -27,6 +30,7 @@ def for_lavis(model: config.Blip2, reads: bool) -> Target:
     """Return LAVIS's class for a model; `reads`: its Q-Former reads the question. Raises UserError if there is none."""
     if model.vit and (model.vit.layer_scale or (model.vit.attention_bias == 'all' and not model.vit.pre_norm)):
         raise UserError(f'LAVIS has EVA and CLIP towers only, and this one is neither: {model.vit}')
+    _check_plain(model, 'LAVIS')
     if not model.qformer:
         if model.lm:
             raise UserError("a language model alone is Hugging Face's to name: --to huggingface")
@@ -38,6 +42,7 @@ def for_lavis(model: config.Blip2, reads: bool) -> Target:
 
 def for_huggingface(model: config.Blip2, reads: bool) -> Target:
     """Return Hugging Face's class for a model, as `for_lavis`; raises UserError if there is none."""
+    _check_plain(model, 'Hugging Face')
     if model.lm and not model.qformer:
         alone = replace(model, vit=None, word_head=0)
         return Target(f'{model.lm.family} alone', alone, huggingface.language_model_alone(model.lm))
@@ -53,6 +58,14 @@ def for_huggingface(model: config.Blip2, reads: bool) -> Target:
     return Target(
         name.get(target.qformer.text_side, 'InstructBlipForConditionalGeneration'), target, huggingface.blip2(target)
     )
+
+
+def _check_plain(model: config.Blip2, whose: str) -> None:
+    plain = config.Qformer()
+    for name in _OURS if model.qformer else ():
+        value = getattr(model.qformer, name)
+        if value != getattr(plain, name):
+            raise UserError(f"no class of {whose}'s computes what model.qformer.{name.replace('_', '-')} {value} does")
 
 
 def _kept(model: config.Blip2, reads: bool, of_stage1: str) -> config.Qformer:

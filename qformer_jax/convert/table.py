@@ -226,8 +226,8 @@ def _joined(make: Callable[..., np.ndarray], parts: list[Tensor]) -> Tensor:
     return Tensor(like.shape, dtype, lambda: make(*(part.read() for part in parts)))
 
 
-def check_complete(ours: Mapping[str, Tensor], wanted: Params, fresh: Table = ()) -> list[str]:
-    """Return the paths of `wanted` that `ours` lacks and a Fresh row excuses; raises UserError for all that differs."""
+def check_complete(ours: Mapping[str, Tensor], wanted: Params, fresh: Table = ()) -> dict[str, Fresh]:
+    """Return the paths of `wanted` that `ours` lacks, and the row that excuses each; raises UserError for all else."""
     wanted = flatten(wanted)
     for path, tensor in ours.items():
         if path not in wanted:
@@ -239,14 +239,15 @@ def check_complete(ours: Mapping[str, Tensor], wanted: Params, fresh: Table = ()
             )
     missing = [path for path in wanted if path not in ours]
     rows = [row for row in fresh if isinstance(row, Fresh)]
-    unfilled = [path for path in missing if not any(_pattern(row.path).fullmatch(path) for row in rows)]
+    excused = {path: row for path in missing for row in rows if _pattern(row.path).fullmatch(path)}
+    unfilled = [path for path in missing if path not in excused]
     if unfilled:
         some = ', '.join(sorted(ours)[:3]) + (', ...' if len(ours) > 3 else '')
         raise UserError(
             f"no tensor for {len(unfilled)} of the model's {len(wanted)} parameters, first '{unfilled[0]}'; "
             f'the file gives {len(ours)}: {some}: is a source missing?'
         )
-    return missing
+    return excused
 
 
 def convert(table: Table, state: Mapping[str, np.ndarray], wanted: Params) -> Params:

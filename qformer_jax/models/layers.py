@@ -204,7 +204,7 @@ class Mlp(nn.Module):
         self.up = dense(self.hidden, self.dtype)
         self.down = dense(self.width, self.dtype)
 
-    def __call__(self, x: Float['B S D']) -> Float['B S D']:
+    def __call__(self, x: Float['B S D']) -> Float['B S O']:
         return self.down(NONLINEARITIES[self.activation](self.up(x)))
 
 

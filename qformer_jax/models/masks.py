@@ -13,11 +13,24 @@ a row says what that position sees:
 
 Queries never see text in ITC and ITG, so both share one pass over the queries; the text rows of ITG then read that
 pass's keys and values. A pass over some of the rows takes those rows of the drawing and nothing else.
+
+Where queries look may be masked too. One global query g and four local ones l over features that are a class token c
+and a grid of 4 x 4 patches p, row by row:
+
+         c pppp pppp pppp pppp
+    g    x xxxx xxxx xxxx xxxx
+    l      xx   xx
+    l        xx   xx
+    l                xx   xx
+    l                  xx   xx
 """
+
+import math
 
 import jax.numpy as jnp
 
 from ..typing import Array, Bool, Int, Size
+from .pooling import cut, grid
 
 
 def _seen(num_queries: int, text_mask: Bool['B T']) -> tuple[Bool['S'], Bool['B 1 1 S']]:
@@ -46,6 +59,21 @@ def multimodal_causal(num_queries: int, text_mask: Bool['B T']) -> Bool['B 1 S S
     position = jnp.arange(is_text.size)
     causal = position[None, :] <= position[:, None]
     return (jnp.where(is_text[:, None], causal, ~is_text[None, :]))[None, None] & exists
+
+
+def windows(num_global: int, num_local: int, exists: Bool['B P']) -> Bool['B 1 Q P']:
+    """Return where queries look of which the last `num_local`, a square number, each see one window of a square grid.
+
+    The windows are cut as `pooling.cut` says: they share rows of patches where their number does not divide the grid's.
+    Raises UserError for features that are no grid (`pooling.grid`).
+    """
+    side, first = grid(exists.shape[1])
+    rows = math.isqrt(num_local)
+    along = cut(jnp.arange(side)[None], jnp.full(1, side), rows)[0]
+    squares = (along[:, None, :, None] & along[None, :, None, :]).reshape(num_local, side * side)
+    local = jnp.pad(squares, ((0, 0), (first, 0)))
+    sees = jnp.concatenate([jnp.ones((num_global, exists.shape[1]), bool), local])
+    return sees[None, None] & exists[:, None, None, :]
 
 
 def decoder(exists: Bool['B M'], start: int | Array, length: Size) -> Bool['B 1 T M']:

@@ -8,6 +8,12 @@ own; in every `cross_attention_freq`-th layer, from layer 0, the queries also re
     text ids [B,T]   -> embed -------------------------+
 
 What a position may see is the mask's business (`masks.py`), so one `__call__` serves all passes of stage 1.
+
+Three options change what the queries are, each of which leaves BLIP-2's network as it is where it is not taken:
+`query_bank` mixes their first vectors by the picture (`queries.py`), `local_queries` lets some see one window each
+(`masks.windows`; our name is multi-granularity, after TokenPacker, Li et al. 2024, whose tokens read one window each),
+`gated_residual` adds pooled features to what leaves the last layer (our name is QFormer++; the gate is Flamingo's,
+Alayrac et al. 2022). ITG reads the queries' keys inside the layers, so it does not see that sum.
 """
 
 import flax.linen as nn
@@ -18,16 +24,23 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..typing import Array, Bool, Float, Int, Size
+from . import masks, queries
 from .layers import Attention, KeyValue, Mlp, at_least_float32, dense, gelu, layer_norm, tied_logits
+from .pooling import pool
 
 
 @struct.dataclass
 class ImageMemory:
-    """The features' keys and values, projected once for every pass that reads them."""
+    """What every pass takes from the features, computed once: keys and values, and what else depends on them."""
 
     layers: tuple[KeyValue | None, ...]
     """One a layer; None where the layer has no cross-attention."""
-    mask: Bool['B 1 1 P']
+    mask: Bool['B 1 q P']
+    """Which features exist, or which of them each query sees."""
+    start: Float['B Q D'] | None = None
+    """The mixtures at which the queries start; None: where they start for every picture."""
+    residual: Float['B Q D'] | None = None
+    """What the gate adds to the queries."""
 
     def take(self, rows: Int['C']) -> 'ImageMemory':
         """Return the memory of the pictures `rows`, in that order."""
@@ -79,7 +92,7 @@ class Layer(nn.Module):
         num_queries: int,
         mask: Bool['B 1 S M'],
         image: KeyValue | None,
-        image_mask: Bool['B 1 1 P'] | None,
+        image_mask: Bool['B 1 q P'] | None,
         prefix: KeyValue | None,
         train: bool,
         keep_attention: bool,
@@ -132,7 +145,13 @@ class Qformer(nn.Module):
     def setup(self):
         c = self.config
         self.feature_norm = layer_norm(c.feature_norm_eps, self.dtype)  # LAVIS's `ln_vision`
-        self.query_token = self.param('query_token', nn.initializers.normal(0.02), (c.num_queries, c.width))
+        bank = (c.num_queries * c.query_bank, c.width)
+        self.query_token = self.param('query_token', nn.initializers.normal(0.02), bank)
+        if c.query_bank > 1:
+            self.query_mixer = Mlp(c.width, bank[0], dtype=self.dtype)
+        if c.gated_residual:
+            self.residual_projection = dense(c.width, self.dtype, use_bias=False)
+            self.residual_gate = self.param('residual_gate', nn.initializers.zeros, ())
         self.embedding_norm = layer_norm(c.norm_eps, self.dtype)
         self.drop = nn.Dropout(c.dropout)
         self.layer = [Layer(c, i % c.cross_attention_freq == 0, self.dtype) for i in range(c.depth)]
@@ -155,14 +174,26 @@ class Qformer(nn.Module):
 
     def project_normalised(self, features: Float['B P V'], mask: Bool['B P']) -> ImageMemory:
         """Return the keys and values of features that `feature_norm` left."""
-        return ImageMemory(tuple(layer.project_image(features) for layer in self.layer), mask[:, None, None, :])
+        c, start, residual = self.config, None, None
+        if c.query_bank > 1:
+            logits = self.query_mixer(pool(features, mask, 1))[:, 0]
+            start = queries.mixtures(self.query_token, logits, c.query_bank)
+        if c.gated_residual:
+            residual = self.residual_projection(pool(features, mask, c.num_queries))
+        sees = mask[:, None, None, :]
+        if c.local_queries:
+            sees = masks.windows(c.num_queries - c.local_queries, c.local_queries, mask)
+        return ImageMemory(tuple(layer.project_image(features) for layer in self.layer), sees, start, residual)
 
     def _embed(
-        self, batch: Size, with_queries: bool, text: Int['B T'] | None, text_start: Array | int
+        self, batch: Size, image: ImageMemory | None, text: Int['B T'] | None, text_start: Array | int
     ) -> Float['B S D']:
         parts = []
-        if with_queries:
-            parts.append(jnp.broadcast_to(self.query_token[None], (batch, *self.query_token.shape)))
+        if image is not None and image.start is not None:
+            parts.append(image.start)
+        elif image is not None:
+            start = queries.means(self.query_token, self.config.query_bank)
+            parts.append(jnp.broadcast_to(start[None], (batch, *start.shape)))
         if text is not None:  # text positions start at 0 whether queries come before or not
             is_word = (text < self.config.vocab_size)[..., None]
             words = jnp.where(is_word, self.word_embedding.at[text].get(mode='clip'), self.added_embedding[:1, None])
@@ -187,7 +218,7 @@ class Qformer(nn.Module):
         text's first token; `keep_attention` asks for the cross-attention's weights too.
         """
         num_queries = self.config.num_queries if image is not None else 0
-        x = self.embedding_norm(self._embed(mask.shape[0], image is not None, text, text_start))
+        x = self.embedding_norm(self._embed(mask.shape[0], image, text, text_start))
         x = self.drop(x, deterministic=not train)
         hidden, cache, attention = [x], [], ()
         for i, layer in enumerate(self.layer):
@@ -198,7 +229,10 @@ class Qformer(nn.Module):
             attention += looks
             hidden.append(x)
             cache.append(own)
-        return QformerOutput(x[:, :num_queries], x[:, num_queries:], tuple(cache), tuple(hidden), attention)
+        last = x[:, :num_queries]
+        if image is not None and image.residual is not None:
+            last += jnp.tanh(self.residual_gate).astype(self.dtype) * image.residual
+        return QformerOutput(last, x[:, num_queries:], tuple(cache), tuple(hidden), attention)
 
     def embed_image(self, queries: Float['B Q D']) -> Float['B Q E']:
         """Return unit vectors of the queries in the space shared with text (float32)."""

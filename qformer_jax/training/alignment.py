@@ -73,16 +73,27 @@ class Alignment:
 
 
 def unimodal(
-    q: Qformer, features: Float['B P V'], feature_mask: Bool['B P'], batch: dict[str, Array], *, train: bool = False
+    q: Qformer,
+    features: Float['B P V'],
+    feature_mask: Bool['B P'],
+    batch: dict[str, Array],
+    *,
+    train: bool = False,
+    static: bool = False,
 ) -> Unimodal:
     """Return what passes 1 and 2 give."""
     text, num_queries = batch['text'], q.config.num_queries
-    memory = q.project_image(features, feature_mask)
+    memory = _remember(q, features, feature_mask, static)
     mask = masks.unimodal(num_queries, batch['text_mask'])
     image = q(mask[:, :, :num_queries, :num_queries], image=memory, train=train)
     alone = q(mask[:, :, num_queries:, num_queries:], text=text, train=train)
     embedded = q.embed_image(image.queries), q.embed_text(alone.text)
     return Unimodal(memory, image.queries, image.cache, alone.text, *embedded)
+
+
+def _remember(q: Qformer, features: Float['B P V'], feature_mask: Bool['B P'], static: bool) -> ImageMemory:
+    memory = q.project_image(features, feature_mask)
+    return memory.replace(start=None) if static else memory
 
 
 def align(
@@ -97,14 +108,16 @@ def align(
     share_image_keys: bool = True,
     train: bool = False,
     negatives: Negatives | None = None,
+    static: bool = False,
 ) -> Alignment:
     """Return what the four passes give.
 
     `share_image_keys=False` projects the wrong pictures' features again, which moves less data when they live on other
-    devices. `negatives` replays a recorded draw.
+    devices. `negatives` replays a recorded draw; `static` starts the queries from the same vectors for every picture,
+    where they have a bank.
     """
     q, text, text_mask = model.qformer, batch['text'], batch['text_mask']
-    seen = unimodal(q, features, feature_mask, batch, train=train)
+    seen = unimodal(q, features, feature_mask, batch, train=train, static=static)
     positive = contrastive.positives(text, batch['image_id'], o.positives)
     embedded = seen.image_embedding, seen.text_embedding
     itc = contrastive.itc(
@@ -115,7 +128,7 @@ def align(
     if share_image_keys:
         wrong = seen.memory.take(negatives.image)
     else:
-        wrong = q.project_image(features[negatives.image], feature_mask[negatives.image])
+        wrong = _remember(q, features[negatives.image], feature_mask[negatives.image], static)
     itm = _match(q, seen.memory, wrong, text, text_mask, negatives, train)
     itg = caption(q, seen.cache, text, text_mask, o, shards=shards, train=train)
     return Alignment(seen.queries, seen.text, *embedded, itc, itm, itg)

@@ -36,7 +36,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-TERMS = ('itc', 'itm', 'itg', 'cross_modal', 'in_modal', 'intra_modal')
+TERMS = ('itc', 'itm', 'itg', 'cross_modal', 'in_modal', 'intra_modal', 'static_queries')
 
 
 def _check_terms(run: config.Run) -> None:
@@ -47,6 +47,10 @@ def _check_terms(run: config.Run) -> None:
     if run.objective.intra_modal and not run.model.qformer.dropout:
         raise UserError(
             'objective.intra-modal contrasts two passes with other dropout, and model.qformer.dropout is 0: set it'
+        )
+    if run.objective.static_queries and run.model.qformer.query_bank == 1:
+        raise UserError(
+            'objective.static-queries trains the bank of queries, and there is none: model.qformer.query-bank is 1'
         )
 
 

@@ -121,13 +121,19 @@ def stage1(
     features = _see(model, batch)
     options = {'shards': shards, 'share_image_keys': share_image_keys, 'train': train, 'negatives': negatives}
     out = align(model, *features, batch, key, o, **options)
-    terms = {'itc': out.itc.loss, 'itm': out.itm.loss, 'itg': out.itg.loss}
-    terms |= _regularizers(model, features, batch, out, o, train)
+    terms = _main_terms(out) | _regularizers(model, features, batch, out, o, train)
+    if o.static_queries:
+        again = _main_terms(align(model, *features, batch, key, o, **options, static=True))
+        terms['static_queries'] = sum(getattr(o, name) * term for name, term in again.items())
     terms = {name: term for name, term in terms.items() if getattr(o, name)}
     loss = sum(getattr(o, name) * term for name, term in terms.items())
     accuracies = {'itc': out.itc.accuracy, 'itm': out.itm.accuracy, 'itg': out.itg.accuracy}
     metrics = {f'{name}_accuracy': value for name, value in accuracies.items() if name in terms}
     return loss, {'loss': loss, 'temperature': model.qformer.temperature} | terms | metrics
+
+
+def _main_terms(out: Alignment) -> dict[str, Float['']]:
+    return {'itc': out.itc.loss, 'itm': out.itm.loss, 'itg': out.itg.loss}
 
 
 def _regularizers(

@@ -11,7 +11,7 @@ from ..rules import flatten, match, unflatten
 from ..typing import Params
 
 DECAY_RULES = (
-    (r'(.*[/_])?(bias|scale|temperature)', False),  # what LAVIS leaves out: vectors, gains, biases, the temperature
+    (r'(.*[/_])?(bias|scale|temperature|gate)', False),  # what LAVIS leaves out: vectors, gains, biases, scalars
     ('.*', True),  # matrices and tables; query, class and position tokens too
 )
 
