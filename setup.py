@@ -17,6 +17,7 @@ DEV = [
     'nbclient',
     'nbformat',
     'ipykernel',
+    'resvg-py',
 ]
 
 setup(
