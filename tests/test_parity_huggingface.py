@@ -211,17 +211,19 @@ def test_where_the_queries_look_equals_theirs():
 
     def run(model):
         features = model.vit(nhwc(PIXELS)).features
-        return model.ask_queries(features, jnp.ones(features.shape[:2], bool), keep_attention=True).attention
+        out = model.ask_queries(features, jnp.ones(features.shape[:2], bool), keep_attention=True)
+        return out.attention, out.self_attention
 
     theirs.qformer.set_attn_implementation('eager')
     with torch.no_grad():
         features = theirs.vision_model(torch.tensor(PIXELS)).last_hidden_state
         queries = theirs.query_tokens.expand(len(PIXELS), -1, -1)
         out = theirs.qformer(query_embeds=queries, encoder_hidden_states=features, output_attentions=True)
-    ours = apply(c, params, run)
-    want = [x for x in out.cross_attentions if x is not None]
-    assert len(ours) == len(want) > 0
-    for x, y in zip(ours, want, strict=True):
+    reads, mixes = apply(c, params, run)
+    want = [x for x in out.attentions if x.shape[-1] == features.shape[1]]
+    want += [x for x in out.attentions if x.shape[-1] == Q]
+    assert len(want) == len(out.attentions) > len(mixes)
+    for x, y in zip((*reads, *mixes), want, strict=True):
         assert_close(x, y)
 
 

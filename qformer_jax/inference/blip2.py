@@ -26,7 +26,7 @@ from .. import config
 from ..data import ahead
 from ..data.cache import Cache
 from ..data.pack import BYTE_BPE, WORDPIECE
-from ..data.tokenizers import LmTokenizer, TextTokenizer, asked, clean_caption, lm_row, pad, prompt_ids
+from ..data.tokenizers import LmTokenizer, TextTokenizer, asked, clean_caption, prompt_ids
 from ..errors import UserError
 from ..models import blip2
 from ..objectives import contrastive
@@ -37,7 +37,7 @@ from . import decode, passes, stream
 from . import quantize as quantization
 from . import rank as ranking
 from .kept import Kept
-from .prompts import ending, left_padded
+from .prompts import ending, left_padded, target_rows
 from .search import Settings, row_keys
 from .seen import Picture, Pictures, Queries, Seen, is_array, read
 
@@ -296,10 +296,7 @@ class Blip2:
     ) -> tuple[Float['N T'], Bool['N T']]:
         """Return the loss (nats) of each token of the targets after [picture, prompt], and which tokens they are."""
         self.needs('lm')
-        rows = [lm_row(self.lm_tokenizer, *pair) for pair in zip(prompts, targets, strict=True)]
-        length = max(len(ids) for ids, _ in rows)
-        ids, mask = map(np.stack, zip(*(pad(row, length, self.lm_tokenizer.pad_id) for row, _ in rows), strict=True))
-        target = mask & (np.arange(length)[None] >= np.array([begin for _, begin in rows])[:, None])
+        ids, mask, target = target_rows(self.lm_tokenizer, prompts, targets)
         prefix = self.soft_prefix(pictures, prompts)
         return self._in_batches(passes.target_losses, prefix, ids, mask, target)[0], target
 

@@ -1,10 +1,11 @@
-"""Prompts as rows of ids, and where the text that follows them ends."""
+"""Prompts as rows of ids, alone or with the text that follows them, and where that text ends."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from ..data.tokenizers import LmTokenizer, lm_row, pad
 from ..typing import Bool, Int
 from .search import Settings
 
@@ -20,6 +21,16 @@ def left_padded(rows: Sequence[Sequence[int]], pad_id: int, room: int | None = N
     for row, given in zip(ids, rows, strict=True):
         row[length - len(given) :] = given
     return ids, np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
+
+
+def target_rows(
+    tokenizer: LmTokenizer, prompts: Sequence[str], targets: Sequence[str]
+) -> tuple[Int['N T'], Bool['N T'], Bool['N T']]:
+    """Return the ids of `prompt target`, padded at the right, which of them exist, and which are the target's."""
+    rows = [lm_row(tokenizer, *pair) for pair in zip(prompts, targets, strict=True)]
+    length = max(len(ids) for ids, _ in rows)
+    ids, mask = map(np.stack, zip(*(pad(row, length, tokenizer.pad_id) for row, _ in rows), strict=True))
+    return ids, mask, mask & (np.arange(length)[None] >= np.array([begin for _, begin in rows])[:, None])
 
 
 def ending(settings: Settings, end_id: int) -> Settings:

@@ -137,7 +137,11 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float['B S D'], seen: KeyValue, mask: Bool['b 1 s M'] | None, *, train: bool = False
     ) -> Float['B S D']:
-        """Return what each position of `x` reads from `seen`; softmax in float32 or wider."""
+        """Return what each position of `x` reads from `seen`; softmax in float32 or wider.
+
+        Variables `nudges/.../weights` [B, H, S, M], where a caller gives any, are added to the weights: the gradient by
+        a nudge of zero is that by the weights.
+        """
         read = nn.dot_product_attention(
             self._heads(self.query(x)),
             seen.key,
@@ -150,6 +154,8 @@ class Attention(nn.Module):
             dtype=self.dtype,
             force_fp32_for_softmax=jnp.dtype(self.dtype).itemsize < 4,  # it would also narrow float64
         )
+        if self.has_variable('nudges', 'weights'):
+            read += jnp.einsum('bhsm,bmhk->bshk', self.get_variable('nudges', 'weights').astype(read.dtype), seen.value)
         return self.output(read.reshape(x.shape))
 
     def weights(self, x: Float['B S D'], seen: KeyValue, mask: Bool['b 1 s M'] | None) -> Float['B H S M']:

@@ -59,6 +59,8 @@ class QformerOutput:
     """[B, S, D] after the embedding norm and after each layer."""
     attention: tuple[Float['B H Q P'], ...] = ()
     """Where the queries look, one a layer that reads features; empty unless asked for."""
+    self_attention: tuple[Float['B H S M'], ...] = ()
+    """What each position takes from which, one a layer; empty unless asked for."""
 
 
 class Layer(nn.Module):
@@ -96,13 +98,14 @@ class Layer(nn.Module):
         prefix: KeyValue | None,
         train: bool,
         keep_attention: bool,
-    ) -> tuple[Float['B S D'], KeyValue, tuple[Float['B H Q P'], ...]]:
-        """Return the new hidden states, this layer's self-attention keys and values, and where the queries look.
+    ) -> tuple[Float['B S D'], KeyValue, tuple[Float['B H S M'], ...], tuple[Float['B H Q P'], ...]]:
+        """Return the new hidden states, this layer's self-attention keys and values, and both attentions' weights.
 
-        `prefix` is seen before. Of the last there is one array, or none where nothing is read or nobody asks.
+        `prefix` is seen before. Of either's weights there is one array, or none where nothing is read or nobody asks.
         """
         own = self.self_attention.project(x)
         seen = prefix.append(own) if prefix is not None else own
+        mixes = (self.self_attention.weights(x, seen, mask),) if keep_attention else ()
         branch = self.self_attention(x, seen, mask, train=train)
         x = self.self_attention_norm(x + self.drop(branch, deterministic=not train))
         queries, text = x[:, :num_queries], x[:, num_queries:]
@@ -116,7 +119,7 @@ class Layer(nn.Module):
             parts.append(self.query_mlp_norm(queries + self.drop(self.query_mlp(queries), deterministic=not train)))
         if text.shape[1]:
             parts.append(self.text_mlp_norm(text + self.drop(self.text_mlp(text), deterministic=not train)))
-        return jnp.concatenate(parts, axis=1), own, looks
+        return jnp.concatenate(parts, axis=1), own, mixes, looks
 
 
 class LmHead(nn.Module):
@@ -215,24 +218,26 @@ class Qformer(nn.Module):
         """Run the queries (if there is an image) and the text (if there is one) under `mask`.
 
         `prefix` is an earlier pass's cache, seen before this pass's positions; `text_start` is the position of the
-        text's first token; `keep_attention` asks for the cross-attention's weights too.
+        text's first token; `keep_attention` asks for the weights of both attentions too.
         """
         num_queries = self.config.num_queries if image is not None else 0
         x = self.embedding_norm(self._embed(mask.shape[0], image, text, text_start))
         x = self.drop(x, deterministic=not train)
-        hidden, cache, attention = [x], [], ()
+        hidden, cache, self_attention, attention = [x], [], (), ()
         for i, layer in enumerate(self.layer):
             keys = image.layers[i] if image is not None else None
             image_mask = image.mask if image is not None else None
             before = prefix[i] if prefix else None
-            x, own, looks = layer(x, num_queries, mask, keys, image_mask, before, train, keep_attention)
+            x, own, mixes, looks = layer(x, num_queries, mask, keys, image_mask, before, train, keep_attention)
+            self_attention += mixes
             attention += looks
             hidden.append(x)
             cache.append(own)
         last = x[:, :num_queries]
         if image is not None and image.residual is not None:
             last += jnp.tanh(self.residual_gate).astype(self.dtype) * image.residual
-        return QformerOutput(last, x[:, num_queries:], tuple(cache), tuple(hidden), attention)
+        weights = attention, self_attention
+        return QformerOutput(last, x[:, num_queries:], tuple(cache), tuple(hidden), *weights)
 
     def embed_image(self, queries: Float['B Q D']) -> Float['B Q E']:
         """Return unit vectors of the queries in the space shared with text (float32)."""
