@@ -18,6 +18,7 @@ from .commands.export import Export, export
 from .commands.pack import Pack, pack
 from .commands.parse import parse
 from .commands.quantize import Quantize, quantize
+from .commands.queries import Queries, queries
 from .commands.rank import Rank, rank
 from .commands.search import Embed, Search, embed, search
 from .commands.train import train
@@ -38,7 +39,8 @@ qformer: train a Q-Former between a frozen vision tower and a frozen language mo
   qformer rank RUN PICTURE QUESTION ANSWER...  choose among given answers
   qformer search RUN FOLDER TEXT    find the pictures of a folder that fit a text
   qformer embed RUN PICTURE...      write ITC vectors of pictures and texts
-  qformer attention RUN PICTURE     draw where the queries look
+  qformer attention RUN PICTURE     draw where the queries look, and what each does for a text
+  qformer queries RUN               how much each query carries, over a data set
   qformer quantize RUN DEST --weights int8   a run in fewer bits, and what that costs
   qformer export RUN DEST           files that serve a run without this package
   qformer evaluate RUN --task TASK  vqa, caption or retrieval, on a split of the data set
@@ -58,6 +60,7 @@ COMMANDS: dict[str, tuple[type, Callable]] = {
     'search': (Search, search),
     'embed': (Embed, embed),
     'attention': (Attention, attention),
+    'queries': (Queries, queries),
     'quantize': (Quantize, quantize),
     'export': (Export, export),
     'evaluate': (Evaluate, evaluate),

@@ -1,4 +1,4 @@
-"""Where the queries look: shares that sum to one, nothing else changed by asking, and the command."""
+"""Where the queries look: shares that sum to one, nothing else changed by asking, rollout, and the command."""
 
 import dataclasses
 
@@ -12,6 +12,7 @@ from reference import QFORMER, assert_close
 
 from qformer_jax import cli, config
 from qformer_jax.analysis import attention
+from qformer_jax.analysis.rollout import rollout
 from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.models import blip2
@@ -30,68 +31,140 @@ def test_asking_for_it_changes_nothing_and_what_does_not_exist_gets_nothing():
     params = jax.jit(lambda: blip2.init(model, jax.random.key(0)))()
     features = DRAW.normal(size=(2, 5, QFORMER.feature_width)).astype(np.float32)
     mask = np.arange(5)[None] < np.array([[5], [3]])
+    text = np.array([[7, 8, 9], [7, 8, 0]], np.int32)
 
     @jax.jit
     def run(params):
         plain, asked = (
-            model.apply({'params': params}, features, mask, keep_attention=keep, method='ask_queries')
+            model.apply({'params': params}, features, mask, text, text > 0, keep_attention=keep, method='ask_queries')
             for keep in (False, True)
         )
         return plain, asked
 
     plain, asked = run(params)
     np.testing.assert_array_equal(plain.queries, asked.queries)
-    assert plain.attention == () and len(asked.attention) == 2, 'layers 0 and 2 read'
-    for weights in asked.attention:
-        assert weights.shape == (2, QFORMER.heads, QFORMER.num_queries, 5)
+    assert plain.attention == plain.self_attention == ()
+    assert len(asked.attention) == 2 and len(asked.self_attention) == 3, 'layers 0 and 2 read'
+    queries = QFORMER.num_queries
+    for weights, shape in [(x, (queries, 5)) for x in asked.attention] + [
+        (x, (queries + 3, queries + 3)) for x in asked.self_attention
+    ]:
+        assert weights.shape == (2, QFORMER.heads, *shape)
         assert_close(weights.sum(axis=-1), jnp.ones(weights.shape[:-1]))
-        assert (np.asarray(weights)[1, ..., 3:] == 0).all()
+    assert all((np.asarray(x)[1, ..., 3:] == 0).all() for x in asked.attention)
+    assert all((np.asarray(x)[1, ..., -1] == 0).all() for x in asked.self_attention), 'the last word is padding'
+    _check_first_self_attention(params['qformer'], asked)
+
+
+def _check_first_self_attention(q, asked):
+    """Layer 0 mixes what the embedding norm left: softmax of query times key, head by head."""
+    x, own = np.asarray(asked.hidden_states[0])[0], jax.tree.map(np.asarray, q['layer_0']['self_attention'])
+    query, key = (x @ own[name]['kernel'] + own[name]['bias'] for name in ('query', 'key'))
+    width = QFORMER.width // QFORMER.heads
+    for head in range(QFORMER.heads):
+        part = slice(head * width, (head + 1) * width)
+        weights = np.exp(query[:, part] @ key[:, part].T / np.sqrt(width))
+        assert_close(asked.self_attention[0][0, head], weights / weights.sum(axis=1, keepdims=True))
 
 
 def test_maps_and_class_token_are_all_that_a_query_sees(aligned):
-    found = attention.looks(aligned, small.draw_picture('red', 'circle'), TEXT)
+    found = attention.looks(aligned, attention.see(aligned, small.draw_picture('red', 'circle')))
     assert_close(found.maps.sum(axis=(-2, -1)) + found.class_token, np.ones(found.class_token.shape))
     assert found.layers == (0,) and found.maps.shape[0] == 1
     side = small.VIT.image_size // small.VIT.patch_size
-    assert found.maps.shape[3:] == (side, side) and found.mean.shape == found.maps.shape[2:]
-    seen = aligned.encode([small.draw_picture('red', 'circle')])
-    assert_close(found.cosines.max(), aligned.similarity(seen, [TEXT])[0, 0])
+    assert found.maps.shape[3:] == (side, side) and found.mean.shape == found.maps.shape[2:] == found.rollout.shape
 
 
 def test_the_first_patch_is_at_the_top_left(aligned):
     """Patches go row by row behind the class token: with rows of G, patch 1 + G begins the second row."""
-    picture = small.draw_picture('red', 'circle')
-    found, seen = attention.looks(aligned, picture), aligned.encode([picture])
-    weights = attention._weights(aligned.model, aligned.params, seen.features, seen.mask)[0]
+    seen = attention.see(aligned, small.draw_picture('red', 'circle'))
+    found, (weights, _) = attention.looks(aligned, seen), _weights(aligned, seen)
     side = found.maps.shape[-1]
-    np.testing.assert_array_equal(found.maps[..., 0, side - 1], weights[..., side])
-    np.testing.assert_array_equal(found.maps[..., 1, 0], weights[..., side + 1])
+    np.testing.assert_array_equal(found.maps[..., 0, side - 1], weights[0][..., side])
+    np.testing.assert_array_equal(found.maps[..., 1, 0], weights[0][..., side + 1])
+
+
+def _weights(model, seen, *text):
+    return attention.weights(model.model, model.params, seen.features, seen.mask, *text)
+
+
+def _softmax(shape):
+    x = np.exp(DRAW.normal(size=shape))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+def test_rollout_is_the_product_of_all_steps_over_positions_and_patches():
+    """The oracle: one matrix over positions and patches a step, where what does not mix has an identity."""
+    queries, positions, patches, heads = 3, 5, 4, 2
+    own = [_softmax((heads, positions, positions)) for _ in range(3)]
+    reads = [_softmax((heads, queries, patches)), None, _softmax((heads, queries, patches))]
+    everything = np.eye(positions + patches)
+    for mixes, looks in zip(own, reads, strict=True):
+        step = np.eye(positions + patches)
+        step[:positions, :positions] = (np.eye(positions) + sum(mixes) / heads) / 2
+        everything = step @ everything
+        if looks is not None:
+            step = np.eye(positions + patches)
+            step[:queries, :queries] /= 2
+            step[:queries, positions:] = sum(looks) / heads / 2
+            everything = step @ everything
+    of_patches, of_positions = rollout(own, reads)
+    assert_close(of_patches, everything[:queries, positions:])
+    assert_close(of_positions, everything[:queries, :positions])
+    assert_close(of_patches.sum(axis=1) + of_positions.sum(axis=1), np.ones(queries))
+
+
+def test_rollout_of_the_worked_example_and_of_a_patch_that_comes_through_another_query():
+    alone, first = np.eye(2)[None], np.array([[[1.0, 0.0], [0.0, 1.0]]])
+    of_patches, of_positions = rollout([alone], [first])
+    assert_close(of_patches, np.eye(2) / 2)
+    assert_close(of_positions, np.eye(2) / 2)
+    swapped = alone[:, ::-1]
+    of_patches, _ = rollout([alone, swapped], [first, None])
+    assert_close(of_patches, np.full((2, 2), 0.25))
+
+
+def test_a_run_rolls_out_the_weights_of_its_own_layers(aligned):
+    """With cross-attention in layer 0 only, of 2: what a query read there is halved, mixed and halved again."""
+    seen = attention.see(aligned, small.draw_picture('red', 'circle'))
+    reads, mixes = _weights(aligned, seen)
+    mixed = np.asarray(mixes)[0, 1].mean(axis=0)
+    want = (np.eye(len(mixed)) + mixed) / 2 @ np.asarray(reads)[0, 0].mean(axis=0) / 2
+    assert_close(attention.looks(aligned, seen).rollout, attention.grid(want))
+
+
+def test_instruction_aware_queries_read_the_prompt_that_the_language_model_reads(line):
+    model = Blip2.load(line / 'instruct')
+    aware = dataclasses.replace(model, run=small.change(model.run, 'objective', instruction_aware=True))
+    seen = attention.see(aware, small.draw_picture('red', 'circle'))
+    found = attention.looks(aware, seen, 'Is it red?')
+    weights, _ = _weights(aware, seen, *aware.text_arrays(aware.question_prompts(['Is it red?'])))
+    np.testing.assert_array_equal(found.maps, attention.grid(np.asarray(weights)[0]))
+    np.testing.assert_array_equal(attention.looks(model, seen, 'is it red?').maps, attention.looks(model, seen).maps)
 
 
 def test_the_command_draws_and_keeps_arrays(line, tmp_path, capsys):
-    picture = tmp_path / 'red.png'
+    picture, out = tmp_path / 'red.png', tmp_path / 'out'
     small.draw_picture('red', 'circle').save(picture)
-    cli.run(['attention', str(line / 'stage1'), str(picture), '--text', TEXT, '--out', str(tmp_path / 'out')])
-    assert f'wrote {tmp_path / "out" / "attention.png"}' in capsys.readouterr().out
-    with np.load(tmp_path / 'out' / 'attention.npz') as kept:
-        assert set(kept) == {'maps', 'class_token', 'layers', 'cosines'}
-    with Image.open(tmp_path / 'out' / 'attention.png') as drawing:
-        assert drawing.size[0] > 100 and len(drawing.getcolors(1 << 20)) > 50
+    shown = {'maps', 'class_token', 'layers', 'rollout'}
+    words = ['attention', str(line / 'stage1'), str(picture), '--out', str(out)]
+    for more, kept in (([], set()), (['--text', TEXT], {'cosines', 'score_itc', 'score_itm', 'drop_itc', 'drop_itm'})):
+        cli.run([*words, *more])
+        with np.load(out / 'attention.npz') as arrays:
+            assert set(arrays) == shown | kept | ({'gradient'} if more else set())
+        assert f'wrote {out / "attention.png"}' in capsys.readouterr().out
+        with Image.open(out / 'attention.png') as drawing:
+            assert drawing.size[0] > 100 and len(drawing.getcolors(1 << 20)) > 50
+    cli.run(['attention', str(line / 'instruct'), *words[2:], '--text', 'red', '--question', 'What color is it?'])
+    assert '"red": log p of the text' in capsys.readouterr().out
 
 
 def test_what_cannot_be_drawn_says_why(aligned, line):
     picture = small.draw_picture('red', 'circle')
-    later = Blip2.load(line / 'stage2')
-    later = dataclasses.replace(later, run=small.change(later.run, 'model', qformer=_mute(later.run)))
-    with pytest.raises(UserError, match='neither read a text nor compare with one'):
-        attention.looks(later, picture, TEXT)
-    aware = dataclasses.replace(aligned, run=small.change(aligned.run, 'objective', instruction_aware=True))
-    with pytest.raises(UserError, match='read a text: give one'):
-        attention.looks(aware, picture)
+    with pytest.raises(UserError, match='no language model to ask'):
+        attention.looks(aligned, attention.see(aligned, picture), 'is it red?')
     blind = dataclasses.replace(aligned, run=small.change(aligned.run, 'model', vit=None))
     with pytest.raises(UserError, match='give one with a vision tower'):
-        attention.looks(blind, picture)
-
-
-def _mute(run: config.Run) -> config.Qformer:
-    return dataclasses.replace(run.model.qformer, text_side='none')
+        attention.see(blind, picture)
+    with pytest.raises(UserError, match='no qformer'):
+        attention.see(Blip2.load(line / 'vision'), picture)

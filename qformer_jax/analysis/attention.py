@@ -1,4 +1,4 @@
-"""Where the queries look: the Q-Former's cross-attention over a picture (BLIP-2, section 3.1), as arrays and drawn.
+"""Where the queries look: the Q-Former's cross-attention over a picture (BLIP-2, section 3.1), as arrays.
 
 In a layer that reads features a query's weights over class token and patches sum to 1. For maps the class token is left
 out, and a map keeps what the patches got.
@@ -6,22 +6,19 @@ out, and a map keeps what the patches got.
 
 from dataclasses import dataclass
 from math import isqrt
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from ..errors import UserError
 from ..inference.blip2 import Blip2
 from ..inference.passes import bound
-from ..inference.seen import Picture, read
+from ..inference.seen import Picture, Seen
 from ..models import blip2
 from ..typing import Array, Bool, Float
-
-_INCH = 0.9  # of a map in the drawing
+from . import asked
+from .rollout import rollout
+from .scores import reading_layers
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,8 @@ class Looks:
     """What the class token got."""
     layers: tuple[int, ...]
     """The numbers of the layers, from 0."""
-    cosines: Float['Q'] | None
-    """How well each query fits a text by ITC, whose similarity is the best of them; None where none was asked for."""
+    rollout: Float['Q G G']
+    """The share of each patch in each query after the last layer."""
 
     @property
     def mean(self) -> Float['Q G G']:
@@ -43,58 +40,36 @@ class Looks:
 
 
 @bound
-def _weights(model: blip2.Blip2, features: Float['B P V'], mask: Bool['B P'], *text: Array) -> Float['B C H Q P']:
-    return jnp.stack(model.ask_queries(features, mask, *text, keep_attention=True).attention, axis=1)
+def weights(
+    model: blip2.Blip2, features: Float['B P V'], mask: Bool['B P'], *text: Array
+) -> tuple[Float['B C H Q P'], Float['B Y H S S']]:
+    """Return the weights of the C cross-attentions and of the Y self-attentions; a text is seen beside the queries."""
+    out = model.ask_queries(features, mask, *text, keep_attention=True)
+    return jnp.stack(out.attention, axis=1), jnp.stack(out.self_attention, axis=1)
 
 
-def looks(model: Blip2, picture: Picture, text: str = '') -> Looks:
-    """Return where the queries look: beside a text that they read, or that they are compared with.
-
-    Instruction-aware queries read the text, those of a stage-1 run have a cosine with it. Raises UserError for a run
-    without a tower or a Q-Former, and where a text is missing or has no use.
-    """
+def see(model: Blip2, picture: Picture) -> Seen:
+    """Return the features of a picture; raises UserError for a run without a Q-Former or without a vision tower."""
     model.needs('qformer')
-    c, reads = model.run.model, model.run.objective.instruction_aware
-    if not c.vit:
+    if not model.run.model.vit:
         raise UserError('this run reads feature arrays, on which nothing can be drawn: give one with a vision tower')
-    if reads and not text:
-        raise UserError('the queries of this run read a text: give one')
-    if text and not reads and c.qformer.text_side not in ('full', 'retrieval'):
-        raise UserError('the queries of this run neither read a text nor compare with one: leave it out')
-    seen = model.encode([picture])
-    given = model.text_arrays([text]) if reads else []
-    weights = np.asarray(_weights(model.model, model.params, seen.features, seen.mask, *given))[0]
-    side = isqrt(weights.shape[-1] - 1)
-    maps = weights[..., 1:].reshape(*weights.shape[:-1], side, side)
-    layers = tuple(range(0, c.qformer.depth, c.qformer.cross_attention_freq))
-    cosines = None
-    if text and not reads:
-        cosines = model.features(seen)[0] @ model.features(texts=[text], mode='text')[0]
-    return Looks(maps, weights[..., 0], layers, cosines)
+    return model.encode([picture])
 
 
-def draw(found: Looks, picture: Picture, size: int, path: Path) -> None:
-    """Draw a row a query, over the picture: the mean, then each layer's mean over heads; the best query first."""
-    order = range(found.maps.shape[2]) if found.cosines is None else np.argsort(-found.cosines, kind='stable')
-    columns = [found.mean, *found.maps.mean(axis=1)]
-    names = ['mean', *(f'layer {layer}' for layer in found.layers)]
-    figure = Figure(figsize=(_INCH * (len(columns) + 1), _INCH * (len(order) + 0.5)), layout='constrained')
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(order), len(columns) + 1, squeeze=False)
-    pixels = read(picture, size)
-    for row, query in zip(panels, order, strict=True):
-        fit = '' if found.cosines is None else f'\n{found.cosines[query]:.2f}'
-        row[0].set_ylabel(f'query {query}{fit}', fontsize=6)
-        _panel(row[0], pixels)
-        for axes, maps in zip(row[1:], columns, strict=True):
-            _panel(axes, pixels)
-            axes.imshow(maps[query], extent=(0, size, size, 0), cmap='magma', alpha=0.7, interpolation='bilinear')
-    for axes, name in zip(panels[0], ['picture', *names], strict=True):
-        axes.set_title(name, fontsize=6)
-    figure.savefig(path, dpi=120)
+def looks(model: Blip2, seen: Seen, question: str = '') -> Looks:
+    """Return where the queries look; those of an instruction-aware run read the prompt, with the question in it.
+
+    Raises UserError for a question that nobody would read.
+    """
+    text = asked.read(model, asked.prompt(model, question))
+    reads, mixes = (np.asarray(x)[0] for x in weights(model.model, model.params, seen.features, seen.mask, *text))
+    layers = reading_layers(model.run.model.qformer)
+    of_layer = dict(zip(layers, reads, strict=True))
+    shares, _ = rollout(list(mixes), [of_layer.get(i) for i in range(len(mixes))])
+    return Looks(grid(reads), reads[..., 0], layers, grid(shares))
 
 
-def _panel(axes: Axes, pixels: np.ndarray) -> None:
-    axes.imshow(pixels)
-    axes.set_xticks([])
-    axes.set_yticks([])
+def grid(patches: Float['*N P']) -> Float['*N G G']:
+    """Return class token and patches, which go row by row from the top left, without the former as squares."""
+    side = isqrt(patches.shape[-1] - 1)
+    return patches[..., 1:].reshape(*patches.shape[:-1], side, side)

@@ -1,19 +1,34 @@
-"""`qformer attention`: where the queries look in a picture."""
+"""`qformer attention`: where the queries look in a picture, and what each does for a text."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
+
+if TYPE_CHECKING:
+    from ..analysis.attention import Looks
+    from ..analysis.fit import Fit
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Draw where each query of the Q-Former looks in a picture: its cross-attention over the patches.
+    """Draw where each query of the Q-Former looks in a picture, and with --text which of it matters.
 
-    A row a query; the columns are the mean over all layers and heads, and each layer's mean over its heads. With --text
-    a stage-1 run says how well each query fits it (ITC), best first; the queries of an instruction-aware run read it.
-    What the class token got is left out of the maps. attention.npz holds every layer and head: maps [C, H, Q, G, G],
-    class_token [C, H, Q], layers [C], and cosines [Q] where there are any.
+    A row a query, below one of their mean. Columns: (1) the mean of the cross-attention's weights over all layers and
+    heads; (2) rollout, the share of each patch in the query after the last layer, through self-attention too; (3) with
+    --text, what speaks for the text: weights times gradient of a score, where positive, one scale for all queries; then
+    the weights of each layer. What the class token got is left out of the maps.
+
+    The scores: a stage-1 run compares picture and --text by ITC (the cosine of the best query) and ITM (log odds of a
+    match, whose gradient is drawn). A run with a language model gives log p of --text as what it would write, after its
+    caption prompt or as the answer to --question. Beside each query stands its cosine, and what each score loses when
+    that query alone is left out of ITC's maximum, ITM's mean, or what the language model reads. Queries that say the
+    same have low losses each. Best first.
+
+    attention.npz holds maps [C, H, Q, G, G] of every layer and head, class_token [C, H, Q], layers [C], rollout
+    [Q, G, G]; with --text also gradient [C, H, Q, G, G], cosines [Q] (stage 1), and score_NAME, drop_NAME [Q] for each
+    of the scores itc, itm, lm.
     """
 
     run: tyro.conf.Positional[Path]
@@ -21,27 +36,50 @@ class Attention:
     picture: tyro.conf.Positional[Path]
     """Picture file."""
     text: str = ''
-    """A caption to compare with, or the question that instruction-aware queries read."""
+    """A caption to compare with, or what the language model is to write."""
+    question: str = ''
+    """What the language model, and an instruction-aware Q-Former, is asked; default: for a caption."""
     out: Path = Path('attention')
     """Folder to write."""
 
 
 def attention(options: Attention) -> None:
-    """Write attention.png and attention.npz, and print the queries that fit best."""
+    """Write attention.png and attention.npz, and print the queries that matter most."""
     import numpy as np
 
-    from ..analysis.attention import draw, looks
+    from ..analysis.attention import looks, see
+    from ..analysis.draw import draw_looks
+    from ..analysis.fit import fit
     from ..inference.blip2 import Blip2
 
     model = Blip2.load(options.run)
-    found = looks(model, options.picture, options.text)
+    seen = see(model, options.picture)
+    found = looks(model, seen, options.question)
+    fits = fit(model, seen, options.text, options.question) if options.text else None
     options.out.mkdir(parents=True, exist_ok=True)
     picture, arrays = options.out / 'attention.png', options.out / 'attention.npz'
-    draw(found, options.picture, model.run.model.vit.image_size, picture)
-    kept = {'maps': found.maps, 'class_token': found.class_token, 'layers': np.array(found.layers)}
-    np.savez(arrays, **kept, **({} if found.cosines is None else {'cosines': found.cosines}))
-    if found.cosines is not None:
-        best = ', '.join(f'{query} ({found.cosines[query]:.3f})' for query in np.argsort(-found.cosines)[:3])
-        print(f'queries that fit "{options.text}" best: {best}')
+    draw_looks(found, fits, options.picture, model.run.model.vit.image_size, picture)
+    np.savez(arrays, **_arrays(found, fits))
+    if fits:
+        _say(options.text, fits)
     print(f'wrote {picture} and {arrays}')
-    print(f'next: open {picture}')
+    print(f'next: open {picture}; over a data set: qformer queries {options.run}')
+
+
+def _arrays(found: 'Looks', fits: 'Fit | None') -> dict:
+    arrays = {'maps': found.maps, 'class_token': found.class_token, 'layers': found.layers, 'rollout': found.rollout}
+    if fits:
+        arrays |= {'gradient': fits.gradient} | ({} if fits.cosines is None else {'cosines': fits.cosines})
+        arrays |= {f'score_{name}': score for name, score in fits.scores.items()}
+        arrays |= {f'drop_{name}': drops for name, drops in fits.drops.items()}
+    return arrays
+
+
+def _say(text: str, fits: 'Fit') -> None:
+    from ..analysis.draw import SCORES, best_first
+
+    scores = ', '.join(f'{SCORES[name]} {score:.3f}' for name, score in fits.scores.items())
+    print(f'"{text}": {scores}')
+    name, drops = list(fits.drops.items())[-1]
+    best = ', '.join(f'{query} ({drops[query]:+.3f})' for query in best_first(fits, len(drops))[:3])
+    print(f'the best queries, and what the {SCORES[name]} loses without each: {best}')

@@ -1,0 +1,89 @@
+"""How much each query carries over a split of a data set: how often it wins ITC, and what is lost without it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from ..data.records import Record
+from ..data.tokenizers import clean_caption
+from ..errors import UserError
+from ..inference import passes
+from ..inference.blip2 import Blip2
+from ..inference.seen import Queries, Seen
+from ..typing import Float, Int
+from . import asked, drop, scores
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What the queries do for N texts: by `itc` and `itm` in a stage-1 run, by `lm` in one with a language model."""
+
+    drops: dict[str, Float['N Q']]
+    """What each score loses without each query: cosine; log odds of a match (nats); log p of the text (nats)."""
+    wins: Int['Q'] | None
+    """For how many pictures each query fits the text best (ITC); stage 1 only."""
+
+    @property
+    def means(self) -> dict[str, Float['Q']]:
+        """The mean drops."""
+        return {name: each.mean(axis=0) for name, each in self.drops.items()}
+
+    @property
+    def count(self) -> int:
+        """The number of texts: one a picture, or one a question."""
+        return len(next(iter(self.drops.values())))
+
+    @property
+    def order(self) -> Int['Q']:
+        """The queries, most important first: by wins, among equal ones by ITM's drop; or by the language model's."""
+        if self.wins is None:
+            return np.argsort(-self.means['lm'], kind='stable')
+        return np.lexsort((-self.means['itm'], -self.wins))
+
+
+def carried(model: Blip2, records: Sequence[Record]) -> Carried:
+    """Return what the queries carry: of first captions, or in an `instruct` run of the first answers to all questions.
+
+    Raises UserError where the records have none of them, and for a run with neither language model nor stage 1's heads.
+    """
+    model.needs('qformer')
+    parts = [records[i : i + model.batch_size] for i in range(0, len(records), model.batch_size)]
+    found = [_part(model, some) for some in parts if any(_texts(model, record) for record in some)]
+    if not found:
+        raise UserError('this split has no text to judge the queries by: name another split')
+    drops = {name: np.concatenate([drops[name] for drops, _ in found]) for name in found[0][0]}
+    return Carried(drops, None if found[0][1] is None else sum(wins for _, wins in found))
+
+
+def _part(model: Blip2, records: Sequence[Record]) -> tuple[dict[str, Float['N Q']], Int['Q'] | None]:
+    rows = [(picture, *pair) for picture, record in enumerate(records) for pair in _texts(model, record)]
+    pictures, prompts, texts = zip(*rows, strict=True)
+    given = [r.image if r.features is None else r.features for r in records]
+    if model.run.model.lm:
+        return _written(model, model.look(given).take(pictures), prompts, texts)
+    return _matched(model, model.encode(given).take(pictures), texts)
+
+
+def _texts(model: Blip2, record: Record) -> list[tuple[str, str]]:
+    """Return prompt and target for each of a record's questions, or for its first caption."""
+    pairs = [('', caption) for caption in record.captions[:1]]
+    if model.run.stage == 'instruct':
+        pairs = [(question, answers[0]) for question, answers in zip(record.questions, record.answers, strict=True)]
+    return [(asked.prompt(model, question), asked.target(text, question)) for question, text in pairs]
+
+
+def _written(
+    model: Blip2, looked: Seen | Queries, prompts: Sequence[str], targets: Sequence[str]
+) -> tuple[dict[str, Float['N Q']], None]:
+    _, drops = drop.lm_drop(model, model.soft_prefix(looked, prompts), prompts, targets)
+    return {'lm': drops}, None
+
+
+def _matched(model: Blip2, seen: Seen, texts: Sequence[str]) -> tuple[dict[str, Float['N Q']], Int['Q']]:
+    image, text = model.features(seen), model.features(texts=texts, mode='text')
+    arrays = seen.features, seen.mask, *model.text_arrays([clean_caption(text) for text in texts])
+    odds = passes.in_batches(partial(scores.odds_each, model.model, model.params), model.batch_size, *arrays)[0]
+    drops = {'itc': drop.itc_drop(drop.cosines(image, text)), 'itm': drop.itm_drop(odds)}
+    return drops, drop.itc_wins(image, text)

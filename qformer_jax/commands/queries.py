@@ -1,0 +1,59 @@
+"""`qformer queries`: how much each query carries over a data set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Say which queries of a run matter over a data set: how often each wins ITC, and what is lost without it.
+
+    A stage-1 run is judged by each picture's first caption: by ITC, whose similarity is that of the query nearest to
+    the text (it wins), and by ITM, whose log odds are the mean of the queries'. A run with a language model is judged
+    by log p of the caption, or in an `instruct` run of the first answer to each question. A query is left out of ITC's
+    maximum, ITM's mean, or what the language model reads; the others stay as they are. Queries that say the same lose
+    little each.
+
+    queries.png has a bar a query, most important first. queries.npz holds order [Q], and for each score NAME (itc, itm,
+    lm) drop_NAME [N, Q] of the N texts; of stage 1 also wins [Q], pictures that each query wins. The first m of `order`
+    are those to keep for a run with m queries.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run (`stage1` or later)."""
+    split: str = 'test'
+    """Split, in tensorflow_datasets' notation: `test[:256]` is faster; each query costs a language model a reading."""
+    data: Path | None = None
+    """Packed data set; default: the one that the run was trained on (of several, the first)."""
+    out: Path = Path('queries')
+    """Folder to write."""
+
+
+def queries(options: Queries) -> None:
+    """Write queries.png and queries.npz, and print the queries that matter most."""
+    import numpy as np
+
+    from ..analysis.carried import carried
+    from ..analysis.draw import SCORES, draw_carried
+    from ..data.dataset import Dataset
+    from ..inference.blip2 import Blip2
+    from ..training import start
+
+    done = start.finished(options.run)
+    dataset = Dataset.open(options.data or done.run.data.path)
+    dataset.check_tower(done.last.get('vit'), done.run.model.vit)
+    found = carried(Blip2.load(options.run), list(dataset.source(options.split)))
+    options.out.mkdir(parents=True, exist_ok=True)
+    picture, arrays = options.out / 'queries.png', options.out / 'queries.npz'
+    draw_carried(found, picture)
+    wins = {} if found.wins is None else {'wins': found.wins}
+    np.savez(arrays, order=found.order, **wins, **{f'drop_{name}': each for name, each in found.drops.items()})
+    if found.wins is not None:
+        best = ', '.join(f'{query} ({found.wins[query] / found.count:.1%})' for query in found.order[:5])
+        print(f'win ITC for {found.count} pictures: {best}; never: {(found.wins == 0).sum()} of {len(found.wins)}')
+    for name, drops in found.means.items():
+        best = ', '.join(f'{query} ({drops[query]:+.3f})' for query in np.argsort(-drops, kind='stable')[:5])
+        print(f'{SCORES[name]}, mean loss without a query: {best}')
+    print(f'wrote {picture} and {arrays}')
