@@ -11,7 +11,8 @@ follows each position through the layers, [of the S positions at the start | of 
     feed-forward network             no position mixes with another: as it was
 
 Each row sums to 1; what patches lack of it is of the learned queries themselves (and of the text). As the paper's, it
-is an estimate: it knows neither values nor norms, and takes a residual for as strong as what is added to it.
+is an estimate: it knows neither values nor norms, and takes a residual for as strong as what is added to it. Pooled
+features that a gate adds to the queries' output go past it.
 """
 
 from collections.abc import Sequence
