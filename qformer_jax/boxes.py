@@ -3,7 +3,7 @@
     <phrase>a red circle</phrase><object><patch_index_0044><patch_index_0863></object>
 
 A picture is a grid of G x G cells, numbered row by row: of 32 x 32, cell 44 is row 1, column 12. A box is the cell of
-its top left corner and that of its bottom right one. Boxes are (x0, y0, x1, y1) as shares of width and height, 0 to 1.
+its top left corner and that of its bottom right one.
 """
 
 import math
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from .errors import UserError
 
 Box = tuple[float, float, float, float]
+"""Left, top, right and bottom edge of a part of a picture, as shares 0..1 of its width and height."""
 
 GROUNDING, PHRASE, PHRASE_END, OBJECT, OBJECT_END, DELIMITER = MARKUP = (
     '<grounding>', '<phrase>', '</phrase>', '<object>', '</object>', '</delimiter_of_multi_objects/>',
@@ -25,6 +26,8 @@ _PLAIN = '|'.join([*map(re.escape, MARKUP), _CELL])
 _OBJECT = re.compile(rf'(?:{PHRASE}([^<]*){PHRASE_END})?{OBJECT}((?:{_CELL}|{DELIMITER})*){OBJECT_END}')
 _LEFT_OVER = re.compile(rf'(?:{OBJECT}|{OBJECT_END}|{DELIMITER}|{_CELL})+')
 _BLANK = re.compile(rf'\s+(?={_PLAIN})')
+SPLIT = re.compile(rf'\s*({_PLAIN})')
+"""Splits a text into what stands between these words, and the words; a blank before one is no part of either."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from .commands.convert import Convert, convert
 from .commands.encode import Encode, encode
 from .commands.evaluate import Evaluate, evaluate
 from .commands.export import Export, export
+from .commands.ground import Ground, ground
 from .commands.pack import Pack, pack
 from .commands.parse import parse
 from .commands.quantize import Quantize, quantize
@@ -41,9 +42,11 @@ qformer: train a Q-Former between a frozen vision tower and a frozen language mo
   qformer embed RUN PICTURE...      write ITC vectors of pictures and texts
   qformer attention RUN PICTURE     draw where the queries look, and what each does for a text
   qformer queries RUN               how much each query carries, over a data set
+  qformer attention RUN PICTURE     draw where the queries look
+  qformer ground RUN PICTURE PHRASE...  say and draw where things are
   qformer quantize RUN DEST --weights int8   a run in fewer bits, and what that costs
   qformer export RUN DEST           files that serve a run without this package
-  qformer evaluate RUN --task TASK  vqa, caption or retrieval, on a split of the data set
+  qformer evaluate RUN --task TASK  vqa, caption, retrieval or grounding, on a split of the data set
   qformer verify CASE...            compare our numbers with recorded ones
 
 Each has --help. The recipes: {recipes}
@@ -61,6 +64,7 @@ COMMANDS: dict[str, tuple[type, Callable]] = {
     'embed': (Embed, embed),
     'attention': (Attention, attention),
     'queries': (Queries, queries),
+    'ground': (Ground, ground),
     'quantize': (Quantize, quantize),
     'export': (Export, export),
     'evaluate': (Evaluate, evaluate),

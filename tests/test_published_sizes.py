@@ -77,7 +77,7 @@ def test_parameter_paths_are_public():
     models = [
         config.Blip2(vit, reference.QFORMER, reference.OPT, config.Lora(rank=4), word_head=10),
         config.Blip2(vit=None, qformer=None, lm=reference.T5, lora=config.Lora(rank=4)),
-        config.Blip2(vit=None, qformer=None, lm=reference.LLAMA),
+        config.Blip2(vit=None, qformer=None, lm=reference.LLAMA, grounding=config.Grounding(grid=2)),
         config.Blip2(vit=None, qformer=variant, lm=None),
     ]
     shapes = [leaf for c in models for leaf in flatten(blip2.shapes(c)).items()]

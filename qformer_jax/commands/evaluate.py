@@ -13,7 +13,7 @@ class Evaluate:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
-    task: Literal['vqa', 'caption', 'retrieval']
+    task: Literal['vqa', 'caption', 'retrieval', 'grounding']
     """What is judged."""
     split: str = 'test'
     """Split, in tensorflow_datasets' notation."""

@@ -7,9 +7,9 @@ The defaults are BLIP-2's published sizes (Li et al. 2023, section 3.4; ViT-g/14
 from .canonical import digest, from_json, to_json
 from .connectors import Qformer
 from .run import Blip2, Data, Objective, Optimizer, Rules, Run, Stage, Start, Training
-from .towers import T5, Llama, Lora, Opt, Vit
+from .towers import T5, Grounding, Llama, Lora, Opt, Vit
 
 __all__ = [
-    'T5', 'Blip2', 'Data', 'Llama', 'Lora', 'Objective', 'Opt', 'Optimizer', 'Qformer', 'Rules', 'Run', 'Stage',
-    'Start', 'Training', 'Vit', 'digest', 'from_json', 'to_json',
+    'T5', 'Blip2', 'Data', 'Grounding', 'Llama', 'Lora', 'Objective', 'Opt', 'Optimizer', 'Qformer', 'Rules', 'Run',
+    'Stage', 'Start', 'Training', 'Vit', 'digest', 'from_json', 'to_json',
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import json
 
 from .connectors import Qformer
 from .run import Blip2, Data, Objective, Optimizer, Run, Start, Training
-from .towers import T5, Llama, Lora, Opt, Vit
+from .towers import T5, Grounding, Llama, Lora, Opt, Vit
 
 
 def to_json(run: Run) -> str:
@@ -24,11 +24,11 @@ def from_json(text: str) -> Run:
     """Return the run whose `to_json` is `text`; raises KeyError or TypeError when it is another version's."""
     tree = json.loads(text)
     model = tree['model']
-    parts = {'vit': Vit, 'qformer': Qformer, 'lora': Lora}
+    parts = {'vit': Vit, 'qformer': Qformer, 'lora': Lora, 'grounding': Grounding}
     if model['lm']:
         parts['lm'] = {'opt': Opt, 'llama': Llama, 't5': T5}[model['lm'].get('family', 'opt')]
     model |= {name: part(**model[name]) for name, part in parts.items() if model.get(name)}
-    for name in ('question_prompt', 'caption_prompt'):
+    for name in {'question_prompt', 'caption_prompt', 'phrase_prompt'} & tree['data'].keys():
         prompts = tree['data'][name]
         tree['data'][name] = (prompts,) if isinstance(prompts, str) else tuple(prompts)  # older runs: one text
     tree['data']['mixed_with'] = tuple(tree['data'].get('mixed_with', ()))  # runs before it had one data set

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ..errors import UserError
 from .connectors import Qformer
-from .towers import T5, Llama, Lora, Opt, Vit
+from .towers import T5, Grounding, Llama, Lora, Opt, Vit
 
 Stage = Literal['vision', 'language', 'stage1', 'stage2', 'instruct']
 Rules = tuple[tuple[str, float | None], ...]
@@ -23,6 +23,8 @@ class Blip2:
     """Language model; None in stage 1."""
     lora: Lora | None = None
     """What learns of a frozen language model, in `stage2` and `instruct`; None: nothing does."""
+    grounding: Grounding | None = None
+    """Words for boxes beside the language model's own, in `stage2` and `instruct`; None: there are none."""
     word_head: int = 0
     """Outputs of the bag-of-words head; the `vision` stage sets it to the tokenizer's size, 0 elsewhere: none."""
 
@@ -55,9 +57,14 @@ class Data:
     """Prompts of the language model for a caption, drawn and taken alike."""
     caption_fraction: float = 0.0
     """Share of the rows of `language` and `instruct` that ask for the caption instead of an answer."""
+    phrase_prompt: tuple[str, ...] = ('<grounding><phrase>{phrase}</phrase>',)
+    """Prompts of the language model for the boxes of a phrase, drawn and taken alike; KOSMOS-2's own."""
+    phrase_fraction: float = 0.0
+    """Share of the rows of `stage2` and `instruct` that ask where a phrase is, of records that say so; the picture is
+    then neither cropped nor mirrored."""
 
     def __post_init__(self):
-        for name in ('question_prompt', 'caption_prompt'):
+        for name in ('question_prompt', 'caption_prompt', 'phrase_prompt'):
             if isinstance(text := getattr(self, name), str):  # or each letter would be a prompt
                 raise UserError(f"data.{name} is one text, and a tuple of them is expected: write ('{text}',)")
 

@@ -1,4 +1,4 @@
-"""The frozen ends: vision tower and language models, and what learns of the latter."""
+"""The frozen ends: vision tower and language models, and what learns of the latter, or beside it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -147,3 +147,15 @@ class Lora:
     """A step counts alpha / rank times, so that another rank needs no other learning rate."""
     targets: str = r'.*attention/(query|value)'
     """Regex over the language model's dense layers (`layer_0/mlp/up`); default: queries and values, as in the paper."""
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """Words for boxes, added to the language model's vocabulary (KOSMOS-2, Peng et al. 2023); they learn in rows of
+    their own, whose paths are `grounding/.*`."""
+
+    grid: int = 32
+    """Cells along a side of a picture (G); G * G of the words are places."""
+    in_table: bool = False
+    """Whether the rows stand at the end of the language model's table, as `qformer convert` writes them, and are frozen
+    with it; False: they are a component of their own."""

@@ -8,6 +8,7 @@ import numpy as np
 from qformer_jax.config import Run
 from qformer_jax.data import mixture
 from qformer_jax.data.dataset import Dataset, Source
+from qformer_jax.data.grounded import speaking
 from qformer_jax.data.memory import Memory
 from qformer_jax.data.rows import Row, RowMaker
 from qformer_jax.errors import UserError
@@ -81,12 +82,24 @@ def _stack(rows: list[Row]) -> Row:
 
 def _useful(run: Run, source: Source) -> list[int]:
     """Return the positions of the records that hold what the stage reads."""
-    captions, questions = source.counts[:, 0] > 0, source.counts[:, 1] > 0
-    positions = np.flatnonzero(captions | questions if run.stage == 'instruct' else captions).tolist()
+    kinds = ['caption', 'question'] if run.stage == 'instruct' else ['caption']
+    kinds += ['phrase'] if _grid(run) and run.data.phrase_fraction else []
+    columns = [{'caption': 0, 'question': 1, 'phrase': 4}[kind] for kind in kinds]
+    positions = np.flatnonzero((source.counts[:, columns] > 0).any(axis=1)).tolist()
     if not positions:
-        wanted = 'a caption or a question' if run.stage == 'instruct' else 'a caption'
+        wanted = ' or '.join(f'a {kind}' for kind in kinds)
         raise UserError(f"stage {run.stage} needs {wanted}, and no record of '{source.split}' in {source.path} has one")
     return positions
+
+
+def _grid(run: Run) -> int:
+    """Return the grid that boxes are said in, 0 in stages that ask for none; raises UserError where words lack."""
+    if run.stage not in ('stage2', 'instruct'):
+        return 0
+    if run.data.phrase_fraction and not run.model.grounding:
+        raise UserError(f'data.phrase_fraction {run.data.phrase_fraction} asks for boxes, and the model has no words '
+                        'for them; set model.grounding')  # fmt: skip
+    return run.model.grounding.grid if run.model.grounding else 0
 
 
 def _row_makers(run: Run, dataset: Dataset, sources: list[Source], training: bool) -> list[RowMaker]:
@@ -103,8 +116,9 @@ def _row_makers(run: Run, dataset: Dataset, sources: list[Source], training: boo
             image_size=size,
             max_patches=patches,
             text_tokenizer=dataset.text_tokenizer,
-            lm_tokenizer=dataset.lm_tokenizer,
+            lm_tokenizer=speaking(dataset.lm_tokenizer, run.model),
             training=training,
+            grid=_grid(run),
         )
         for source, number in zip(sources, first, strict=False)  # `first` ends with the number of all records
     ]

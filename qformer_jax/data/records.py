@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import ml_dtypes  # noqa: F401  teaches NumPy the name bfloat16
 import numpy as np
 
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom edge of a part of a picture, as shares 0..1 of its width and height."""
+from qformer_jax.boxes import Box
+
 _HEADER = struct.Struct('<8sII')  # dtype name, rows (P), columns (V); then the values, row by row
 
 
@@ -35,6 +35,11 @@ class Record:
     def __post_init__(self):
         if len(self.questions) != len(self.answers):
             raise ValueError(f'{self.image_id}: {len(self.questions)} questions, {len(self.answers)} lists of answers')
+
+    @property
+    def places(self) -> list[tuple[str, tuple[Box, ...]]]:
+        """Each phrase once, with all its boxes."""
+        return [(name, tuple(box for other, box in self.phrases if other == name)) for name in dict(self.phrases)]
 
 
 def pack_array(array: np.ndarray) -> bytes:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from qformer_jax import boxes
 from qformer_jax.config import Data, Stage
 from qformer_jax.data.memory import Memory
 from qformer_jax.data.records import Record
-from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, asked, clean_caption, lm_row, pad
+from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, asked, clean_caption, lm_row, located, pad
 from qformer_jax.data.transforms import eval_image, train_image
 from qformer_jax.errors import UserError
 
@@ -37,11 +38,15 @@ class RowMaker:
     """The language model's."""
     training: bool
     """Whether pictures are cropped and mirrored, and prompts drawn."""
+    grid: int = 0
+    """Cells along a side of a picture that boxes are said in; 0: no box is asked for."""
 
     def __call__(self, position: int, rng: np.random.Generator) -> Row:
         """Return the row; raises UserError when `max_lm_text` leaves no room for its target."""
         record, image = self.memory[position]
         row = {'image_id': np.int32(self.first + position)}
+        if self._asks_box(record, rng):
+            return row | self._seen(record, image, None) | self._box(record, rng)
         if self.stage != 'language':
             row |= self._seen(record, image, rng)
         match self.stage:
@@ -54,13 +59,13 @@ class RowMaker:
             case _:
                 return row | self._text(_caption(record, rng))
 
-    def _seen(self, record: Record, image: Image.Image | None, rng: np.random.Generator) -> Row:
-        """Return the picture, or the features padded with zeros and their mask."""
+    def _seen(self, record: Record, image: Image.Image | None, rng: np.random.Generator | None) -> Row:
+        """Return the picture (without `rng` the whole one), or the features padded with zeros and their mask."""
         if not self.image_size:
             padded = np.zeros((self.max_patches, record.features.shape[1]), np.float32)
             padded[: len(record.features)] = record.features
             return {'features': padded, 'feature_mask': np.arange(self.max_patches) < len(record.features)}
-        if self.training:
+        if self.training and rng:
             return {'image': train_image(image, self.image_size, self.data.crop_scale, self.data.flip, rng)}
         return {'image': eval_image(image, self.image_size)}
 
@@ -95,6 +100,19 @@ class RowMaker:
         question, answer = _question(record, rng)
         prompt = self._prompt(question, rng)
         return self._text(prompt) | self._lm(record, prompt, answer)
+
+    def _box(self, record: Record, rng: np.random.Generator) -> Row:
+        """Return a row that asks where a phrase is; the answer is its boxes, however many."""
+        phrase, places = record.places[rng.integers(len(record.places))]
+        prompt = located(self._drawn(self.data.phrase_prompt, rng), phrase)
+        row = self._lm(record, prompt, boxes.spell(places, self.grid))
+        return row | (self._text(boxes.plain(prompt)) if self.stage == 'instruct' else {})
+
+    def _asks_box(self, record: Record, rng: np.random.Generator) -> bool:
+        """Draw nothing where no box may be asked for, so that the draws of other rows stay what they were."""
+        if not self.grid or not record.phrases or not self.data.phrase_fraction:
+            return False
+        return not (record.captions or record.questions) or rng.random() < self.data.phrase_fraction
 
     def _asks_caption(self, record: Record, rng: np.random.Generator) -> bool:
         chosen = rng.random() < self.data.caption_fraction

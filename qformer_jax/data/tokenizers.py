@@ -35,6 +35,11 @@ def asked(prompt: str, question: str) -> str:
     return prompt.format(question=clean_question(question.strip()))
 
 
+def located(prompt: str, phrase: str) -> str:
+    """Return a prompt that asks for the boxes of a phrase, which is cleaned as a caption is."""
+    return prompt.format(phrase=clean_caption(phrase))
+
+
 def train_wordpiece(texts: Iterable[str], size: int) -> Tokenizer:
     """Return a lower-casing WordPiece tokenizer of at most `size` entries; `[PAD]` is 0, `[DEC]` is not in it."""
     texts = list(texts)
@@ -101,7 +106,7 @@ class LmTokenizer:
     def __init__(self, tokenizer: Tokenizer):
         tokenizer.encode_special_tokens = True  # a "</s>" that a user types is text
         tokenizer.no_truncation(), tokenizer.no_padding()  # which a file may ask for
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.marks = marks_of(tokenizer)
         self.pad_id, self.end_id = self.marks.pad, self.marks.end
         self.vocab_size = tokenizer.get_vocab_size()
@@ -130,7 +135,7 @@ class LmTokenizer:
 
     def save(self, path: Path) -> None:
         """Write the tokenizer as one `.json` that `load` reads."""
-        self._tokenizer.save(str(path))
+        self.tokenizer.save(str(path))
 
     def ids(self, text: str) -> list[int]:
         """Return the text's ids, no special token added."""
@@ -138,7 +143,7 @@ class LmTokenizer:
 
     def decode(self, ids: Int['T'] | Sequence[int]) -> str:
         """Return the text of the ids, without special tokens."""
-        return self._tokenizer.decode([int(i) for i in ids if i < self.vocab_size])
+        return self.tokenizer.decode([int(i) for i in ids if i < self.vocab_size])
 
 
 def prompt_ids(tokenizer: LmTokenizer, prompt: str) -> list[int]:

@@ -19,17 +19,19 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ..boxes import Grounded
 from ..data.dataset import Dataset
 from ..data.records import Record
 from ..data.tokenizers import clean_caption
 from ..errors import UserError
 from ..inference.blip2 import Blip2
+from ..inference.locate import locate
 from ..inference.rerank import RERANKED, rerank
 from ..inference.seen import Queries, Seen
 from ..objectives import matching
 from ..training import start
 from ..typing import Array, Int
-from . import retrieval, vqa
+from . import grounding, retrieval, vqa
 
 PICTURES_AT_ONCE = 256
 QUESTIONS_AT_ONCE = 4096
@@ -215,8 +217,41 @@ def match_accuracy(
     return {'ITM accuracy': float(((scores[:, 1] > scores[:, 0]) == matched).mean()), 'ITM, always no': 2 / 3}
 
 
+def judge_grounding(model: Blip2, dataset: Dataset, split: str) -> Judged:
+    """Say where every phrase is; again with the pictures shuffled; and one box for all (the one that fits most)."""
+    records = [r for r in dataset.source(split) if r.phrases]
+    _need(records, 'phrase with boxes', split)
+    looked = _look(model, records)
+    asked = [(i, phrase, truth) for i, record in enumerate(records) for phrase, truth in record.places]
+    positions, phrases, truths = (list(column) for column in zip(*asked, strict=True))
+    other = np.random.default_rng(0).permutation(len(records))[positions]
+    said, blind = (_located(model, looked, rows, phrases) for rows in (np.array(positions), other))
+    train = [box for record in dataset.source(model.run.data.train_split) for _, box in record.phrases]
+    answers = [grounding.first(text) for text in said]
+    fits = grounding.fits(answers, truths)
+    levels = {
+        'R@1 at IoU 0.5': fits,
+        'with shuffled pictures': grounding.fits([grounding.first(text) for text in blind], truths),
+        'one box for all pictures': grounding.fits([grounding.blind(train)] * len(truths), truths),
+    }
+    rows = [
+        {'image': records[i].image_id, 'phrase': phrase, 'prediction': box, 'boxes': truth, 'iou': round(float(iou), 4)}
+        for (i, phrase, truth), box, iou in zip(asked, answers, fits, strict=True)
+    ]
+    numbers = {name: float((ious > grounding.FITS).mean()) for name, ious in levels.items()}
+    numbers |= {'mean IoU': float(fits.mean()), 'malformed answers': np.mean([bool(s.dropped) for s in said]).item()}
+    return Judged(numbers | {'number of phrases': len(phrases)}, rows)
+
+
+def _located(model: Blip2, looked: Seen | Queries, pictures: Int['N'], phrases: Sequence[str]) -> list[Grounded]:
+    """Say where each phrase is in picture `pictures[n]`; of pictures there are no more copies than phrases at once."""
+    parts = [slice(i, i + QUESTIONS_AT_ONCE) for i in range(0, len(phrases), QUESTIONS_AT_ONCE)]
+    return [text for part in parts for text in locate(model, looked.take(pictures[part]), phrases[part])]
+
+
 TASKS: dict[str, Callable[[Blip2, Dataset, str], Judged]] = {
     'vqa': judge_vqa,
     'caption': judge_caption,
     'retrieval': judge_retrieval,
+    'grounding': judge_grounding,
 }

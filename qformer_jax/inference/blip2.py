@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import config
+from .. import boxes, config
 from ..data import ahead
 from ..data.cache import Cache
+from ..data.grounded import speaking
 from ..data.pack import BYTE_BPE, WORDPIECE
 from ..data.tokenizers import LmTokenizer, TextTokenizer, asked, clean_caption, prompt_ids
 from ..errors import UserError
@@ -107,7 +108,7 @@ class Blip2:
     @functools.cached_property
     def lm_tokenizer(self) -> LmTokenizer:
         """The language model's; raises UserError if the run has none."""
-        return LmTokenizer.load(self._tokenizer(BYTE_BPE, 'lm'))
+        return speaking(LmTokenizer.load(self._tokenizer(BYTE_BPE, 'lm')), self.run.model)
 
     def _tokenizer(self, name: str, kind: str) -> Path:
         path = self.folder / name
@@ -305,7 +306,7 @@ class Blip2:
         looked = self.look(pictures)
         if isinstance(looked, Queries):
             return self._in_batches(passes.project, looked.queries)[0]
-        text = self.text_arrays(prompts)
+        text = self.text_arrays(list(map(boxes.plain, prompts)))
         return self._in_batches(passes.soft_prefix, looked.features, looked.mask, *text)[0]
 
     def features(

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..typing import Bool, Float, Int, Params, UInt8
-from . import lora, masks
+from . import added, lora, masks
 from .layers import at_least_float32, dense
 from .llama import Llama
 from .opt import Opt
@@ -130,11 +130,20 @@ def init(model: Blip2, key: jax.Array) -> Params:
 
     def make(key: jax.Array) -> Params:
         params = model.init(key, method='touch_everything')['params']
-        c = model.config.lora
-        return params | ({'lora': lora.init(c, params['lm'], jax.random.fold_in(key, 1))} if c else {})
+        c = model.config
+        if c.lora:
+            params['lora'] = lora.init(c.lora, params['lm'], jax.random.fold_in(key, 1))
+        if c.grounding and not c.grounding.in_table:
+            params['grounding'] = added.init(c.grounding, params['lm'], jax.random.fold_in(key, 2))
+        return params
 
     # Compiled, the pass that touches every part drops out: only what draws the numbers is left.
     return jax.jit(make)(key)
+
+
+def applied(params: Params, c: config.Blip2) -> Params:
+    """Return the parameters as `apply` takes them: steps beside their kernels, added rows behind their tables."""
+    return added.extend(lora.adapt(params, c.lora), c.grounding)
 
 
 def shapes(c: config.Blip2) -> Params:

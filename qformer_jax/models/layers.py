@@ -10,6 +10,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from ..typing import Array, Bool, Float
+from .added import Extended
 from .lora import Adapted
 from .quantized import Quantized, product, weight
 
@@ -53,12 +54,15 @@ def rms_norm(eps: float, dtype: DTypeLike) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=eps, dtype=dtype)
 
 
-def products(x: Float['R I'], kernel: Array | Quantized | Adapted, out_dtype: DTypeLike) -> Float['R O']:
+def products(x: Float['R I'], kernel: Array | Quantized | Adapted | Extended, out_dtype: DTypeLike) -> Float['R O']:
     """Return the products of each row of `x` with a kernel of any kind, computed in the precision of `x`.
 
     One row of bfloat16 goes through beside itself: XLA makes a sum down the columns of its product, which on an H100
     lets a step of OPT-2.7B take 5.1 ms, where two rows take 2.7 (experiments/quantization).
     """
+    if isinstance(kernel, Extended):
+        parts = (products(x, part, out_dtype) for part in (kernel.table, kernel.added.T))
+        return jnp.concatenate(list(parts), axis=1)
     if isinstance(kernel, Adapted):
         step = products(products(x, kernel.down, x.dtype), kernel.up, out_dtype)
         return products(x, kernel.kernel, out_dtype) + kernel.scale * step
@@ -88,7 +92,7 @@ class Dense(nn.Module):
         y = products(flat, kernel, out_dtype)
         if self.use_bias:
             y += self.param('bias', nn.initializers.zeros, (self.width,), jnp.float32).astype(out_dtype)[None]
-        return y.reshape(*x.shape[:-1], self.width)
+        return y.reshape(*x.shape[:-1], y.shape[1])  # `width`, and any rows that were added
 
 
 def dense(width: int, dtype: DTypeLike, use_bias: bool = True, kernel_init: Initializer = LECUN) -> Dense:
@@ -101,8 +105,10 @@ def untied_head(vocab_size: int, dtype: DTypeLike) -> Dense:
     return Dense(vocab_size, dtype, use_bias=False, out_dtype=jnp.promote_types(dtype, jnp.float32))
 
 
-def tied_logits(x: Float['B T D'], table: Float['N D'] | Quantized) -> Float['B T N']:
+def tied_logits(x: Float['B T D'], table: Float['N D'] | Quantized | Extended) -> Float['B T M']:
     """Return the products of hidden states with a token table, in float32 or wider."""
+    if isinstance(table, Extended):
+        return jnp.concatenate([tied_logits(x, table.table), tied_logits(x, table.added)], axis=-1)
     flat = x.reshape(-1, x.shape[-1])
     wide = jnp.promote_types(x.dtype, jnp.float32)
     if isinstance(table, Quantized):

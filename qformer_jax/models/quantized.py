@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from ..rules import flatten
 from ..typing import Array, Float, Int, Params
+from .added import Extended
 from .lora import Adapted
 
 GROUP = 64  # entries of a row that share a scale, where they have 4 bits
@@ -129,7 +130,7 @@ def _sums(row: Float['I'], rows: Quantized) -> Float['O']:
     return (groups * rows.scale).sum(axis=-1)
 
 
-def weight(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Array | Quantized | Adapted:
-    """Return a parameter of `module`, which may have been quantized or adapted since it was made."""
+def weight(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Any:
+    """Return a parameter of `module`, which may have been quantized, adapted or extended since it was made."""
     held = module.get_variable('params', name)
-    return held if isinstance(held, Quantized | Adapted) else module.param(name, init, shape, jnp.float32)
+    return held if isinstance(held, Quantized | Adapted | Extended) else module.param(name, init, shape, jnp.float32)

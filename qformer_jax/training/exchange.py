@@ -27,7 +27,8 @@ from ..convert.tensors import State, Tensor
 from ..data.pack import BYTE_BPE, WORDPIECE
 from ..data.tokenizers import LmTokenizer, TextTokenizer
 from ..errors import UserError, full_disk_as_user_error
-from ..models import blip2, lora
+from ..models import blip2
+from ..models.added import Extended
 from ..models.lora import Adapted
 from ..prompts import INSTRUCTBLIP_CAPTIONS, INSTRUCTBLIP_QUESTIONS
 from ..rules import flatten, unflatten
@@ -84,17 +85,20 @@ def _read_run(done: start.Finished) -> Model:
     check_complete(tensors, blip2.shapes(done.run.model))
     tokenizers = [path if (path := done.folder / name).is_file() else None for name in (BYTE_BPE, WORDPIECE)]
     notes = ('its LoRA is merged into the language model',) if done.run.model.lora else ()
-    return Model(start.merged(done.run), _merge(tensors, done.run.model.lora), tuple(files), notes, *tokenizers)
+    notes += ("its added words are in the language model's tables",) if 'grounding' in done.last else ()
+    merged = start.merged(done.run)
+    return Model(merged, _merge(tensors, done.run.model, merged.model), tuple(files), notes, *tokenizers)
 
 
-def _merge(tensors: State, c: config.Lora | None) -> State:
-    """Return the tensors without a LoRA, whose steps are added to their kernels as these are read."""
-    flat = flatten(lora.adapt(unflatten(tensors), c))
-    return {path: _merged(leaf) if isinstance(leaf, Adapted) else leaf for path, leaf in flat.items()}
+def _merge(tensors: State, m: config.Blip2, merged: config.Blip2) -> State:
+    """Return the tensors without a LoRA and added rows, which join their kernels and tables as these are read."""
+    flat, shapes = flatten(blip2.applied(unflatten(tensors), m)), flatten(blip2.shapes(merged))
+    return {path: x if isinstance(x, Tensor) else _merged(x, shapes[path].shape) for path, x in flat.items()}
 
 
-def _merged(leaf: Adapted) -> Tensor:
-    return replace(leaf.kernel, read=lambda: jax.tree.map(lambda tensor: tensor.read(), leaf).merged())
+def _merged(leaf: Adapted | Extended, shape: tuple[int, ...]) -> Tensor:
+    read = lambda: jax.tree.map(lambda tensor: tensor.read(), leaf).merged()  # noqa: E731
+    return Tensor(shape, jax.tree.leaves(leaf)[0].dtype, read)
 
 
 def run_of(m: config.Blip2) -> config.Run:

@@ -1,6 +1,6 @@
 """What a run begins with: a completed configuration, an identity, and parameters.
 
-Parameters come, a component at a time (`vit`, `qformer`, `lm_projection`, `lm`, `lora`), from the first of
+Parameters come, a component at a time (`vit`, `qformer`, `lm_projection`, `lm`, `lora`, `grounding`), from the first of
     1. resume      a checkpoint of this very run (`training/loop.py`)
     2. checkpoint  `start.checkpoint`, a finished run, if it holds the component
     3. pretrained  `start.vit`, `start.lm`: the run that pretrained that tower
@@ -8,6 +8,7 @@ Parameters come, a component at a time (`vit`, `qformer`, `lm_projection`, `lm`,
 """
 
 import dataclasses
+import functools
 import json
 import shutil
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from .. import config
 from ..convert import store
 from ..data.dataset import Dataset
 from ..errors import UserError
-from ..models import blip2, lora, quantized
+from ..models import added, blip2, lora, quantized
 from ..rules import flatten, match
 from ..typing import Params
 
@@ -77,14 +78,15 @@ def load_components(done: Finished, which: str = 'last') -> Params:
 
 
 def for_use(done: Finished, which: str = 'last') -> tuple[config.Run, Params]:
-    """Return a finished run and its parameters, a LoRA merged into its language model."""
+    """Return a finished run and its parameters, a LoRA and added rows merged into its language model."""
     params = load_components(done, which)
-    return merged(done.run), lora.merge(params, done.run.model.lora)
+    m = done.run.model
+    return merged(done.run), added.merge(lora.merge(params, m.lora), m.grounding)
 
 
 def merged(run: config.Run) -> config.Run:
-    """Return the run that a run is once its LoRA is merged."""
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, lora=None))
+    """Return the run that a run is once its LoRA and added rows are merged."""
+    return dataclasses.replace(run, model=added.merged(dataclasses.replace(run.model, lora=None)))
 
 
 def complete(run: config.Run, dataset: Dataset) -> config.Run:
@@ -232,6 +234,9 @@ def parameters(run: config.Run, inputs: dict[str, str]) -> tuple[Params, dict[st
         source |= dict.fromkeys(missing, 'scratch')
     if 'lm_projection' in missing and source['lm'] != 'scratch':
         params['lm_projection'] = _like_tokens(params['lm_projection'], params['lm']['word_embedding'])
+    if 'grounding' in missing and source['lm'] != 'scratch':
+        key = jax.random.fold_in(jax.random.key(run.training.seed), 2)
+        params['grounding'] = jax.jit(functools.partial(added.init, run.model.grounding))(params['lm'], key)
     return params, dict(sorted(source.items()))
 
 

@@ -11,8 +11,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from .. import config
-from ..models import lora
-from ..models.blip2 import Blip2
+from ..models.blip2 import Blip2, applied
 from ..parallel.mesh import replicated
 from ..rules import merge
 from ..typing import Array, Params
@@ -60,7 +59,7 @@ def make_loss(run: config.Run, model: Blip2, mesh: Mesh) -> Callable[..., Result
 
     def loss(trainable: Params, frozen: Params, batch: Batch, key: Array, train: bool) -> Result:
         dropout_key, draw_key = jax.random.split(key)
-        variables = {'params': lora.adapt(merge(trainable, frozen), run.model.lora)}
+        variables = {'params': applied(merge(trainable, frozen), run.model)}
         return call(variables, batch, draw_key, train, rngs={'dropout': dropout_key})
 
     return loss

@@ -1,0 +1,52 @@
+"""`qformer ground`: where phrases are in a picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Say where things are in a picture: a box for each phrase, in location words, as KOSMOS-2 does.
+
+    The run's language model reads the picture and <grounding><phrase>PHRASE</phrase>, and writes
+    <object><patch_index_0044><patch_index_0863></object>: the cells of the box's top left and bottom right corner on a
+    grid, 32 x 32 unless the run's model.grounding says otherwise. A side is so exact to half a cell. What the model
+    writes that is no box is left out and counted. ground.json holds, a phrase each, the boxes (left, top, right and
+    bottom edge as shares of width and height) and that count.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run that was trained with model.grounding."""
+    picture: tyro.conf.Positional[Path]
+    """Picture file."""
+    phrases: tyro.conf.Positional[tuple[str, ...]]
+    """What to look for: 'the red circle'."""
+    out: Path = Path('ground')
+    """Folder to write."""
+
+
+def ground(options: Ground) -> None:
+    """Print the boxes; write ground.png and ground.json."""
+    import json
+
+    from ..errors import UserError
+    from ..inference.blip2 import Blip2
+    from ..inference.locate import draw, locate
+
+    if not options.phrases:
+        raise UserError("no phrase given: say what to look for, such as 'the red circle'")
+    model = Blip2.load(options.run)
+    looked = model.look([options.picture]).take([0] * len(options.phrases))
+    said = dict(zip(options.phrases, locate(model, looked, options.phrases), strict=True))
+    places = {phrase: tuple(box for _, found in text.found for box in found) for phrase, text in said.items()}
+    options.out.mkdir(parents=True, exist_ok=True)
+    drawing, table = options.out / 'ground.png', options.out / 'ground.json'
+    draw(options.picture, places, drawing)
+    rows = [{'phrase': p, 'boxes': places[p], 'dropped': text.dropped} for p, text in said.items()]
+    table.write_text(json.dumps({'picture': str(options.picture), 'phrases': rows}, indent=1))
+    for row in rows:
+        found = ', '.join('(' + ', '.join(f'{edge:.3f}' for edge in box) + ')' for box in row['boxes'])
+        print(f'{row["phrase"]}: {found or "no box"}' + (f' ({row["dropped"]} dropped)' if row['dropped'] else ''))
+    print(f'wrote {drawing} and {table}')

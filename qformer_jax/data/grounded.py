@@ -1,0 +1,39 @@
+"""A language model's tokenizer with the words for boxes behind its vocabulary, each of which is one id."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+from qformer_jax import boxes
+from qformer_jax.config import Blip2
+from qformer_jax.data.tokenizers import LmTokenizer
+from qformer_jax.typing import Int
+
+
+class GroundedTokenizer(LmTokenizer):
+    """Words of their own ids; `vocab_size` stays that of the words that the tokenizer was trained with."""
+
+    def __init__(self, plain: LmTokenizer, words: Sequence[str], first: int):
+        super().__init__(plain.tokenizer)
+        self._words, self._first = tuple(words), first
+        self._numbers = {word: first + i for i, word in enumerate(words)}
+
+    def ids(self, text: str) -> list[int]:
+        """Return the text's ids; a word that is added is one wherever it stands, and a blank before it is dropped."""
+        plain, pieces = super().ids, boxes.SPLIT.split(text)
+        return [i for piece in pieces for i in ([self._numbers[piece]] if piece in self._numbers else plain(piece))]
+
+    def decode(self, ids: Int['T'] | Sequence[int]) -> str:
+        """Return the text of the ids, added words among them, without special tokens."""
+        plain, parts = super().decode, itertools.groupby(map(int, ids), lambda i: i >= self._first)
+        return ''.join(self._spelled(part) if added else plain(list(part)) for added, part in parts)
+
+    def _spelled(self, ids: Iterable[int]) -> str:
+        return ''.join(self._words[i - self._first] for i in ids)
+
+
+def speaking(tokenizer: LmTokenizer, m: Blip2) -> LmTokenizer:
+    """Return the tokenizer with the words that a model adds to its language model's, if it adds any."""
+    if not m.grounding:
+        return tokenizer
+    words = boxes.words(m.grounding.grid)
+    return GroundedTokenizer(tokenizer, words, m.lm.vocab_size - (len(words) if m.grounding.in_table else 0))
