@@ -42,7 +42,6 @@ qformer: train a Q-Former between a frozen vision tower and a frozen language mo
   qformer embed RUN PICTURE...      write ITC vectors of pictures and texts
   qformer attention RUN PICTURE     draw where the queries look, and what each does for a text
   qformer queries RUN               how much each query carries, over a data set
-  qformer attention RUN PICTURE     draw where the queries look
   qformer ground RUN PICTURE PHRASE...  say and draw where things are
   qformer quantize RUN DEST --weights int8   a run in fewer bits, and what that costs
   qformer export RUN DEST           files that serve a run without this package
