@@ -29,7 +29,7 @@ FROZEN_TOWER = {'blip2_vitg_stage1': 985_894_528, 'blip2_vitl_stage1': 277_985_2
 def sized(c: config.Blip2) -> config.Blip2:
     """Return the model with the sizes that a data set would fill in."""
     fill = {
-        'qformer': {'feature_width': c.vit.width if c.vit else 8, 'vocab_size': 100},
+        'qformer': {'feature_width': c.vit.feature_width if c.vit else 8, 'vocab_size': 100},
         'lm': {'vocab_size': 300},
     }
     parts = {}

@@ -21,6 +21,8 @@ class Encode:
     """Folder to write."""
     vit: Path = tyro.MISSING
     """Finished run whose vision tower encodes: the `vision` run, a converted one, or any that begins with it."""
+    taps: tuple[int, ...] = ()
+    """Blocks whose outputs side by side are the features (`model.vit.taps`); empty: as in the tower's run."""
     batch_size: int = 64
     """Pictures that go through the tower together."""
 
@@ -29,4 +31,4 @@ def encode(options: Encode) -> None:
     """Encode, and say what was written and how to train from it."""
     from ..inference.encode import encode as encode_pictures
 
-    encode_pictures(options.data, options.out, options.vit, options.batch_size)
+    encode_pictures(options.data, options.out, options.vit, options.batch_size, options.taps)

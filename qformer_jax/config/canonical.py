@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from typing import Any
 
 from .connectors import Qformer
 from .run import Blip2, Data, Objective, Optimizer, Run, Start, Training
@@ -20,14 +21,21 @@ def digest(run: Run, inputs: dict[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def vit_of(tree: dict[str, Any]) -> Vit:
+    """Return the vision tower whose canonical JSON is read as `tree`."""
+    return Vit(**tree | {'taps': tuple(tree.get('taps', ()))})  # runs before it had none
+
+
 def from_json(text: str) -> Run:
     """Return the run whose `to_json` is `text`; raises KeyError or TypeError when it is another version's."""
     tree = json.loads(text)
     model = tree['model']
-    parts = {'vit': Vit, 'qformer': Qformer, 'lora': Lora, 'grounding': Grounding}
+    parts = {'qformer': Qformer, 'lora': Lora, 'grounding': Grounding}
     if model['lm']:
         parts['lm'] = {'opt': Opt, 'llama': Llama, 't5': T5}[model['lm'].get('family', 'opt')]
     model |= {name: part(**model[name]) for name, part in parts.items() if model.get(name)}
+    if model['vit']:
+        model['vit'] = vit_of(model['vit'])
     for name in {'question_prompt', 'caption_prompt', 'phrase_prompt'} & tree['data'].keys():
         prompts = tree['data'][name]
         tree['data'][name] = (prompts,) if isinstance(prompts, str) else tuple(prompts)  # older runs: one text

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True)
 class Vit:
@@ -13,7 +15,7 @@ class Vit:
     patch_size: int = 14
     """Height and width of a patch, pixels."""
     width: int = 1408
-    """Features a token (V)."""
+    """Hidden width."""
     depth: int = 39
     """Number of blocks."""
     heads: int = 16
@@ -36,6 +38,18 @@ class Vit:
     """DINOv2's LayerNorm after the last block (BLIP-2 normalises on the Q-Former's side instead)."""
     position_resize: Literal['half_pixel', 'align_corners'] = 'half_pixel'
     """Grid of the bicubic position resize: EVA and DINOv2 use half-pixel centres, LAVIS's CLIP aligned corners."""
+    taps: tuple[int, ...] = ()
+    """Blocks, from 0, whose outputs side by side are the features (Yao et al. 2024); empty: the last one alone."""
+
+    def __post_init__(self):
+        wrong = [tap for tap in self.taps if not 0 <= tap < self.depth]
+        if wrong:
+            raise UserError(f'model.vit.taps has {wrong[0]}, but the blocks are numbered 0 to {self.depth - 1}')
+
+    @property
+    def feature_width(self) -> int:
+        """Width of what leaves the tower (V): its own, for each tap."""
+        return self.width * max(1, len(self.taps))
 
 
 @dataclass(frozen=True)

@@ -87,9 +87,9 @@ def _check_parts(model: config.Blip2, tensors: State) -> None:
             'there is a projection to a language model, but no language model (published LAVIS files hold only what '
             'was trained): name its checkpoint as a further source'
         )
-    if model.vit and model.qformer and model.vit.width != model.qformer.feature_width:
+    if model.vit and model.qformer and model.vit.feature_width != model.qformer.feature_width:
         raise UserError(
-            f'the tower gives features of width {model.vit.width}, but the Q-Former reads '
+            f'the tower gives features of width {model.vit.feature_width}, but the Q-Former reads '
             f'{model.qformer.feature_width}: they are not of one model'
         )
 

@@ -13,8 +13,8 @@ from . import huggingface, lavis
 from .table import Table, check_complete, to_theirs
 from .tensors import State, Tensor
 
-_OURS = ('query_bank', 'local_queries', 'gated_residual')
-"""Fields of a Q-Former with which it computes what no class of theirs does."""
+_OURS = {'vit': ('taps',), 'qformer': ('query_bank', 'local_queries', 'gated_residual')}
+"""Part -> fields with which it computes what no class of theirs does."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def for_huggingface(model: config.Blip2, reads: bool) -> Target:
 
 
 def _check_plain(model: config.Blip2, whose: str) -> None:
-    plain = config.Qformer()
-    for name in _OURS if model.qformer else ():
-        value = getattr(model.qformer, name)
-        if value != getattr(plain, name):
-            raise UserError(f"no class of {whose}'s computes what model.qformer.{name.replace('_', '-')} {value} does")
+    plain = config.Blip2()
+    for part, name in [(part, name) for part, names in _OURS.items() for name in names if getattr(model, part)]:
+        value = getattr(getattr(model, part), name)
+        if value != getattr(getattr(plain, part), name):
+            raise UserError(f"no class of {whose}'s computes what model.{part}.{name.replace('_', '-')} {value} does")
 
 
 def _kept(model: config.Blip2, reads: bool, of_stage1: str) -> config.Qformer:

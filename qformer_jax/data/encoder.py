@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from qformer_jax.config import Vit
+from qformer_jax.config import Vit, vit_of
 from qformer_jax.data.transforms import READ
 from qformer_jax.errors import UserError
 
@@ -33,7 +33,7 @@ class Encoder:
         if not (folder / FILE).is_file():
             return None
         tree = json.loads((folder / FILE).read_text())
-        return cls(**tree | {'vit': Vit(**tree['vit'])})
+        return cls(**tree | {'vit': vit_of(tree['vit'])})
 
     def save(self, folder: Path) -> None:
         """Write it into a packed data set."""

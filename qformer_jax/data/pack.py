@@ -71,6 +71,8 @@ def pack(
         summary = f'{counts}; vocabularies: WordPiece {text.vocab_size}, byte BPE {lm.vocab_size}'
         _publish(packed, out, summary)
         more = f' --start.vit {encoder.run} --data.crop-scale 1 1 --data.no-flip' if encoder else ''
+        if encoder and encoder.vit.taps:
+            more += ' --model.vit.taps ' + ' '.join(map(str, encoder.vit.taps))
         print(f'next: qformer train RECIPE --run RUN --data.path {out}{more}')
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

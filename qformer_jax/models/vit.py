@@ -85,10 +85,10 @@ class VitOutput:
     """What a tower sees; class token first."""
 
     features: Float['B P V']
-    embedded: Float['B P V']
+    embedded: Float['B P I']
     """What enters the first block."""
     hidden_states: tuple[Array, ...]
-    """Output of each block."""
+    """[B, P, I], output of each block that was needed."""
 
 
 class Vit(nn.Module):
@@ -113,7 +113,10 @@ class Vit(nn.Module):
             self.norm = layer_norm(c.norm_eps, self.dtype)
 
     def __call__(self, pixels: Float['B S W 3']) -> VitOutput:
-        """Return features [B, 1 + patches, V]."""
+        """Return features [B, 1 + patches, V], of the last block or of the taps (DenseConnector's, Yao et al. 2024).
+
+        Blocks after the last tap are not computed, but have parameters: a tower is the same one whatever is tapped.
+        """
         patches = self.patch_projection(pixels.astype(self.dtype))
         batch, *grid, width = patches.shape
         x = patches.reshape(batch, -1, width)
@@ -121,8 +124,9 @@ class Vit(nn.Module):
         positions = resize_positions(self.position_embedding, tuple(grid), self.config.position_resize)
         x = jnp.concatenate([first, x], axis=1) + positions.astype(self.dtype)[None]
         embedded = x = self.pre_norm(x) if self.config.pre_norm else x
-        hidden = []
-        for layer in self.layer:
+        hidden, taps = [], self.config.taps or (self.config.depth - 1,)
+        for layer in self.layer if self.is_initializing() else self.layer[: max(taps) + 1]:
             x = layer(x)
             hidden.append(x)
-        return VitOutput(self.norm(x) if self.config.final_norm else x, embedded, tuple(hidden))
+        tapped = [self.norm(hidden[tap]) if self.config.final_norm else hidden[tap] for tap in taps]
+        return VitOutput(jnp.concatenate(tapped, axis=-1), embedded, tuple(hidden))

@@ -94,7 +94,7 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
     m = run.model
     words = dataset.text_tokenizer.vocab_size
     if m.qformer:
-        width = m.vit.width if m.vit else (dataset.feature_shape or (0, 0))[1]
+        width = m.vit.feature_width if m.vit else (dataset.feature_shape or (0, 0))[1]
         if not width:
             raise UserError(f"data set '{run.data.path}' holds pictures, but model.vit is None: give the run a tower")
         m = dataclasses.replace(
