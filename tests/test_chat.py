@@ -97,7 +97,7 @@ def test_an_instruction_aware_model_keeps_features_only(talker, monkeypatch):
     said = f'{aware.question_prompts(QUESTIONS[:1])[0]} {dialogue.turns[0][1]} '
     newest = aware.question_prompts(QUESTIONS[1:2])
     prefix = aware.soft_prefix(again.looked, newest)
-    padded = aware.padded_prompts([said + newest[0]], prefix.shape[1] + SETTINGS.max_new_tokens - 1)
+    padded = aware.padded_prompts([said + newest[0]], prefix.exists.shape[1] + SETTINGS.max_new_tokens - 1)
     settings = ending(SETTINGS, aware.lm_tokenizer.end_id)
     (ids,) = decode.with_lm(aware.model, aware.params, prefix, *padded, settings=settings).tokens[0]
     assert again.turns[1][1] == aware.lm_tokenizer.decode(ids[~np.isin(ids, settings.end_ids)]).strip()

@@ -92,12 +92,14 @@ def test_an_artefact_writes_what_its_functions_write(written, rows, length):
     prompt = draw.integers(3, 50, (rows, length)).astype(np.int32)
     exists = np.arange(length)[None] >= np.arange(rows)[:, None]
     prefix = draw.normal(size=(rows, 4, 16)).astype(np.float32)
-    logits, state = same(both('prefill', prefix, prompt, exists, np.ones(4, bool)), tolerance)
+    given = prefix, np.ones(prefix.shape[:2], bool), prompt, exists
+    logits, state = same(both('prefill', *given, np.ones(4, bool)), tolerance)
     words = [logits.argmax(axis=-1).astype(np.int32)]
     while len(words) < 4:
         logits, state = same(both('step', words[-1], state), tolerance)
         words.append(logits.argmax(axis=-1).astype(np.int32))
-    want = decode.with_lm(both.network, both.params, prefix, prompt, exists, settings=Settings(max_new_tokens=4))
+    given = blip2.Prefix(*given[:2]), prompt, exists
+    want = decode.with_lm(both.network, both.params, *given, settings=Settings(max_new_tokens=4))
     np.testing.assert_array_equal(np.stack(words, axis=1), want.tokens[:, 0])
 
 
@@ -115,19 +117,19 @@ def test_encode_gives_the_prefix_of_any_number_of_rows():
         draw = np.random.default_rng(rows)
         image = draw.integers(0, 256, (rows, 16, 16, 3)).astype(np.uint8)
         text = draw.integers(3, 50, (rows, length)).astype(np.int32)
-        prefix = same(both('encode', image, text, np.ones(text.shape, bool)))
-        assert prefix.shape == (rows, 4, 16) and np.ptp(prefix) > 0.1
+        prefix, whole = same(both('encode', image, text, np.ones(text.shape, bool)))
+        assert prefix.shape == (rows, 4, 16) and np.ptp(prefix) > 0.1 and whole.all()
 
 
 def test_texts_longer_than_the_model_are_refused():
     """4 queries and 14 tokens leave room for 3 more, of which the last is not read, in 20 positions."""
     both = Both(config.Blip2(vit=None, qformer=QFORMER, lm=LMS['opt']))
     prompt = np.zeros((1, 14), np.int32)
-    given = np.zeros((1, 4, 16), np.float32), prompt, prompt == 0
+    given = np.zeros((1, 4, 16), np.float32), np.ones((1, 4), bool), prompt, prompt == 0
     assert both('prefill', *given, np.ones(3, bool))[0][0].shape == (1, 60)
     with pytest.raises(ValueError) as refused:
         both('prefill', *given, np.ones(4, bool))
-    assert 'do not match the symbolic shape constraint 4 + t + g - 1 <= 20' in str(refused.value.__cause__)
+    assert 'do not match the symbolic shape constraint q + t + g - 1 <= 20' in str(refused.value.__cause__)
 
 
 @pytest.fixture(scope='module')

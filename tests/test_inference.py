@@ -69,7 +69,7 @@ def test_the_cache_changes_nothing(instructed, pictures_drawn):
 
 
 def written_anew(model: Blip2, seen, prompt: str, limit: int) -> str:
-    prefix = jnp.asarray(model.soft_prefix(seen, [prompt]))
+    prefix = jnp.asarray(model.soft_prefix(seen, [prompt]).vectors)
     ids = prompt_ids(model.lm_tokenizer, prompt)
     begin = len(ids)
     while len(ids) < begin + limit:

@@ -44,16 +44,16 @@ def files(tmp_path_factory):
 def test_a_second_answer_looks_at_no_picture_and_is_the_same_to_the_bit(
     answering, files, tmp_path, encoded, monkeypatch
 ):
-    prefix, answers = answering.soft_prefix(files, QUESTIONS), answering.ask(files, QUESTIONS)
+    prefix, answers = answering.soft_prefix(files, QUESTIONS).vectors, answering.ask(files, QUESTIONS)
     ranks = answering.rank(files, QUESTIONS, ['red', 'blue'])
     encoded.clear()
     first = small.keeping(answering, tmp_path)
-    assert first.soft_prefix(files, QUESTIONS).tobytes() == prefix.tobytes()
+    assert first.soft_prefix(files, QUESTIONS).vectors.tobytes() == prefix.tobytes()
     assert sum(encoded) == 4  # three, padded to four
     encoded.clear()
     monkeypatch.setattr(passes, 'queries', lambda *_: pytest.fail('the queries were run again'))
     for model in (first, small.keeping(answering, tmp_path)):
-        assert model.soft_prefix(files, QUESTIONS).tobytes() == prefix.tobytes()
+        assert model.soft_prefix(files, QUESTIONS).vectors.tobytes() == prefix.tobytes()
         assert model.ask(files, QUESTIONS) == answers
         assert model.rank(files, QUESTIONS, ['red', 'blue']).tobytes() == ranks.tobytes()
         streamed = model.stream(files[0], *model.question_prompts(QUESTIONS[:1]), Settings(10))
@@ -75,7 +75,8 @@ def test_an_instruction_aware_run_keeps_features(aware, files, tmp_path, encoded
     assert small.keeping(aware, tmp_path).ask(files, QUESTIONS) == answers
     assert sum(encoded) == 4
     again = small.keeping(aware, tmp_path)
-    assert again.soft_prefix(files, QUESTIONS).tobytes() == aware.soft_prefix(aware.encode(files), QUESTIONS).tobytes()
+    both = again.soft_prefix(files, QUESTIONS), aware.soft_prefix(aware.encode(files), QUESTIONS)
+    assert both[0].vectors.tobytes() == both[1].vectors.tobytes()
     encoded.clear()
     assert again.ask(files, QUESTIONS[::-1]) == aware.ask(again.encode(files), QUESTIONS[::-1])
     assert encoded == []

@@ -75,7 +75,7 @@ def logits(model: blip2.Blip2, params: dict) -> jax.Array:
     def run(network):
         return network.lm.word_logits(network.after_prefix(prefix, ids, exists, target))[:, 4:]
 
-    prefix = jax.random.normal(jax.random.key(2), (2, 3, 32))
+    prefix = blip2.Prefix.whole(jax.random.normal(jax.random.key(2), (2, 3, 32)))
     return model.apply({'params': params}, method=run)
 
 

@@ -163,7 +163,8 @@ def test_searches_write_hugging_faces_ids(pair, beams):
     )  # fmt: skip
     model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=c))
     settings = Settings(max_new_tokens=8, num_beams=beams, num_return=beams)
-    written = decode.with_lm(model, {'lm': params}, jnp.zeros((3, 0, c.width)), IDS, LEFT, settings=settings)
+    nothing = blip2.Prefix.whole(jnp.zeros((3, 0, c.width)))
+    written = decode.with_lm(model, {'lm': params}, nothing, IDS, LEFT, settings=settings)
     np.testing.assert_array_equal(np.asarray(written.tokens).reshape(-1, 8), want.numpy()[:, 13:])
 
 

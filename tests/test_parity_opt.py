@@ -149,7 +149,7 @@ def test_the_side_of_the_padding_does_not_matter(params):
 def written(params, settings, rows=slice(None), size=TINY):
     """Write after the left-padded prompts, without a picture."""
     model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=size))
-    prefix = np.zeros((len(IDS[rows]), 0, size.input_width), np.float32)
+    prefix = blip2.Prefix.whole(np.zeros((len(IDS[rows]), 0, size.input_width), np.float32))
     return decode.with_lm(model, {'lm': params}, prefix, IDS[rows], LEFT[rows], settings=settings)
 
 

@@ -210,7 +210,7 @@ def test_searches_write_hugging_faces_ids(torch, theirs, params, beams):
     want = found.numpy()[:, 1:]  # without the start token
     model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=TINY))
     settings = Settings(8, num_beams=beams, num_return=beams, length_rule='generated', end_ids=ends)
-    prefix = np.zeros((3, 0, TINY.width), np.float32)
+    prefix = blip2.Prefix.whole(np.zeros((3, 0, TINY.width), np.float32))
     ours = decode.with_lm(model, {'lm': params}, prefix, READS, LEFT, settings=settings).tokens
     np.testing.assert_array_equal(np.asarray(ours).reshape(-1, 8), want)
     assert (want == ends[0]).any() and not np.isin(want, ends).any(axis=1).all()

@@ -83,7 +83,7 @@ def language_model(lm) -> tuple[blip2.Blip2, dict]:
 def write(model, params, tokens):
     """Return what is written greedily after a soft prefix, and the logits along `tokens`."""
     settings = Settings(max_new_tokens=8)
-    prefix = jax.random.normal(jax.random.key(2), (6, 3, 32))
+    prefix = blip2.Prefix.whole(jax.random.normal(jax.random.key(2), (6, 3, 32)))
     prompt = jnp.arange(12).reshape(6, 2) + 3
     begin = decode.start_t5 if model.config.lm.family == 't5' else decode.start_decoder
     step, start = begin(model, params, prefix, prompt, jnp.ones(prompt.shape, bool), settings.max_new_tokens)

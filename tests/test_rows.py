@@ -10,6 +10,7 @@ from test_stream import LMS, drawn
 
 from qformer_jax.inference import decode
 from qformer_jax.inference.search import Settings, search, step_scores
+from qformer_jax.models import blip2
 
 DRAW = np.random.default_rng(7)
 LENGTHS = np.array([0, 1, *DRAW.integers(2, 9, size=4)])
@@ -29,7 +30,7 @@ def padded(rows: list[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
 def written(model, params, prefix, ids, exists, settings):
     """Return what is written, and the scores of every word at each step of the first text."""
     begin = decode.start_t5 if model.config.lm.family == 't5' else decode.start_decoder
-    step, start = begin(model, params, prefix, ids, exists, settings.max_new_tokens)
+    step, start = begin(model, params, blip2.Prefix.whole(prefix), ids, exists, settings.max_new_tokens)
     found = search(step, start, settings)
     return found, step_scores(step, start, found.tokens[:, 0], settings)
 

@@ -21,7 +21,7 @@ LMS = (
 NUMBERS = np.random.default_rng(0)
 PROMPT = NUMBERS.integers(4, 40, size=(3, 4)).astype(np.int32)
 MASK = np.arange(4)[None] >= np.array([[0], [3], [1]])
-PREFIX = NUMBERS.standard_normal((3, 2, 16), dtype=np.float32)
+PREFIX = blip2.Prefix.whole(NUMBERS.standard_normal((3, 2, 16), dtype=np.float32))
 
 
 def drawn(lm):
@@ -50,11 +50,12 @@ def test_a_row_is_drawn_alike_alone_unpadded_and_without_jit(lm, words):
     """A prompt of one token, and one of none: the language model then goes on from the last query."""
     model, params = drawn(lm)
     prompt, mask = PROMPT[[0, 1, 2, 0]], np.arange(4)[None] >= np.array([[0], [3], [1], [4]])
-    prefix, keys = PREFIX[[0, 1, 2, 1]], row_keys(jax.random.key(5), 4)
+    prefix, keys = jax.tree.map(lambda x: x[np.array([0, 1, 2, 1])], PREFIX), row_keys(jax.random.key(5), 4)
     row, settings = 3 - 2 * words, Settings(3, temperature=1.5)
     together = decode.with_lm(model, params, prefix, prompt, mask, keys, settings=settings)
     with jax.disable_jit(words > 0):
-        one = [x[row : row + 1] for x in (prefix, prompt[:, 4 - words :], mask[:, 4 - words :], keys)]
+        given = prefix, prompt[:, 4 - words :], mask[:, 4 - words :], keys
+        one = jax.tree.map(lambda x: x[row : row + 1], given)
         alone = decode.with_lm(model, params, *one, settings=settings)
     np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
     np.testing.assert_allclose(alone.scores[0], together.scores[row], rtol=1e-5)

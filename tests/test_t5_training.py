@@ -58,7 +58,7 @@ def test_bfloat16_logits_are_float32():
 
     def run(model):
         text, exists = jnp.ones((1, 3), jnp.int32), jnp.ones((1, 3), bool)
-        hidden = model.after_prefix(model.lm.embed(text), text, exists, exists)
+        hidden = model.after_prefix(blip2.Prefix.whole(model.lm.embed(text)), text, exists, exists)
         return hidden, model.lm.word_logits(hidden)
 
     (hidden, logits), _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), method=run))

@@ -117,7 +117,7 @@ def greedy(part: str) -> list[Greedy]:
         params = jax.tree.map(jnp.asarray, work.params)
         seen = passes.bound(stage2.see)(wide, params, case.arrays['pixels'])
         exact = case.arrays['no_prompt.inputs_opt' if family == 'opt' else 'inputs_t5']
-        prefix = exact if part == 'lm' else passes.soft_prefix(narrow, params, *seen)
+        prefix = exact if part == 'lm' else passes.soft_prefix(narrow, params, *seen).vectors
         names = (name.removesuffix('.sequences') for name in recorded if name.endswith('.sequences'))
         for setting in names:
             if setting.startswith(f'{family}.{part}'):
@@ -148,7 +148,7 @@ def compare_greedy(
 
     @partial(jax.jit, static_argnums=0)
     def write(model, prefix):
-        step, start = begin(model, params, prefix, prompt, mask, steps)
+        step, start = begin(model, params, blip2.Prefix.whole(prefix), prompt, mask, steps)
         return search(step, start, settings).tokens[:, 0], step_scores(step, start, jnp.asarray(new), settings)
 
     with jax.default_matmul_precision('highest'):

@@ -144,7 +144,7 @@ def written(tokenizer: Tokenizer, params: Params) -> Int['N G']:
     length = max(map(len, rows))
     ids = np.array([[0] * (length - len(row)) + row for row in rows], np.int32)
     exists = np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
-    nothing = jnp.zeros((len(rows), 0, MODEL.lm.width))
+    nothing = blip2.Prefix.whole(jnp.zeros((len(rows), 0, MODEL.lm.width)))
     settings = Settings(max_new_tokens=NEW_TOKENS)
     return np.asarray(decode.with_lm(blip2.Blip2(MODEL), params, nothing, ids, exists, settings=settings).tokens)[:, 0]
 

@@ -138,7 +138,7 @@ def step_seconds(model: blip2.Blip2, params: Params, batch: int, options: Option
     c, settings = model.config, Settings(max_new_tokens=options.tokens)
     prefix = jax.random.normal(jax.random.key(0), (batch, c.qformer.num_queries, c.lm.width), model.dtype)
     prompt = jnp.full((batch, PROMPT), 7)
-    given = prefix, prompt, jnp.ones(prompt.shape, bool)
+    given = blip2.Prefix.whole(prefix), prompt, jnp.ones(prompt.shape, bool)
 
     @jax.jit
     def read(params):

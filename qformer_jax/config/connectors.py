@@ -1,4 +1,4 @@
-"""What stands between the frozen ends."""
+"""What stands between the frozen ends: the Q-Former, and connectors without a text side."""
 
 from dataclasses import dataclass
 from math import isqrt
@@ -62,3 +62,26 @@ class Qformer:
                 f'model.qformer.local-queries is {self.local_queries}, of {self.num_queries} queries in all '
                 '(model.qformer.num-queries)'
             )
+
+
+@dataclass(frozen=True)
+class Connector:
+    """A connector without a text side: features to tokens for the language model, in the Q-Former's place or beside it.
+
+    A kind reads the fields that it has a use for; its docstring says which.
+    """
+
+    kind: str = 'mlp'
+    """Which one: a file of `qformer_jax/models/connectors/`, or the import path of a module of your own."""
+    feature_width: int = 0
+    """Width of the frozen features (V); 0: the tower's, or the data set's."""
+    tokens: int = 32
+    """Tokens that the language model reads (Q), where they are not as many as the features."""
+    width: int = 768
+    """Hidden width (D)."""
+    depth: int = 2
+    """Number of layers."""
+    heads: int = 12
+    """Attention heads."""
+    mlp_width: int = 3072
+    """Hidden width of feed-forward networks."""

@@ -4,11 +4,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import UserError
-from .connectors import Qformer
+from .connectors import Connector, Qformer
 from .towers import T5, Grounding, Llama, Lora, Opt, Vit
 
 Stage = Literal['vision', 'language', 'stage1', 'stage2', 'instruct']
 Rules = tuple[tuple[str, float | None], ...]
+
+BETWEEN = ('qformer', 'lm_projection', 'connector', 'connector_norm', 'connector_projection')
+"""The components of parameters between the frozen ends."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,9 @@ class Blip2:
     vit: Vit | None = field(default_factory=Vit)
     """Vision tower; None where a run reads feature arrays."""
     qformer: Qformer | None = field(default_factory=Qformer)
-    """Connector between the frozen towers."""
+    """The Q-Former between the frozen towers."""
+    connector: Connector | None = None
+    """Another connector in its place (`qformer` None), or beside it: its tokens follow the queries (BLIVA)."""
     lm: Opt | Llama | T5 | None = field(default_factory=Opt)
     """Language model; None in stage 1."""
     lora: Lora | None = None
@@ -27,6 +32,11 @@ class Blip2:
     """Words for boxes beside the language model's own, in `stage2` and `instruct`; None: there are none."""
     word_head: int = 0
     """Outputs of the bag-of-words head; the `vision` stage sets it to the tokenizer's size, 0 elsewhere: none."""
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the features (V) that the Q-Former and the connector read; 0 where there is neither."""
+        return next((part.feature_width for part in (self.qformer, self.connector) if part), 0)
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,9 @@ def _patches(run: Run, dataset: Dataset) -> int:
     if not dataset.feature_shape:
         raise UserError(f'{dataset.path} holds pictures, and the run has no vision tower; give it one (model.vit)')
     longest, width = dataset.feature_shape
-    if run.model.qformer and width != run.model.qformer.feature_width:
-        raise UserError(f'{dataset.path} holds features of width {width}; set model.qformer.feature_width to it '
-                        f'(now {run.model.qformer.feature_width})')  # fmt: skip
+    if run.model.feature_width not in (0, width):
+        raise UserError(f'{dataset.path} holds features of width {width}; set model.qformer.feature_width, or the '
+                        f"connector's, to it (now {run.model.feature_width})")  # fmt: skip
     if run.data.max_patches and run.data.max_patches < longest:
         raise UserError(f'data.max_patches {run.data.max_patches}: {dataset.path} holds an array of {longest} rows; '
                         'raise it, or set it to 0')  # fmt: skip

@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -155,9 +155,9 @@ class Blip2:
             yield Seen(*self._in_batches(passes.see, np.stack(batch))) if kinds == {True} else self._pad_features(batch)
 
     def look(self, pictures: Pictures | Queries) -> Seen | Queries:
-        """Return what answers need of pictures: the queries, or where those read each question, the features."""
+        """Return what answers need of pictures: queries, or features where a connector or a text comes in."""
         self.needs('lm')
-        if self.run.objective.instruction_aware:
+        if self.run.objective.instruction_aware or self.run.model.connector:
             return self.encode(pictures)
         if isinstance(pictures, Queries):
             return pictures.checked(self.run.model.qformer)
@@ -171,11 +171,10 @@ class Blip2:
 
     def _queries(self, parts: Iterable[Seen]) -> Iterator[Float['Q D']]:
         for seen in parts:
-            yield from self._in_batches(passes.queries, seen.features, seen.mask)[0]
+            yield from self._in_batches(passes.queries, seen.features, seen.mask)
 
     def _pad_features(self, arrays: Sequence[np.ndarray]) -> Seen:
-        self.needs('qformer')
-        width = self.run.model.qformer.feature_width
+        width = self.run.model.feature_width
         for array in arrays:
             if array.ndim != 2 or array.shape[1] != width:
                 hint = ' (or give pictures)' if self.run.model.vit else ''
@@ -227,9 +226,8 @@ class Blip2:
         each = [candidates] * len(questions) if shared else candidates
         ids, exists = ranking.rows(self.lm_tokenizer, prompts, each)
         score = functools.partial(ranking.scores, rows_at_once=self.batch_size)
-        padded = self.padded_prompts(prompts, self._beside(ids.shape[2]))
-        inputs = self.soft_prefix(looked, prompts), *padded, ids, exists
-        total, tokens = self._in_batches(score, *inputs)[0], exists.sum(axis=2)
+        inputs = *self._read(looked, prompts, ids.shape[2]), ids, exists
+        total, tokens = self._in_batches(score, *inputs), exists.sum(axis=2)
         return np.where(tokens, total / np.maximum(tokens, 1) if rule == 'mean' else total, -np.inf)
 
     def question_prompts(self, questions: Sequence[str]) -> list[str]:
@@ -250,10 +248,9 @@ class Blip2:
         """
         looked = self.look(pictures)
         _as_many(looked, prompts, 'prompt')
-        ids, mask = self.padded_prompts(prompts, self._beside(settings.max_new_tokens))
-        prefix = self.soft_prefix(looked, prompts)
+        inputs = self._read(looked, prompts, settings.max_new_tokens)
         settings = ending(settings, self.lm_tokenizer.end_id)
-        return self._write(decode.with_lm, settings, key, self.lm_tokenizer, prefix, ids, mask)
+        return self._write(decode.with_lm, settings, key, self.lm_tokenizer, *inputs)
 
     def stream(
         self,
@@ -267,8 +264,7 @@ class Blip2:
             raise UserError('a text that is streamed is written once: num_beams and num_return must be 1')
         looked = self.look(picture if isinstance(picture, Seen | Queries) else [picture])
         settings = ending(settings, self.lm_tokenizer.end_id)
-        padded = self.padded_prompts([prompt], self._beside(settings.max_new_tokens))
-        inputs = self.soft_prefix(looked, [prompt]), *padded
+        inputs = self._read(looked, [prompt], settings.max_new_tokens)
         read = stream.begin(self.model, self.params, *inputs, settings=settings)
         keys = None if key is None else row_keys(key, 1)
         ids = (int(token[0]) for token, _ in stream.tokens(self.model, self.params, read, settings, keys))
@@ -280,14 +276,14 @@ class Blip2:
         settings: Settings,
         key: jax.Array | None,
         tokenizer: TextTokenizer | LmTokenizer,
-        *arrays: np.ndarray,
+        *arrays: np.ndarray | blip2.Prefix,
     ) -> list[Text]:
         if key is not None:
-            arrays += (np.asarray(row_keys(key, len(arrays[0]))),)
-        tokens, scores = self._in_batches(functools.partial(writer, settings=settings), *arrays)
-        rows = tokens.reshape(-1, settings.max_new_tokens)
+            arrays += (np.asarray(row_keys(key, len(jax.tree.leaves(arrays)[0]))),)
+        written = self._in_batches(functools.partial(writer, settings=settings), *arrays)
+        rows = written.tokens.reshape(-1, settings.max_new_tokens)
         texts = [tokenizer.decode(row[~np.isin(row, settings.end_ids)]).strip() for row in rows]
-        return [Text(*pair) for pair in zip(texts, map(float, scores.reshape(-1)), strict=True)]
+        return [Text(*pair) for pair in zip(texts, map(float, written.scores.reshape(-1)), strict=True)]
 
     def losses(
         self,
@@ -299,15 +295,16 @@ class Blip2:
         self.needs('lm')
         ids, mask, target = target_rows(self.lm_tokenizer, prompts, targets)
         prefix = self.soft_prefix(pictures, prompts)
-        return self._in_batches(passes.target_losses, prefix, ids, mask, target)[0], target
+        return self._in_batches(passes.target_losses, prefix, ids, mask, target), target
 
-    def soft_prefix(self, pictures: Pictures | Queries, prompts: Sequence[str]) -> Float['N Q L']:
+    def soft_prefix(self, pictures: Pictures | Queries, prompts: Sequence[str]) -> blip2.Prefix:
         """Return the soft prefixes; an instruction-aware Q-Former reads the prompts (InstructBLIP, section 2.3)."""
         looked = self.look(pictures)
         if isinstance(looked, Queries):
-            return self._in_batches(passes.project, looked.queries)[0]
-        text = self.text_arrays(list(map(boxes.plain, prompts)))
-        return self._in_batches(passes.soft_prefix, looked.features, looked.mask, *text)[0]
+            return self._in_batches(passes.project, looked.queries)
+        reads = self.run.objective.instruction_aware
+        text = self.text_arrays(list(map(boxes.plain, prompts))) if reads else []
+        return self._in_batches(passes.soft_prefix, looked.features, looked.mask, *text)
 
     def features(
         self,
@@ -319,12 +316,12 @@ class Blip2:
         self.needs('qformer') if mode == 'multimodal' else self._needs_heads()
         if mode == 'image':
             seen = self.encode(pictures)
-            return self._in_batches(passes.embed_image, seen.features, seen.mask)[0]
+            return self._in_batches(passes.embed_image, seen.features, seen.mask)
         text = self.text_arrays([clean_caption(t) for t in texts])
         if mode == 'text':
-            return self._in_batches(passes.embed_text, *text)[0]
+            return self._in_batches(passes.embed_text, *text)
         seen = self.encode(pictures)
-        return self._in_batches(passes.read_both, seen.features, seen.mask, *text)[0]
+        return self._in_batches(passes.read_both, seen.features, seen.mask, *text)
 
     def similarity(self, pictures: Pictures, texts: Sequence[str], by: Literal['itc', 'itm'] = 'itc') -> Float['I C']:
         """Return how well each picture fits each text: ITC cosine, or the ITM logit of "matched".
@@ -363,10 +360,14 @@ class Blip2:
         c = self.run.model.lm
         return left_padded(rows, self.lm_tokenizer.pad_id, None if c.family == 't5' else c.max_positions - beside)
 
-    def _beside(self, new: int) -> int:
-        return self.run.model.qformer.num_queries + new - 1  # the last token is not read
+    def _read(
+        self, looked: Seen | Queries, prompts: Sequence[str], new: int
+    ) -> tuple[blip2.Prefix, Int['N T'], Bool['N T']]:
+        """Return what the language model reads: prefixes and padded prompts, with room for `new` tokens."""
+        prefix = self.soft_prefix(looked, prompts)
+        return prefix, *self.padded_prompts(prompts, prefix.exists.shape[1] + new - 1)  # the last token is not read
 
-    def _in_batches(self, function: Callable, *arrays: np.ndarray) -> list[np.ndarray]:
+    def _in_batches(self, function: Callable, *arrays: np.ndarray | blip2.Prefix) -> Any:
         return passes.in_batches(functools.partial(function, self.model, self.params), self.batch_size, *arrays)
 
     def needs(self, part: Literal['lm', 'qformer']) -> None:

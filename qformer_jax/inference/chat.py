@@ -109,9 +109,9 @@ def _look(model: Blip2, dialogue: Dialogue, new: Seen | Queries) -> Dialogue:
     if dialogue.unread:
         dialogue = _read_ids(model, dialogue, list(dialogue.unread), 0)[1]
     prefix = model.soft_prefix(new, [''])
-    _left(model, _used(dialogue.cache) + prefix.shape[1])
-    cache = _grown(model, dialogue.cache, prefix.shape[1])
-    _, cache = _read(model.model, model.params, cache, prefix, np.ones(prefix.shape[:2], bool))
+    _left(model, _used(dialogue.cache) + int(prefix.exists.sum()))
+    cache = _grown(model, dialogue.cache, prefix.exists.shape[1])
+    _, cache = _read(model.model, model.params, cache, prefix.vectors, prefix.exists)
     return replace(dialogue, cache=cache, unread=())
 
 
@@ -142,9 +142,9 @@ def _read_again(model: Blip2, dialogue: Dialogue, question: str, settings: Setti
     said = [f'{prompt} {answer}' for prompt, answer in _prompted(model, dialogue)]
     (prompt,) = model.question_prompts([question])
     prefix = model.soft_prefix(dialogue.looked, [prompt] * len(dialogue.looked))
-    prefix = prefix.reshape(1, -1, prefix.shape[-1])
-    ids, exists = model.padded_prompts([' '.join([*said, prompt])], prefix.shape[1])
-    limit = min(settings.max_new_tokens, _left(model, prefix.shape[1] + ids.shape[1]))
+    prefix = blip2.Prefix(prefix.vectors.reshape(1, -1, prefix.vectors.shape[-1]), prefix.exists.reshape(1, -1))
+    ids, exists = model.padded_prompts([' '.join([*said, prompt])], prefix.exists.shape[1])
+    limit = min(settings.max_new_tokens, _left(model, prefix.exists.shape[1] + ids.shape[1]))
     settings = replace(settings, max_new_tokens=limit)
     read = stream.begin(model.model, model.params, prefix, ids, exists, settings=settings)
     return read, replace(dialogue, words_read=dialogue.words_read + int(exists.sum())), limit

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from ..models import llama, opt, t5
-from ..models.blip2 import Blip2
+from ..models.blip2 import Blip2, Prefix
 from ..models.cache import Cache, write
 from ..typing import Array, Bool, Float, Int, Params, Size, UInt32
 from .search import Settings, Start, Step, Written, search
@@ -24,7 +24,7 @@ from .search import Settings, Start, Step, Written, search
 def with_lm(
     model: Blip2,
     params: Params,
-    prefix: Float['B Q L'],
+    prefix: Prefix,
     prompt: Int['B T'],
     prompt_mask: Bool['B T'],
     keys: UInt32['B 2'] | None = None,
@@ -50,7 +50,7 @@ def with_qformer(
 
 
 def start_lm(
-    model: Blip2, params: Params, prefix: Float['B Q L'], prompt: Int['B T'], prompt_mask: Bool['B T'], limit: Size
+    model: Blip2, params: Params, prefix: Prefix, prompt: Int['B T'], prompt_mask: Bool['B T'], limit: Size
 ) -> tuple[Step, Start]:
     """Let the language model read prefix and left-padded prompt; raises UserError if `limit` more tokens do not fit."""
     begin = start_t5 if model.config.lm.family == 't5' else start_decoder
@@ -58,31 +58,30 @@ def start_lm(
 
 
 def _given_prefix(
-    model: Blip2, prefix: Float['B Q L'], prompt: Int['B T'], prompt_mask: Bool['B T']
+    model: Blip2, prefix: Prefix, prompt: Int['B T'], prompt_mask: Bool['B T']
 ) -> tuple[Float['B S L'], Bool['B S']]:
     """Return what the language model reads, and which of it exists."""
-    exists = jnp.ones(prefix.shape[:2], bool)
     return (
-        jnp.concatenate([prefix, model.lm.embed(prompt)], axis=1),
-        jnp.concatenate([exists, prompt_mask], axis=1),
+        jnp.concatenate([prefix.vectors, model.lm.embed(prompt)], axis=1),
+        jnp.concatenate([prefix.exists, prompt_mask], axis=1),
     )
 
 
 def start_decoder(
     model: Blip2,
     params: Params,
-    prefix: Float['B Q L'],
+    prefix: Prefix,
     prompt: Int['B T'],
     prompt_mask: Bool['B T'],
     limit: Size,
 ) -> tuple[Step, Start]:
     """Read prefix and prompt; raises UserError when they and `limit` new tokens exceed the model's positions."""
     c = model.config.lm
-    slots = prefix.shape[1] + prompt.shape[1] + limit - 1  # the last token is not read
+    slots = prefix.exists.shape[1] + prompt.shape[1] + limit - 1  # the last token is not read
     if slots > c.max_positions:
         raise UserError(
             f'a prompt of {prompt.shape[1]} tokens and {limit} new ones do not fit the language model: '
-            f'{c.max_positions} positions, {prefix.shape[1]} of them queries'
+            f"{c.max_positions} positions, {prefix.exists.shape[1]} of them the picture's"
         )
 
     empty_cache = {'opt': opt, 'llama': llama}[c.family].empty_cache
@@ -124,7 +123,7 @@ def lm_step(model: Blip2, params: Params) -> Step:
 def start_t5(
     model: Blip2,
     params: Params,
-    prefix: Float['B Q L'],
+    prefix: Prefix,
     prompt: Int['B T'],
     prompt_mask: Bool['B T'],
     limit: Size,

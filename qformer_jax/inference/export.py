@@ -104,7 +104,7 @@ def _image(vit: config.Vit | None) -> dict[str, Any] | None:
 
 
 def _tokens(marks: Marks, c: config.Blip2) -> dict[str, Any]:
-    """Return which ids stand around a prompt, and what its length `t` may be: `limit` is the largest t + g."""
+    """Return which ids stand around a prompt, and what its length `t` may be: `limit` is the largest q + t + g."""
     ids = {name: getattr(marks, name) for name in ('begin', 'close', 'end', 'pad')}
-    limit = {} if c.lm.family == 't5' else {'limit': c.lm.max_positions - c.qformer.num_queries + 1}
+    limit = {} if c.lm.family == 't5' else {'limit': c.lm.max_positions + 1}
     return {'file': BYTE_BPE, **ids, 'multiple': PROMPT_BUCKET, **limit}

@@ -63,12 +63,12 @@ class Served:
         padded = ids + [marks['pad']] * (marks['length'] - len(ids))
         return np.array([padded], np.int32), np.arange(marks['length'])[None] < len(ids)
 
-    def prompt(self, text, new):
-        """Return ids and mask [1, T] of a prompt, padded at the left to few lengths that leave room for new tokens."""
+    def prompt(self, text, beside):
+        """Return ids and mask [1, T] of a prompt, padded at the left to few lengths that leave room beside it."""
         marks = self.about['tokens']
         ids = [*marks['begin'], *self.ids('tokens', text.rstrip()), *marks['close']]
         multiple = -(-len(ids) // marks['multiple']) * marks['multiple']
-        length = max(1, len(ids), min(multiple, marks.get('limit', multiple + new) - new))
+        length = max(1, len(ids), min(multiple, marks.get('limit', multiple + beside) - beside))
         holes = length - len(ids)
         return np.array([[marks['pad']] * holes + ids], np.int32), np.arange(length)[None] >= holes
 
@@ -77,9 +77,9 @@ class Served:
         task = self.about['question' if question else 'caption']
         prompt = task['prompt'].format(question=clean(question.strip(), '')) if question else task['prompt']
         reads = self.text(prompt) if 'text' in self.about else ()
-        prefix = self.functions['encode'](*self.see(picture), *reads)
-        ids, mask = self.prompt(prompt, task['max_new_tokens'])
-        logits, state = self.functions['prefill'](prefix, ids, mask, np.ones(task['max_new_tokens'], bool))
+        prefix, exists = self.functions['encode'](*self.see(picture), *reads)
+        ids, mask = self.prompt(prompt, exists.shape[1] + task['max_new_tokens'])
+        logits, state = self.functions['prefill'](prefix, exists, ids, mask, np.ones(task['max_new_tokens'], bool))
         written, end = [int(logits.argmax())], self.about['tokens']['end']
         while written[-1] != end and len(written) < task['max_new_tokens']:
             logits, state = self.functions['step'](np.array(written[-1:], np.int32), state)

@@ -2,8 +2,8 @@
 
 A run that writes (stage 2 and later):
 
-    encode    (image) -> prefix                                   what the language model reads of a picture
-    prefill   (prefix, prompt, prompt_mask, room) -> logits, state          of the first new token
+    encode    (image) -> prefix, prefix_mask                      what the language model reads of a picture
+    prefill   (prefix, prefix_mask, prompt, prompt_mask, room) -> logits, state       of the first new token
     step      (last, state) -> logits, state                                of the token after `last`
 
 A run that finds (stage 1):
@@ -31,7 +31,7 @@ from jax.typing import DTypeLike
 from .. import config
 from ..errors import UserError
 from ..models import masks
-from ..models.blip2 import Blip2, shapes
+from ..models.blip2 import Blip2, Prefix, shapes
 from ..models.quantized import together
 from ..rules import flatten, unflatten
 from ..typing import Array, Params
@@ -42,6 +42,7 @@ Spec = jax.ShapeDtypeStruct
 SIZES = {
     'b': 'rows',
     'p': 'rows of a feature array',
+    'q': 'vectors of a prefix',
     't': 'tokens of a text',
     'g': 'new tokens to make room for',
     's': 'places of a sequence: queries, prompt, and the room after them',
@@ -65,10 +66,12 @@ class Function:
 def functions(run: config.Run, weights: dict[str, Array | Spec]) -> tuple[Function, ...]:
     """Return what a run does, given its weights (or their shapes) by path; raises UserError for a tower alone."""
     c, reads = run.model, run.objective.instruction_aware
-    if not c.qformer or (not c.lm and c.qformer.text_side not in ('full', 'retrieval')):
+    finds = c.qformer and c.qformer.text_side in ('full', 'retrieval')
+    if not (c.qformer or c.connector) or not (c.lm or finds):
         raise UserError(f"a '{run.stage}' run neither writes nor finds pictures: give a run from 'stage1' on")
     side = 'retrieval' if not c.lm else 'reads' if reads else 'none'
-    c = dataclasses.replace(c, qformer=dataclasses.replace(c.qformer, text_side=side), word_head=0)
+    qformer = dataclasses.replace(c.qformer, text_side=side) if c.qformer else None
+    c = dataclasses.replace(c, qformer=qformer, word_head=0)
     network, held = Blip2(c, jnp.dtype(run.training.dtype)), {k: Spec(x.shape, x.dtype) for k, x in weights.items()}
     if not c.lm:
         return image(network, held), text(network, held)
@@ -81,12 +84,13 @@ def encode(network: Blip2, weights: dict[str, Spec], reads: bool) -> Function:
     seen = _picture(network.config, array)
     asked = _text(array) if reads else {}
 
-    def body(model: Blip2, *arrays: Array) -> Array:
+    def body(model: Blip2, *arrays: Array) -> tuple[Array, Array]:
         features = model.see(**dict(zip(seen, arrays, strict=False)))
-        return model.soft_prefix(*features, *arrays[len(seen) :])
+        prefix = model.soft_prefix(*features, *arrays[len(seen) :])
+        return prefix.vectors, prefix.exists
 
-    used = _of(weights, network.config, 'vit', 'qformer', 'lm_projection')
-    return Function('encode', _bound(network, body), used, seen | asked, ('prefix',))
+    used = _of(weights, network.config, 'vit', *config.BETWEEN)
+    return Function('encode', _bound(network, body), used, seen | asked, ('prefix', 'prefix_mask'))
 
 
 def image(network: Blip2, weights: dict[str, Spec]) -> Function:
@@ -112,18 +116,20 @@ def text(network: Blip2, weights: dict[str, Spec]) -> Function:
 
 def language_model(network: Blip2, weights: dict[str, Spec]) -> tuple[Function, Function]:
     """Return `prefill` and `step`."""
-    c, queries = network.config.lm, network.config.qformer.num_queries
-    places = [] if c.family == 't5' else [f'{queries} + t + g - 1 <= {c.max_positions}']
+    c = network.config.lm
+    places = [] if c.family == 't5' else [f'q + t + g - 1 <= {c.max_positions}']
     array = _arrays(*places)
     inputs = {
-        'prefix': array(f'b, {queries}, {c.input_width}', network.dtype),
+        'prefix': array(f'b, q, {c.input_width}', network.dtype),
+        'prefix_mask': array('b, q', bool),
         'prompt': array('b, t', jnp.int32),
         'prompt_mask': array('b, t', bool),
         'room': array('g', bool),
     }
 
-    def begin(weights: Params, *prompt: Array) -> Start:
-        return decode.start_lm(network, _nested(weights), *prompt[:-1], prompt[-1].shape[0])[1]
+    def begin(weights: Params, vectors: Array, exists: Array, *prompt: Array) -> Start:
+        given = Prefix(vectors, exists), *prompt[:-1]
+        return decode.start_lm(network, _nested(weights), *given, prompt[-1].shape[0])[1]
 
     used = _of(weights, network.config, 'lm')
     begun = jax.eval_shape(begin, used, *inputs.values())
@@ -152,7 +158,7 @@ def _arrays(*constraints: str) -> Callable[[str, DTypeLike], Spec]:
 def _picture(c: config.Blip2, array: Callable[[str, DTypeLike], Spec]) -> dict[str, Spec]:
     if c.vit:
         return {'image': array(f'b, {c.vit.image_size}, {c.vit.image_size}, 3', jnp.uint8)}
-    return {'features': array(f'b, p, {c.qformer.feature_width}', jnp.float32), 'feature_mask': array('b, p', bool)}
+    return {'features': array(f'b, p, {c.feature_width}', jnp.float32), 'feature_mask': array('b, p', bool)}
 
 
 def _text(array: Callable[[str, DTypeLike], Spec]) -> dict[str, Spec]:
@@ -162,7 +168,7 @@ def _text(array: Callable[[str, DTypeLike], Spec]) -> dict[str, Spec]:
 def _bound(network: Blip2, body: Callable) -> Callable:
     """Return `body(bound network, *arrays)` as a function of (weights by path, *arrays)."""
 
-    def call(weights: Params, *arrays: Array) -> Array:
+    def call(weights: Params, *arrays: Array) -> Any:
         return nn.apply(body, network)({'params': _nested(weights)}, *arrays)
 
     return call

@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from ..models import masks
-from ..models.blip2 import Blip2
+from ..models.blip2 import Blip2, Prefix
 from ..training import losses
 from ..typing import Bool, Float, Int, UInt8
 
@@ -24,18 +25,19 @@ def bound(function: Callable) -> Callable:
     return call
 
 
-def in_batches(function: Callable, size: int, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Apply a pass to `size` rows of the arrays at a time, and return what it gives of all.
+def in_batches(function: Callable, size: int, *arrays: np.ndarray | Prefix) -> Any:
+    """Apply a pass to `size` rows of the arrays at a time, and return what it gives of all (numpy).
 
     A batch of fewer is padded with its last row to a power of two: 5 rows run as 8, 1 as 1.
     """
+    leaves, structure = jax.tree.flatten(arrays)
     parts = []
-    for begin in range(0, len(arrays[0]), size):
-        rows = [a[begin : begin + size] for a in arrays]
+    for begin in range(0, len(leaves[0]), size):
+        rows = [a[begin : begin + size] for a in leaves]
         count = len(rows[0])
-        out = function(*_grown(rows, min(size, 1 << (count - 1).bit_length())))
-        parts.append([np.asarray(x)[:count] for x in jax.tree.leaves(out)])
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+        given = jax.tree.unflatten(structure, _grown(rows, min(size, 1 << (count - 1).bit_length())))
+        parts.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], function(*given)))
+    return jax.tree.map(lambda *column: np.concatenate(column), *parts)
 
 
 def in_pairs(
@@ -82,13 +84,13 @@ def queries(model: Blip2, features: Float['B P V'], mask: Bool['B P']) -> Float[
 
 
 @bound
-def project(model: Blip2, queries: Float['B Q D']) -> Float['B Q L']:
+def project(model: Blip2, queries: Float['B Q D']) -> Prefix:
     """Return the soft prefix that queries make."""
-    return model.lm_projection(queries)
+    return Prefix.whole(model.lm_projection(queries))
 
 
 @bound
-def soft_prefix(model: Blip2, *arrays) -> Float['B Q L']:
+def soft_prefix(model: Blip2, *arrays) -> Prefix:
     """Return the soft prefix of (features, mask) or (features, mask, question, question mask)."""
     return model.soft_prefix(*arrays)
 
@@ -132,7 +134,7 @@ def match(
 
 @bound
 def target_losses(
-    model: Blip2, prefix: Float['B Q L'], text: Int['B T'], text_mask: Bool['B T'], target: Bool['B T']
+    model: Blip2, prefix: Prefix, text: Int['B T'], text_mask: Bool['B T'], target: Bool['B T']
 ) -> Float['B T']:
     """Return the loss (nats) of each target token after [prefix, text so far]; zero elsewhere."""
     hidden = model.after_prefix(prefix, text, text_mask, target)

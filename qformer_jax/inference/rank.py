@@ -17,7 +17,7 @@ import numpy as np
 
 from ..data.tokenizers import LmTokenizer, lm_row, pad
 from ..errors import UserError
-from ..models.blip2 import Blip2
+from ..models.blip2 import Blip2, Prefix
 from ..objectives import captioning
 from ..typing import Array, Bool, Float, Int, Params
 from . import decode
@@ -56,7 +56,7 @@ def _target(tokenizer: LmTokenizer, prompt: str, text: str) -> list[int]:
 def scores(
     model: Blip2,
     params: Params,
-    prefix: Float['B Q L'],
+    prefix: Prefix,
     prompt: Int['B T'],
     prompt_mask: Bool['B T'],
     candidates: Int['B C G'],

@@ -1,23 +1,40 @@
 """BLIP-2, put together: pixels -> ViT -> features -> Q-Former -> queries -> projection -> language model.
 
 The one file that composes. A part that the configuration leaves out does not exist; the others keep their names, so the
-parameters of a stage are a subset of the next stage's.
+parameters of a stage are a subset of the next stage's. Another connector may stand in the Q-Former's place, or beside
+it, behind its queries (BLIVA, Hu et al. 2023).
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.typing import DTypeLike
 
 from .. import config
-from ..typing import Bool, Float, Int, Params, UInt8
-from . import added, lora, masks
-from .layers import at_least_float32, dense
+from ..typing import Array, Bool, Float, Int, Params, UInt8
+from . import added, connectors, lora, masks
+from .layers import at_least_float32, dense, layer_norm
 from .llama import Llama
 from .opt import Opt
 from .qformer import Qformer, QformerOutput
 from .t5 import T5, shift_right
 from .vit import Vit, normalise
+
+FEATURE_NORM_EPS = 1e-5  # as the Q-Former's, LAVIS's `ln_vision`
+
+
+@struct.dataclass
+class Prefix:
+    """What the language model reads in place of a picture."""
+
+    vectors: Float['B Q L']
+    exists: Bool['B Q']
+
+    @classmethod
+    def whole(cls, vectors: Array) -> 'Prefix':
+        """Return a prefix of which everything exists."""
+        return cls(vectors, jnp.ones(vectors.shape[:2], bool))
 
 
 class Blip2(nn.Module):
@@ -38,6 +55,10 @@ class Blip2(nn.Module):
             self.lm = {'opt': Opt, 'llama': Llama, 't5': T5}[c.lm.family](c.lm, self.dtype)
         if c.qformer and c.lm:
             self.lm_projection = dense(c.lm.input_width, self.dtype)
+        if c.connector:
+            self.connector_norm = layer_norm(FEATURE_NORM_EPS, self.dtype)
+            self.connector = connectors.make(c.connector, self.dtype)
+            self.connector_projection = dense(c.lm.input_width, self.dtype)
 
     def see(
         self,
@@ -83,23 +104,39 @@ class Blip2(nn.Module):
         text: Int['B T'] | None = None,
         text_mask: Bool['B T'] | None = None,
         train: bool = False,
-    ) -> Float['B Q L']:
-        """Return what the language model reads in place of the picture (section 3.3)."""
-        return self.lm_projection(self.ask_queries(features, feature_mask, text, text_mask, train).queries)
+    ) -> Prefix:
+        """Return what the language model reads in place of the picture (section 3.3).
+
+        Tokens that do not exist come first, so that the text follows one that does.
+        """
+        parts = []
+        if self.config.qformer:
+            queries = self.ask_queries(features, feature_mask, text, text_mask, train).queries
+            parts.append(Prefix.whole(self.lm_projection(queries)))
+        if self.config.connector:
+            parts.append(self.connect(features, feature_mask))
+        prefix = jax.tree.map(lambda *part: jnp.concatenate(part, axis=1), *parts)
+        return Prefix(*masks.last(prefix.vectors, prefix.exists)) if self.config.connector else prefix
+
+    def connect(self, features: Float['B P V'], feature_mask: Bool['B P']) -> Prefix:
+        """Return what the connector makes of features for the language model."""
+        tokens = self.connector_projection(self.connector(self.connector_norm(features), feature_mask))
+        return Prefix(tokens, feature_mask) if self.connector.token_per_feature else Prefix.whole(tokens)
 
     def after_prefix(
-        self, prefix: Float['B Q L'], text: Int['B T'], text_mask: Bool['B T'], target: Bool['B T']
+        self, prefix: Prefix, text: Int['B T'], text_mask: Bool['B T'], target: Bool['B T']
     ) -> Float['B T L']:
         """Return the language model's hidden states that predict each `target` token of `text` (others: any value).
 
         A decoder reads [prefix, text]. Slot Q + t holds token t, so its prediction leaves slot Q + t - 1: with 3
         queries and 4 tokens, slots 2..5. T5's encoder reads [prefix, what is no target], its decoder the targets.
         """
-        x = jnp.concatenate([prefix, self.lm.embed(text)], axis=1)
-        exists = jnp.concatenate([jnp.ones(prefix.shape[:2], bool), text_mask], axis=1)
+        count = prefix.exists.shape[1]
+        x = jnp.concatenate([prefix.vectors, self.lm.embed(text)], axis=1)
+        exists = jnp.concatenate([prefix.exists, text_mask], axis=1)
         if self.config.lm.family != 't5':
-            return self.lm(x, exists).hidden[:, prefix.shape[1] - 1 : -1]
-        memory = self.lm.encode(x, exists & ~jnp.pad(target, ((0, 0), (prefix.shape[1], 0))))
+            return self.lm(x, exists).hidden[:, count - 1 : -1]
+        memory = self.lm.encode(x, exists & ~jnp.pad(target, ((0, 0), (count, 0))))
         return self.lm(self.lm.embed(shift_right(text, target)), target, memory).hidden
 
     def touch_everything(self) -> None:
@@ -120,8 +157,10 @@ class Blip2(nn.Module):
                 self.qformer.match(out.queries)
             if side == 'full':
                 self.qformer.word_logits(out.text)
+        if c.connector:
+            self.connect(jnp.zeros((1, 1, c.connector.feature_width)), exists)
         if c.lm:
-            prefix = self.lm_projection(out.queries) if c.qformer else self.lm.embed(text)
+            prefix = Prefix.whole(self.lm_projection(out.queries) if c.qformer else self.lm.embed(text))
             self.lm.word_logits(self.after_prefix(prefix, text, exists, exists))
 
 

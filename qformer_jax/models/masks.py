@@ -29,7 +29,7 @@ import math
 
 import jax.numpy as jnp
 
-from ..typing import Array, Bool, Int, Size
+from ..typing import Array, Bool, Float, Int, Size
 from .pooling import cut, grid
 
 
@@ -74,6 +74,12 @@ def windows(num_global: int, num_local: int, exists: Bool['B P']) -> Bool['B 1 Q
     local = jnp.pad(squares, ((0, 0), (first, 0)))
     sees = jnp.concatenate([jnp.ones((num_global, exists.shape[1]), bool), local])
     return sees[None, None] & exists[:, None, None, :]
+
+
+def last(tokens: Float['B Q D'], exists: Bool['B Q']) -> tuple[Float['B Q D'], Bool['B Q']]:
+    """Return the tokens with those that exist moved to the end, in their order: exists [1 0 1] -> [0 1 1]."""
+    order = jnp.argsort(exists, axis=1, stable=True)
+    return jnp.take_along_axis(tokens, order[..., None], axis=1), jnp.take_along_axis(exists, order, axis=1)
 
 
 def decoder(exists: Bool['B M'], start: int | Array, length: Size) -> Bool['B 1 T M']:

@@ -109,7 +109,7 @@ def run_of(m: config.Blip2) -> config.Run:
     """
     reads = bool(m.qformer) and m.qformer.text_side == 'reads'
     stage = 'language' if m.lm else 'vision'
-    if m.qformer:
+    if m.qformer or m.connector:
         stage = 'stage1' if not m.lm else 'instruct' if reads else 'stage2'
     data = config.Data()
     if reads:

@@ -22,6 +22,7 @@ from ..convert import store
 from ..data import pipeline
 from ..data.dataset import Dataset
 from ..errors import Stopped, UserError
+from ..models import connectors
 from ..models.blip2 import Blip2, shapes
 from ..parallel.mesh import check_batch, data_mesh, put_batch, replicated
 from ..rules import flatten, split, unflatten
@@ -54,18 +55,32 @@ def _check_terms(run: config.Run) -> None:
         )
 
 
+def _check_connector(run: config.Run) -> None:
+    """Refuse stages without anything between the towers, and a connector or a text where nothing reads it."""
+    m, connects = run.model, run.stage in ('stage2', 'instruct')
+    if connects and not (m.qformer or m.connector):
+        raise UserError(f"stage '{run.stage}' needs model.qformer or model.connector, and both are None")
+    if m.connector and not connects:
+        raise UserError(f"model.connector has no text side and learns in 'stage2' and 'instruct', not in '{run.stage}'")
+    if m.connector:
+        connectors.make(m.connector, 'float32')
+    if run.objective.instruction_aware and not m.qformer:
+        raise UserError('objective.instruction-aware: the Q-Former reads the question, and model.qformer is None')
+
+
 def check(run: config.Run) -> None:
     """Raise UserError for a configuration that cannot do what it says."""
     needs = {
         'vision': ('vit',),
         'language': ('lm',),
         'stage1': ('qformer',),
-        'stage2': ('qformer', 'lm'),
-        'instruct': ('qformer', 'lm'),
+        'stage2': ('lm',),
+        'instruct': ('lm',),
     }
     for part in needs[run.stage]:
         if getattr(run.model, part) is None:
             raise UserError(f"stage '{run.stage}' needs model.{part}, which is None")
+    _check_connector(run)
     if run.model.lora and run.stage not in ('stage2', 'instruct'):
         raise UserError(f"model.lora adapts a frozen language model in 'stage2' and 'instruct', not in '{run.stage}'")
     if run.model.lora and run.model.lora.rank < 1:

@@ -1,6 +1,6 @@
 """What a run begins with: a completed configuration, an identity, and parameters.
 
-Parameters come, a component at a time (`vit`, `qformer`, `lm_projection`, `lm`, `lora`, `grounding`), from the first of
+Parameters come, a component at a time (`vit`, `qformer`, `connector`, `lm_projection`, `lm`...), from the first of
     1. resume      a checkpoint of this very run (`training/loop.py`)
     2. checkpoint  `start.checkpoint`, a finished run, if it holds the component
     3. pretrained  `start.vit`, `start.lm`: the run that pretrained that tower
@@ -93,18 +93,13 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
     """Fill in the sizes that depend on the data set (given as 0), and check the ones that were given."""
     m = run.model
     words = dataset.text_tokenizer.vocab_size
+    for name in ('qformer', 'connector'):
+        if part := getattr(m, name):
+            width = _size(f'model.{name}.feature-width', part.feature_width, _feature_width(run, dataset))
+            m = dataclasses.replace(m, **{name: dataclasses.replace(part, feature_width=width)})
     if m.qformer:
-        width = m.vit.feature_width if m.vit else (dataset.feature_shape or (0, 0))[1]
-        if not width:
-            raise UserError(f"data set '{run.data.path}' holds pictures, but model.vit is None: give the run a tower")
-        m = dataclasses.replace(
-            m,
-            qformer=dataclasses.replace(
-                m.qformer,
-                vocab_size=_size('model.qformer.vocab-size', m.qformer.vocab_size, words),
-                feature_width=_size('model.qformer.feature-width', m.qformer.feature_width, width),
-            ),
-        )
+        rows = _size('model.qformer.vocab-size', m.qformer.vocab_size, words)
+        m = dataclasses.replace(m, qformer=dataclasses.replace(m.qformer, vocab_size=rows))
     if m.lm:
         ids = dataset.lm_tokenizer.vocab_size
         rows = _size('model.lm.vocab-size', m.lm.vocab_size, ids, spare=True)
@@ -112,6 +107,14 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
     if run.stage == 'vision':
         m = dataclasses.replace(m, word_head=_size('model.word-head', m.word_head, words))
     return dataclasses.replace(run, model=m)
+
+
+def _feature_width(run: config.Run, dataset: Dataset) -> int:
+    if run.model.vit:
+        return run.model.vit.feature_width
+    if not dataset.feature_shape:
+        raise UserError(f"data set '{run.data.path}' holds pictures, but model.vit is None: give the run a tower")
+    return dataset.feature_shape[1]
 
 
 def _size(name: str, given: int, needed: int, spare: bool = False) -> int:
@@ -232,8 +235,9 @@ def parameters(run: config.Run, inputs: dict[str, str]) -> tuple[Params, dict[st
         fresh = jax.jit(lambda key: {name: blip2.init(model, key)[name] for name in missing})
         params |= fresh(jax.random.key(run.training.seed))
         source |= dict.fromkeys(missing, 'scratch')
-    if 'lm_projection' in missing and source['lm'] != 'scratch':
-        params['lm_projection'] = _like_tokens(params['lm_projection'], params['lm']['word_embedding'])
+    for name in ('lm_projection', 'connector_projection'):
+        if name in missing and source['lm'] != 'scratch':
+            params[name] = _like_tokens(params[name], params['lm']['word_embedding'])
     if 'grounding' in missing and source['lm'] != 'scratch':
         key = jax.random.fold_in(jax.random.key(run.training.seed), 2)
         params['grounding'] = jax.jit(functools.partial(added.init, run.model.grounding))(params['lm'], key)
@@ -243,7 +247,7 @@ def parameters(run: config.Run, inputs: dict[str, str]) -> tuple[Params, dict[st
 def _like_tokens(projection: Params, table: np.ndarray) -> Params:
     """Scale a fresh projection so that the soft prefix is as large as the language model's token vectors.
 
-    Its input is layer-normed (variance 1) and its kernel keeps variance, so the table's deviation is the factor.
+    Its input has a variance of about 1 (layer-normed) and its kernel keeps that: the table's deviation is the factor.
     """
     return projection | {'kernel': projection['kernel'] * np.asarray(table, np.float32).std()}
 

@@ -71,7 +71,7 @@ def _forward(model: blip2.Blip2, params: Params, x: Arrays, setting: str, text: 
     target = own & (jnp.arange(ids.shape[1]) >= asked)[None]
 
     def run(model: blip2.Blip2) -> tuple[Array, Array, Array]:
-        prefix = model.soft_prefix(*stage2.see(model, x['pixels'][: ids.shape[0]]))
+        prefix = model.soft_prefix(*stage2.see(model, x['pixels'][: ids.shape[0]])).vectors
         embedded = jnp.concatenate([prefix, model.lm.embed(ids)], axis=1)
         return prefix, embedded, model.lm.word_logits(model.lm(embedded, seen).hidden)
 

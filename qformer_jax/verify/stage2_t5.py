@@ -64,11 +64,11 @@ def _forward(model: blip2.Blip2, params: Params, x: Arrays, batch: Arrays) -> Ar
 
     def run(model: blip2.Blip2) -> Arrays:
         prefix = model.soft_prefix(*stage2.see(model, x['pixels']))
-        embedded = jnp.concatenate([prefix, model.lm.embed(x['input_ids'])], axis=1)
+        embedded = jnp.concatenate([prefix.vectors, model.lm.embed(x['input_ids'])], axis=1)
         hidden = model.after_prefix(prefix, batch['lm_text'], batch['lm_mask'], batch['lm_target'])
         logits = model.lm.word_logits(hidden)[:, length:]
         return {
-            'inputs_t5': prefix,
+            'inputs_t5': prefix.vectors,
             'inputs_embeds': embedded,
             'encoder_last_hidden_state': stage2.where(seen, model.lm.encode(embedded, seen).hidden),
             'logits': stage2.where(x['decoder_attention_mask'].astype(bool), logits),

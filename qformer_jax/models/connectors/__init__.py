@@ -1,0 +1,35 @@
+"""Connectors without a text side: a file each, with one class `Connector` (docs/variants.md says how to add one).
+
+A connector is called with layer-normed features `[B, P, V]` and which of them exist `[B, P]`, and returns tokens
+`[B, Q, D]`; what makes them as wide as the language model is not its business. Its class says whether it keeps one
+token a feature (`token_per_feature`), which then exists where its feature does.
+"""
+
+import importlib
+import pkgutil
+
+import flax.linen as nn
+from jax.typing import DTypeLike
+
+from ... import config
+from ...errors import UserError, nearest
+
+
+def names() -> list[str]:
+    """Return the kinds that are here."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def make(c: config.Connector, dtype: DTypeLike) -> nn.Module:
+    """Return the connector that `c.kind` names; raises UserError where there is none."""
+    path = c.kind if '.' in c.kind else f'{__name__}.{c.kind}'
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if not path.startswith(error.name or path):  # something that the module itself imports
+            raise
+        raise UserError(
+            f"no connector '{c.kind}'{nearest(c.kind, names())}: model.connector.kind is one of {', '.join(names())}, "
+            'or the import path of a module with a class Connector'
+        ) from None
+    return module.Connector(c, dtype)

@@ -1,0 +1,158 @@
+"""Connectors without a text side: what each may see, what it says when it is wrong, and all of them through a line."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from qformer_jax import config
+from qformer_jax.data.dataset import Dataset
+from qformer_jax.errors import UserError
+from qformer_jax.inference.blip2 import Blip2
+from qformer_jax.models import blip2, connectors
+from qformer_jax.rules import flatten
+from qformer_jax.training import loop
+
+SMALL = config.Connector(feature_width=6, tokens=4, width=16, depth=2, heads=2, mlp_width=32)
+LM = dataclasses.replace(small.OPT, vocab_size=50)
+KINDS = connectors.names()
+NUMBERS = np.random.default_rng(0)
+FEATURES = NUMBERS.standard_normal((2, 10, 6), dtype=np.float32)  # a class token and 3 x 3 patches
+MASK = np.arange(10)[None] < np.array([[10], [7]])
+
+
+def of_kind(kind: str, qformer: config.Qformer | None = None) -> tuple[blip2.Blip2, dict]:
+    """Return a model of features, with random parameters (norms and biases too)."""
+    c = config.Blip2(vit=None, qformer=qformer, connector=dataclasses.replace(SMALL, kind=kind), lm=LM)
+    draw = np.random.default_rng(1)
+    shapes = jax.tree.map(lambda x: (draw.standard_normal(x.shape) / 4).astype(np.float32), blip2.shapes(c))
+    return blip2.Blip2(c), shapes
+
+
+def prefix(model: blip2.Blip2, params: dict, features, mask=MASK):
+    return model.apply({'params': params}, features, mask, method='soft_prefix')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_shapes_and_masks(kind):
+    """Nothing that is masked reaches any token; what exists reaches some."""
+    model, params = of_kind(kind)
+    made = prefix(model, params, FEATURES)
+    per_feature = connectors.make(model.config.connector, jnp.float32).token_per_feature
+    assert made.vectors.shape == (2, 10 if per_feature else 4, LM.width)
+    assert made.exists.sum(axis=1).tolist() == ([10, 7] if per_feature else [4, 4])
+    assert made.exists[:, -1].all(), 'the text follows a token that exists'
+
+    def read(features):
+        return jnp.where(made.exists[..., None], jnp.sin(prefix(model, params, features).vectors), 0).sum()
+
+    reached = jnp.abs(jax.grad(read)(FEATURES)).sum(axis=-1) > 0
+    assert not (reached & ~MASK).any() and reached[:, 1:].sum() == (MASK[:, 1:]).sum()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_parameter_learns(kind):
+    model, params = of_kind(kind)
+    loss = lambda params: jnp.sin(prefix(model, params, FEATURES).vectors).sum()  # noqa: E731
+    gradients = flatten(jax.grad(loss)({k: v for k, v in params.items() if k != 'lm'}))
+    assert not [path for path, g in gradients.items() if not np.abs(g).max() > 0]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_rows_do_not_meet(kind):
+    model, params = of_kind(kind)
+    both = prefix(model, params, FEATURES)
+    for row in (0, 1):
+        alone = prefix(model, params, FEATURES[row : row + 1], MASK[row : row + 1])
+        np.testing.assert_allclose(alone.vectors[0], both.vectors[row], atol=1e-5)
+
+
+def test_holes_come_first():
+    model, params = of_kind('linear')
+    made = prefix(model, params, FEATURES)
+    norm, projection = params['connector_norm'], params['connector_projection']
+    x = FEATURES[1, :7]
+    normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * norm['scale'] + norm['bias']
+    np.testing.assert_allclose(made.vectors[1, 3:], normed @ projection['kernel'] + projection['bias'], atol=1e-5)
+    assert made.exists[1].tolist() == [False] * 3 + [True] * 7
+
+
+def test_padding_of_features_does_not_move_the_text():
+    """Seven features, alone or padded to ten: the language model's loss is the same."""
+    model, params = of_kind('mlp')
+    text, exists = np.arange(3, 9)[None], np.ones((1, 6), bool)
+
+    def hidden(features, mask):
+        def run(model):
+            return model.after_prefix(model.soft_prefix(features, mask), text, exists, exists)
+
+        return model.apply({'params': params}, method=run)
+
+    padded = hidden(FEATURES[1:], MASK[1:])
+    alone = hidden(FEATURES[1:, :7], MASK[1:, :7])
+    np.testing.assert_allclose(padded, alone, atol=1e-5)
+
+
+def test_a_connector_beside_the_queries_follows_them():
+    """BLIVA: the prefix is the Q-Former's, and then the connector's."""
+    qformer = dataclasses.replace(small.QFORMER, feature_width=6, vocab_size=50, text_side='none')
+    model, params = of_kind('mlp', qformer)
+    both = prefix(model, params, FEATURES, MASK[:1].repeat(2, axis=0))
+    without = blip2.Blip2(dataclasses.replace(model.config, connector=None))
+    alone = blip2.Blip2(dataclasses.replace(model.config, qformer=None))
+    queries, patches = (prefix(m, params, FEATURES, MASK[:1].repeat(2, axis=0)).vectors for m in (without, alone))
+    np.testing.assert_allclose(both.vectors, np.concatenate([queries, patches], axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'kind, says',
+    [
+        ('resempler', r"no connector 'resempler' \(nearest: 'resampler'\): .* one of .*linear, mlp, "),
+        ('nowhere.at_all', r"no connector 'nowhere.at_all': .* import path of a module with a class Connector"),
+    ],
+)
+def test_an_unknown_kind_is_refused(kind, says):
+    with pytest.raises(UserError, match=says):
+        connectors.make(dataclasses.replace(SMALL, kind=kind), jnp.float32)
+
+
+def test_a_connector_learns_and_answers(arrays, tmp_path):
+    """On arrays of 2 to 4 rows that tell the colour, through a language model that learns too."""
+    run = small.without_tower(small.recipe('stage2', arrays, steps=80))
+    run = small.change(run, 'model', qformer=None, connector=dataclasses.replace(SMALL, feature_width=0))
+    run = small.change(run, 'optimizer', rate_rules=(('.*', 1.0),))
+    loop.train(run, tmp_path / 'run')
+    model = Blip2.load(tmp_path / 'run')
+    records = list(Dataset.open(arrays).source('test'))
+    seen = model.encode([record.features for record in records])
+    assert len(set(seen.mask.sum(axis=1))) > 1
+    captions = model.caption(seen)
+    assert captions == [record.captions[0].lower() for record in records]
+    assert [model.caption(seen.take([row]))[0] for row in range(8)] == captions
+
+
+@pytest.mark.parametrize(
+    'stage, changes, says',
+    [
+        ('stage1', {}, r"model.connector has no text side and learns in 'stage2' and 'instruct', not in 'stage1'"),
+        ('stage2', {'connector': None}, 'needs model.qformer or model.connector, and both are None'),
+    ],
+)
+def test_what_a_stage_cannot_do_is_refused(stage, changes, says):
+    run = small.recipe(stage, 'nowhere')
+    qformer = run.model.qformer if stage == 'stage1' else None
+    run = small.change(run, 'model', **{'qformer': qformer, 'connector': SMALL} | changes)
+    with pytest.raises(UserError, match=says):
+        loop.check(run)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_published_sizes_have_shapes(kind):
+    c = config.Blip2(qformer=None, connector=config.Connector(kind=kind, feature_width=1408), lm=None)
+    c = dataclasses.replace(c, vit=None, lm=config.Opt())
+    shapes = jax.eval_shape(partial(blip2.init, blip2.Blip2(c)), jax.random.key(0))
+    assert shapes['connector_projection']['kernel'].shape[1] == 2560
