@@ -51,7 +51,7 @@ def test_shapes_and_masks(kind):
         return jnp.where(made.exists[..., None], jnp.sin(prefix(model, params, features).vectors), 0).sum()
 
     reached = jnp.abs(jax.grad(read)(FEATURES)).sum(axis=-1) > 0
-    assert not (reached & ~MASK).any() and reached[:, 1:].sum() == (MASK[:, 1:]).sum()
+    assert not (reached & ~MASK).any() and reached[:, 1:].sum() == MASK[:, 1:].sum(), 'but a class token'
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -145,7 +145,7 @@ def test_a_text_without_a_query_is_read_after_a_prefix_without_it(asked):
 
     @passes.bound
     def masked(model, exists):
-        x = jnp.concatenate([prefix, model.lm.embed(ids)], axis=1)
+        x = jnp.concatenate([prefix.vectors, model.lm.embed(ids)], axis=1)
         hidden = model.lm(x, jnp.concatenate([exists, mask], axis=1)).hidden[:, QUERIES - 1 : -1]
         chosen = jax.nn.log_softmax(model.lm.word_logits(hidden))
         return (jnp.take_along_axis(chosen, ids[..., None], axis=2)[..., 0] * target).sum(axis=1)

@@ -84,6 +84,6 @@ def _written(
 def _matched(model: Blip2, seen: Seen, texts: Sequence[str]) -> tuple[dict[str, Float['N Q']], Int['Q']]:
     image, text = model.features(seen), model.features(texts=texts, mode='text')
     arrays = seen.features, seen.mask, *model.text_arrays([clean_caption(text) for text in texts])
-    odds = passes.in_batches(partial(scores.odds_each, model.model, model.params), model.batch_size, *arrays)[0]
+    odds = passes.in_batches(partial(scores.odds_each, model.model, model.params), model.batch_size, *arrays)
     drops = {'itc': drop.itc_drop(drop.cosines(image, text)), 'itm': drop.itm_drop(odds)}
     return drops, drop.itc_wins(image, text)

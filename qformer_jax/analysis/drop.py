@@ -9,12 +9,14 @@ Two queries that say the same carry nothing each: the other one says it too.
 from collections.abc import Sequence
 from functools import partial
 
+import jax
 import numpy as np
 
 from ..errors import UserError
 from ..inference import passes
 from ..inference.blip2 import Blip2
 from ..inference.prompts import target_rows
+from ..models.blip2 import Prefix
 from ..typing import Float, Int
 
 
@@ -47,18 +49,19 @@ def itm_drop(each: Float['N Q']) -> Float['N Q']:
 
 
 def lm_drop(
-    model: Blip2, prefix: Float['N Q L'], prompts: Sequence[str], targets: Sequence[str]
+    model: Blip2, prefix: Prefix, prompts: Sequence[str], targets: Sequence[str]
 ) -> tuple[Float['N'], Float['N Q']]:
     """Return log p (nats) of each target after [prefix, prompt], and what it loses without each token of the prefix."""
-    check(prefix.shape[1])
+    count = prefix.exists.shape[1]
+    check(count)
     rows = target_rows(model.lm_tokenizer, prompts, targets)
     losses = partial(passes.target_losses, model.model, model.params)
 
-    def log_p(prefix: np.ndarray) -> Float['N']:
-        return -passes.in_batches(losses, model.batch_size, prefix, *rows)[0].sum(axis=1)
+    def log_p(prefix: Prefix) -> Float['N']:
+        return -passes.in_batches(losses, model.batch_size, prefix, *rows).sum(axis=1)
 
     whole = log_p(prefix)
-    without = [log_p(np.delete(prefix, query, axis=1)) for query in range(prefix.shape[1])]
+    without = [log_p(jax.tree.map(partial(np.delete, obj=query, axis=1), prefix)) for query in range(count)]
     return whole, whole[:, None] - np.stack(without, axis=1)
 
 

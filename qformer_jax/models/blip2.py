@@ -120,7 +120,8 @@ class Blip2(nn.Module):
 
     def connect(self, features: Float['B P V'], feature_mask: Bool['B P']) -> Prefix:
         """Return what the connector makes of features for the language model."""
-        tokens = self.connector_projection(self.connector(self.connector_norm(features), feature_mask))
+        normed = self.connector_norm(features) * feature_mask[..., None]
+        tokens = self.connector_projection(self.connector(normed, feature_mask))
         return Prefix(tokens, feature_mask) if self.connector.token_per_feature else Prefix.whole(tokens)
 
     def after_prefix(

@@ -1,0 +1,187 @@
+"""One cell of a table: a variant with one seed, trained and judged.
+
+    python -m experiments.connectors.cell --out runs/connectors --name "Q-Former" --seeds 0
+
+Stage 1 on the captions of all three data sets (where there is a text side), then instruction tuning through the frozen
+language model: what is on the icon, where is it, and easy-VQA's questions. The peak rate of the latter is the one of
+three that has the lowest validation loss after a quarter of the steps, with seed 0.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import jax
+import tyro
+
+from experiments.connectors import cost
+from experiments.connectors.language import CAPTION
+from experiments.connectors.prepare import DATA
+from experiments.connectors.variants import VARIANTS, Variant
+from qformer_jax import config
+from qformer_jax.evaluation import task
+from qformer_jax.rules import TEXT_SIDE
+from qformer_jax.training import loop, start
+from qformer_jax.training.logs import records
+
+RATES = (5e-4, 1e-3, 2e-3)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every variant gets."""
+
+    stage1_steps: int = 1500
+    """Steps of stage 1."""
+    steps: int = 3000
+    """Steps of instruction tuning."""
+    batch_size: int = 128
+    """Rows a step."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A variant with one seed under `out`."""
+
+    out: Path
+    variant: Variant
+    seed: int
+    budget: Budget
+
+    @property
+    def folder(self) -> Path:
+        """Where its runs lie."""
+        return self.out / 'runs' / re.sub(r'\W+', '_', self.variant.name).strip('_') / f'seed{self.seed}'
+
+    @property
+    def result(self) -> Path:
+        """What is known of it once it is finished."""
+        return self.folder / 'result.json'
+
+    def data(self) -> config.Data:
+        """Return what both stages read."""
+        first, *others = (str(self.out / 'features' / name) for name in DATA)
+        return config.Data(
+            path=first, mixed_with=tuple(others), train_split='train[5%:]', validation_split='train[:5%]', max_text=16,
+            max_lm_text=24, crop_scale=(1.0, 1.0), flip=False, question_prompt=('{question}',),
+            caption_prompt=(CAPTION,),
+        )  # fmt: skip
+
+    def stage1(self) -> start.Finished:
+        """Train stage 1, or find it done."""
+        model = replace(self.variant.model, lm=None, connector=None)
+        run = config.Run(
+            stage='stage1',
+            model=model,
+            data=self.data(),
+            objective=replace(self.variant.objective, instruction_aware=False),
+            optimizer=_optimizer(1e-3, self.budget.stage1_steps, (*self.variant.rate_rules, ('.*', 1.0))),
+            training=self._training(self.budget.stage1_steps, self.seed),
+        )
+        return loop.train(run, self.folder / 'stage1')
+
+    def instruct(self, rate: float, steps: int, folder: Path, seed: int) -> start.Finished:
+        """Train through the frozen language model, from stage 1 where there was one."""
+        resting = () if self.variant.reads else ((TEXT_SIDE, None),)
+        rules = (('lm/.*', None), *self.variant.rate_rules, *resting, ('.*', 1.0))
+        aligned = str(self.folder.parent / f'seed{seed}' / 'stage1') if self.variant.stage1 else ''
+        run = config.Run(
+            stage='instruct',
+            model=self.variant.model,
+            data=self.data(),
+            objective=self.variant.objective,
+            optimizer=_optimizer(rate, steps, rules),
+            training=self._training(steps, seed),
+            start=config.Start(checkpoint=aligned, lm=str(self.out / 'runs' / 'language')),
+        )
+        return loop.train(run, folder)
+
+    def _training(self, steps: int, seed: int) -> config.Training:
+        return config.Training(
+            steps=steps, batch_size=self.budget.batch_size, seed=seed, checkpoint_every=steps, validation_batches=4
+        )
+
+    def best_rate(self) -> float:
+        """Return the peak rate with the lowest validation loss; the search is seed 0's and is made once."""
+        losses = {}
+        for rate in RATES:
+            done = self.instruct(rate, self.budget.steps // 4, self.folder.parent / f'rate{rate:g}', 0)
+            losses[rate] = [r['loss'] for r in records(done.folder) if r['kind'] == 'validation'][-1]
+        return min(losses, key=losses.get)
+
+    def run(self) -> dict:
+        """Train and judge, or read what is known."""
+        if self.result.exists():
+            return json.loads(self.result.read_text())
+        aligned = self.stage1() if self.variant.stage1 else None
+        rate = self.best_rate()
+        done = self.instruct(rate, self.budget.steps, self.folder / 'instruct', self.seed)
+        found = {
+            'variant': self.variant.name,
+            'seed': self.seed,
+            'hardware': f'{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}',
+            'fingerprint': done.fingerprint,
+            'peak rate': rate,
+            'steps': self.budget.steps,
+            'steps of stage 1': self.budget.stage1_steps if aligned else 0,
+            **(self.judge_alignment(aligned) if aligned else {}),
+            **self.judge_answers(done),
+            **cost.of(done.run),
+        }
+        self.result.write_text(json.dumps(found, indent=1))
+        return found
+
+    def judge_alignment(self, done: start.Finished) -> dict[str, float]:
+        """Return what the stage-1 run retrieves of the held-out vendor."""
+        found = task.evaluate(done.folder, 'retrieval', 'vendor', self.out / 'features' / 'icons')
+        return {
+            'icon to name R@1': found['picture to text, re-ranked R@1'],
+            'name to icon R@1': found['text to picture, re-ranked R@1'],
+            'icon to name R@1, ITC alone': found['picture to text R@1'],
+            'ITM accuracy': found['ITM accuracy'],
+        }
+
+    def judge_answers(self, done: start.Finished) -> dict[str, float]:
+        """Return how well it names icons of the held-out vendor, finds them, and answers easy-VQA's questions."""
+        features = self.out / 'features'
+        captions = task.evaluate(done.folder, 'caption', 'vendor', features / 'icons')
+        places = task.evaluate(done.folder, 'vqa', 'vendor', features / 'canvases')
+        answers = task.evaluate(done.folder, 'vqa', 'test', features / 'easy_vqa')
+        return {
+            'name, exact match': captions['exact match'],
+            'shuffled minus matched (nats/token)': captions['shuffled minus matched'],
+            'place': places['accuracy'],
+            'easy-VQA': answers['accuracy'],
+            'easy-VQA, shuffled': answers['with shuffled pictures'],
+        }
+
+
+def _optimizer(rate: float, steps: int, rules: config.Rules) -> config.Optimizer:
+    return config.Optimizer(
+        peak_rate=rate, final_rate=rate / 20, warmup_steps=max(1, steps // 20), clip_norm=1.0, rate_rules=rules
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train and judge one variant of the study with some seeds; what is finished is not run again."""
+
+    out: Path
+    """Folder that `python -m experiments.connectors.prepare` filled."""
+    name: str
+    """Of the variant."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of weights and data order."""
+    budget: Budget = field(default_factory=Budget)
+
+
+def main(options: Options, variants: tuple[Variant, ...]) -> None:
+    """Run the cells of the variant of that name."""
+    variant = next(v for v in variants if v.name == options.name)
+    for seed in options.seeds:
+        Cell(options.out, variant, seed, options.budget).run()
+
+
+if __name__ == '__main__':
+    main(tyro.cli(Options), VARIANTS)

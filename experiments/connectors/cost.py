@@ -1,0 +1,87 @@
+"""What a variant costs: tokens, parameters, FLOPs counted from shapes, and the bytes and time of a training step."""
+
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from qformer_jax import config
+from qformer_jax.analysis.flops import compiled_flops, flops
+from qformer_jax.models import blip2
+from qformer_jax.parallel.mesh import data_mesh
+from qformer_jax.rules import flatten, split
+from qformer_jax.training import optimizer, step
+
+PATCHES = 65  # of a 112 px picture: a class token and 8 x 8
+TEXT = 24  # tokens of a row, question and answer
+_BATCH = 128
+_REPEATS = 20
+
+
+def of(run: config.Run) -> dict[str, float]:
+    """Return the costs that shapes alone decide."""
+    model, params = blip2.Blip2(run.model), blip2.shapes(run.model)
+    trainable, _ = split(params, run.optimizer.rate_rules)
+    features, text = _picture(run.model), _text(run)
+    prefix = jax.eval_shape(lambda p: _connect(model, p, *features, *text), params)
+    counted = flops(lambda p, *x: _connect(model, p, *x), params, *features, *text)
+    xla = compiled_flops(lambda p, *x: _connect(model, p, *x).vectors, params, *features, *text)
+    reading = flops(lambda p, x: _read(model, p, x), params, prefix)
+    return {
+        'LLM tokens': prefix.exists.shape[1],
+        'trained parameters': sum(x.size for x in flatten(trainable).values()),
+        'MFLOP, connector': counted / 1e6,
+        'MFLOP, connector, XLA': xla / 1e6,
+        'MFLOP, LLM': reading / 1e6,
+    }
+
+
+def measured(run: config.Run) -> dict[str, float]:
+    """Return what a training step takes on this device, alone: median seconds, and the bytes that XLA reserves."""
+    params = blip2.init(blip2.Blip2(run.model), jax.random.key(0))
+    trainable, frozen = split(params, run.optimizer.rate_rules)
+    transform = optimizer.make(run.optimizer, run.training.steps, trainable)
+    state = step.new_state(trainable, transform, 0)
+    batch = _batch(run)
+    with jax.set_mesh(mesh := data_mesh()):
+        advance = step.make_step(run, blip2.Blip2(run.model), transform, mesh).lower(state, frozen, batch).compile()
+        memory, times = advance.memory_analysis(), []
+        for _ in range(_REPEATS):
+            began = time.perf_counter()
+            state, metrics = advance(state, frozen, batch)
+            jax.block_until_ready(metrics)
+            times.append(time.perf_counter() - began)
+    size = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return {'ms a step': 1e3 * statistics.median(times), 'MiB a step': size / 2**20}
+
+
+def _picture(c: config.Blip2) -> tuple[jax.ShapeDtypeStruct, ...]:
+    return jax.ShapeDtypeStruct((1, PATCHES, c.feature_width), jnp.float32), jax.ShapeDtypeStruct((1, PATCHES), bool)
+
+
+def _text(run: config.Run) -> tuple[jax.ShapeDtypeStruct, ...]:
+    if not run.objective.instruction_aware:
+        return ()
+    shape = 1, run.data.max_text
+    return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
+
+
+def _connect(model: blip2.Blip2, params, *arrays) -> blip2.Prefix:
+    return model.apply({'params': params}, *arrays, method='soft_prefix')
+
+
+def _read(model: blip2.Blip2, params, prefix: blip2.Prefix):
+    text, exists = jnp.zeros((1, TEXT), jnp.int32), jnp.ones((1, TEXT), bool)
+    return model.apply({'params': params}, prefix, text, exists, exists, method='after_prefix')
+
+
+def _batch(run: config.Run) -> dict[str, jax.Array]:
+    rows = {
+        'features': jax.random.normal(jax.random.key(1), (_BATCH, PATCHES, run.model.feature_width)),
+        'feature_mask': jnp.ones((_BATCH, PATCHES), bool),
+    }
+    for name, length in (('text', run.data.max_text), ('lm_text', run.data.max_lm_text)):
+        rows[name] = jnp.ones((_BATCH, length), jnp.int32)
+        rows[name.replace('text', 'mask') if name == 'lm_text' else 'text_mask'] = jnp.ones((_BATCH, length), bool)
+    return rows | {'lm_target': rows['lm_mask'] & (jnp.arange(run.data.max_lm_text) > 8)[None]}
