@@ -17,6 +17,7 @@ from qformer_jax.errors import UserError
 from qformer_jax.inference import passes
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.inference.prompts import target_rows
+from qformer_jax.models.blip2 import Prefix
 from qformer_jax.models.layers import Attention
 from qformer_jax.rules import flatten
 
@@ -134,25 +135,25 @@ def test_itm_without_a_query_is_the_mean_of_the_others(aligned):
 
 
 def test_a_text_without_a_query_is_read_after_a_prefix_without_it(asked):
-    """The oracle: masking the token in OPT, whose positions count what exists, is leaving it out."""
+    """The oracle: a prefix of one token fewer."""
     seen = see(asked)
     prompts, targets = asked.question_prompts(['what color is it?']), ['red']
     prefix = asked.soft_prefix(seen, prompts)
     log_p, drops = drop.lm_drop(asked, prefix, prompts, targets)
     losses, _ = asked.losses(seen, prompts, targets)
     assert_close(log_p, -losses.sum(axis=1))
-    ids, mask, target = target_rows(asked.lm_tokenizer, prompts, targets)
-
-    @passes.bound
-    def masked(model, exists):
-        x = jnp.concatenate([prefix.vectors, model.lm.embed(ids)], axis=1)
-        hidden = model.lm(x, jnp.concatenate([exists, mask], axis=1)).hidden[:, QUERIES - 1 : -1]
-        chosen = jax.nn.log_softmax(model.lm.word_logits(hidden))
-        return (jnp.take_along_axis(chosen, ids[..., None], axis=2)[..., 0] * target).sum(axis=1)
-
-    without = [masked(asked.model, asked.params, np.arange(QUERIES)[None] != q) for q in range(QUERIES)]
+    rows = target_rows(asked.lm_tokenizer, prompts, targets)
+    shorter = [jax.tree.map(lambda x, q=q: np.delete(x, q, axis=1), prefix) for q in range(QUERIES)]
+    without = [-passes.target_losses(asked.model, asked.params, each, *rows).sum(axis=1) for each in shorter]
     assert_close(drops, log_p[:, None] - np.stack(without, axis=1))
     assert np.abs(drops).max() > 1e-3
+
+
+def test_the_worked_example_of_leaving_out():
+    vectors, exists = np.arange(4.0)[None, :, None], np.array([[False, True, True, True]])
+    left = drop.leave_out(Prefix(vectors, exists), 1)
+    np.testing.assert_array_equal(left.exists, [[False, False, True, True]])
+    np.testing.assert_array_equal(left.vectors[0, 2:, 0], [1, 3])
 
 
 def test_a_fit_of_stage_1_holds_both_scores(aligned):

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..inference import passes
 from ..inference.blip2 import Blip2
 from ..inference.prompts import target_rows
+from ..models import masks
 from ..models.blip2 import Prefix
 from ..typing import Float, Int
 
@@ -51,9 +52,9 @@ def itm_drop(each: Float['N Q']) -> Float['N Q']:
 def lm_drop(
     model: Blip2, prefix: Prefix, prompts: Sequence[str], targets: Sequence[str]
 ) -> tuple[Float['N'], Float['N Q']]:
-    """Return log p (nats) of each target after [prefix, prompt], and what it loses without each token of the prefix."""
-    count = prefix.exists.shape[1]
-    check(count)
+    """Return log p (nats) of each target after [prefix, prompt], and what it loses without each query's token."""
+    queries = model.run.model.qformer.num_queries
+    check(queries)
     rows = target_rows(model.lm_tokenizer, prompts, targets)
     losses = partial(passes.target_losses, model.model, model.params)
 
@@ -61,8 +62,19 @@ def lm_drop(
         return -passes.in_batches(losses, model.batch_size, prefix, *rows).sum(axis=1)
 
     whole = log_p(prefix)
-    without = [log_p(jax.tree.map(partial(np.delete, obj=query, axis=1), prefix)) for query in range(count)]
+    without = [log_p(leave_out(prefix, query)) for query in range(queries)]
     return whole, whole[:, None] - np.stack(without, axis=1)
+
+
+def leave_out(prefix: Prefix, query: int) -> Prefix:
+    """Return the prefix without a query's token; the queries' are the first that exist, a connector's come after them.
+
+    Worked example: of slots [missing, query 0, query 1, connector], leaving out query 1 lets slot 2 be missing, and
+    what is missing goes to the front: [missing, missing, query 0, connector].
+    """
+    slot = (~prefix.exists).sum(axis=1, keepdims=True) + query
+    exists = prefix.exists & (np.arange(prefix.exists.shape[1])[None] != slot)
+    return jax.tree.map(np.asarray, Prefix(*masks.last(prefix.vectors, exists)))
 
 
 def check(queries: int) -> None:
