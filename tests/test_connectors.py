@@ -1,6 +1,7 @@
 """Connectors without a text side: what each may see, what it says when it is wrong, and all of them through a line."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -13,7 +14,9 @@ from qformer_jax import config
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
+from qformer_jax.inference.functions import functions
 from qformer_jax.models import blip2, connectors
+from qformer_jax.models.quantized import apart
 from qformer_jax.rules import flatten
 from qformer_jax.training import loop
 
@@ -156,3 +159,20 @@ def test_published_sizes_have_shapes(kind):
     c = dataclasses.replace(c, vit=None, lm=config.Opt())
     shapes = jax.eval_shape(partial(blip2.init, blip2.Blip2(c)), jax.random.key(0))
     assert shapes['connector_projection']['kernel'].shape[1] == 2560
+
+
+def test_a_newcomer_adds_one_as_the_page_says(arrays, tmp_path, monkeypatch):
+    """The file of docs/variants.md, below 40 lines, and one line of configuration: it trains, answers and exports."""
+    page = (small.ROOT / 'docs' / 'variants.md').read_text()
+    (code,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    assert len(code.splitlines()) < 40
+    (tmp_path / 'soft_pool.py').write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = small.without_tower(small.recipe('stage2', arrays, steps=6))
+    run = small.change(run, 'model', qformer=None, connector=dataclasses.replace(SMALL, feature_width=0))
+    run = small.change(run, 'model', connector=dataclasses.replace(run.model.connector, kind='soft_pool'))
+    loop.train(run, tmp_path / 'run')
+    model = Blip2.load(tmp_path / 'run')
+    assert len(model.caption([FEATURES[0]])) == 1
+    names = [function.name for function in functions(model.run, apart(flatten(model.params)))]
+    assert names == ['encode', 'prefill', 'step']

@@ -90,7 +90,7 @@ class Cell:
             stage='instruct',
             model=self.variant.model,
             data=self.data(),
-            objective=self.variant.objective,
+            objective=config.Objective(instruction_aware=self.variant.reads),
             optimizer=_optimizer(rate, steps, rules),
             training=self._training(steps, seed),
             start=config.Start(checkpoint=aligned, lm=str(self.out / 'runs' / 'language')),

@@ -56,6 +56,12 @@ VARIANTS = (
     qformer('QFormer-Lite (8 queries, 2 layers)', num_queries=8, depth=2),
     replace(BASELINE, name='Q-Former, reads the question', objective=config.Objective(instruction_aware=True)),
     replace(
+        qformer('dynamic queries (a bank of 4)', query_bank=4),
+        objective=config.Objective(static_queries=1.0),
+    ),
+    qformer('QFormer++ (gated residual)', gated_residual=True),
+    qformer('multi-granularity (12 global, 4 local)', local_queries=4),
+    replace(
         BASELINE,
         name='Q-Former beside patches (BLIVA)',
         model=replace(BASELINE.model, connector=replace(OTHER, kind='mlp')),

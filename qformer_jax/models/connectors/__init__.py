@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 def make(c: config.Connector, dtype: DTypeLike) -> nn.Module:
     """Return the connector that `c.kind` names; raises UserError where there is none."""
-    path = c.kind if '.' in c.kind else f'{__name__}.{c.kind}'
+    path = f'{__name__}.{c.kind}' if c.kind in names() else c.kind
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
