@@ -186,9 +186,9 @@ def test_the_loader_reads_instructions_and_feature_arrays(line, tmp_path):
     (prompt,) = model.question_prompts([question])
     assert prompt == model.run.data.question_prompt[0].format(question=exported.clean(question.strip(), ''))
     same((served.text(prompt), tuple(model.text_arrays([prompt]))))
-    same((served.prompt(prompt, 10), model.padded_prompts([prompt], beside=4 + 10 - 1)))
+    same((served.prompt(prompt, 4 + 10), model.padded_prompts([prompt], beside=4 + 10 - 1)))
     assert served.write(tmp_path / 'a.npy', question) == model.ask([tmp_path / 'a.npy'], [question])[0]
-    assert served.prompt('', 10)[0].shape == (1, 8) and served.prompt('a' * 26, 10)[0].shape == (1, 27)
+    assert served.prompt('', 4 + 10)[0].shape == (1, 8) and served.prompt('a' * 26, 4 + 10)[0].shape == (1, 27)
     assert served.write(tmp_path / 'a.npy') == model.caption([tmp_path / 'a.npy'])[0]
 
 
@@ -203,7 +203,7 @@ def test_the_loader_writes_with_an_encoder_decoder(tmp_path):
     write(model, tmp_path / 'out', 'mark')
     np.save(tmp_path / 'a.npy', np.random.default_rng(0).normal(size=(3, 16)))
     served, (prompt,) = exported.Served(tmp_path / 'out'), model.question_prompts(['what is it?'])
-    same((served.prompt(prompt, 10), model.padded_prompts([prompt], beside=4 + 10 - 1)))
+    same((served.prompt(prompt, 4 + 10), model.padded_prompts([prompt], beside=4 + 10 - 1)))
     (answer,) = model.ask([tmp_path / 'a.npy'], ['what is it?'])
     assert served.write(tmp_path / 'a.npy', 'what is it?') == answer and answer
 

@@ -22,14 +22,14 @@ class Blip2:
     """Vision tower; None where a run reads feature arrays."""
     qformer: Qformer | None = field(default_factory=Qformer)
     """The Q-Former between the frozen towers."""
-    connector: Connector | None = None
-    """Another connector in its place (`qformer` None), or beside it: its tokens follow the queries (BLIVA)."""
     lm: Opt | Llama | T5 | None = field(default_factory=Opt)
     """Language model; None in stage 1."""
     lora: Lora | None = None
     """What learns of a frozen language model, in `stage2` and `instruct`; None: nothing does."""
     grounding: Grounding | None = None
     """Words for boxes beside the language model's own, in `stage2` and `instruct`; None: there are none."""
+    connector: Connector | None = None
+    """Another connector in place of the Q-Former (None), or beside it: its tokens follow the queries (BLIVA)."""
     word_head: int = 0
     """Outputs of the bag-of-words head; the `vision` stage sets it to the tokenizer's size, 0 elsewhere: none."""
 
