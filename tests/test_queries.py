@@ -176,6 +176,8 @@ def test_a_fit_with_a_language_model_is_of_the_text_after_the_prompt(asked):
     losses, _ = asked.losses(seen, asked.question_prompts(['what color is it?']), ['red'])
     assert_close(found.scores['lm'], -losses.sum())
     assert found.cosines is None and set(found.drops) == {'lm'} and found.gradient.max() > 0
+    score, inputs = _inputs(asked, seen)
+    assert_close(passes.bound(score)(asked.model, asked.params, *inputs)[0], found.scores['lm'])
 
 
 def test_a_split_counts_what_each_picture_says(aligned, pictures):
