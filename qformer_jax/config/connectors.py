@@ -76,7 +76,9 @@ class Connector:
     feature_width: int = 0
     """Width of the frozen features (V); 0: the tower's, or the data set's."""
     tokens: int = 32
-    """Tokens that the language model reads (Q), where they are not as many as the features."""
+    """Tokens that the language model reads (Q), where they are not as many as the features; `windowed`: of a window."""
+    window: int = 17
+    """Features that `windowed` reads at a time (SALMONN: 17, for one token)."""
     width: int = 768
     """Hidden width (D)."""
     depth: int = 2
@@ -85,3 +87,7 @@ class Connector:
     """Attention heads."""
     mlp_width: int = 3072
     """Hidden width of feed-forward networks."""
+
+    def __post_init__(self):
+        if self.window < 1:
+            raise UserError(f'model.connector.window is {self.window}, it must be at least 1')

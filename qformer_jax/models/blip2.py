@@ -121,7 +121,10 @@ class Blip2(nn.Module):
     def connect(self, features: Float['B P V'], feature_mask: Bool['B P']) -> Prefix:
         """Return what the connector makes of features for the language model."""
         normed = self.connector_norm(features) * feature_mask[..., None]
-        tokens = self.connector_projection(self.connector(normed, feature_mask))
+        made = self.connector(normed, feature_mask)
+        if isinstance(made, tuple):
+            return Prefix(self.connector_projection(made[0]), made[1])
+        tokens = self.connector_projection(made)
         return Prefix(tokens, feature_mask) if self.connector.token_per_feature else Prefix.whole(tokens)
 
     def after_prefix(

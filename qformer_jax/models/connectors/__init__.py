@@ -2,7 +2,8 @@
 
 A connector is called with layer-normed features `[B, P, V]`, zero where the mask `[B, P]` says that none exists, and
 returns tokens `[B, Q, D]`; what makes them as wide as the language model is not its business. Its class says whether it
-keeps one token a feature (`token_per_feature`), which then exists where its feature does.
+keeps one token a feature (`token_per_feature`), which then exists where its feature does. Where other tokens may not
+exist, it returns a mask `[B, Q]` beside them.
 """
 
 import importlib
