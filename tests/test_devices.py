@@ -34,9 +34,10 @@ for path in map(Path, sys.argv[1:]):
 def tiny(stage: str, data: Path, voice: Path) -> config.Run:
     """Return three steps of 16 rows, two a device, with dropout; ITC and ITM need the rows of the other devices.
 
-    In `instruct` the voice learns too, by LoRA.
+    Each step draws how many queries exist; in `instruct` the voice learns too, by LoRA.
     """
     run = change(recipe(stage, data, steps=STEPS), 'training', batch_size=16)
+    run = change(run, 'objective', nested_queries=True)
     shallow = {'vit': small.VIT, 'qformer': small.QFORMER, 'lm': small.OPT}
     parts = {name: dataclasses.replace(part, depth=1) for name, part in shallow.items()}
     run = change(run, 'optimizer', warmup_steps=1)
@@ -78,6 +79,7 @@ def test_eight_devices_give_the_losses_of_one(pictures, voice, on_eight, tmp_pat
     loop.train(tiny(stage, pictures, voice), tmp_path / 'run')
     one, eight = logs.records(tmp_path / 'run'), logs.records(on_eight / stage)
     assert len(one) == len(eight) == STEPS
+    assert len({record['queries'] for record in one}) > 1
     for a, b in zip(one, eight, strict=True):
         assert a.keys() == b.keys()
         for name in a.keys() - {'kind', 'timing'}:

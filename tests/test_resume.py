@@ -22,6 +22,7 @@ def test_interrupted_runs_end_where_the_uninterrupted_one_ends(pictures, tmp_pat
     """Killed in a step, killed while a checkpoint is written, stopped by SIGTERM, its newest checkpoint damaged."""
     run = shallow(recipe('stage2', pictures, steps=STEPS))
     run = change(run, 'training', checkpoint_every=EVERY, validation_batches=1)
+    run = change(run, 'objective', nested_queries=True)  # drawn from the step's key, as dropout is
     run = change(run, 'data', validation_split='test', crop_scale=(0.5, 1.0), flip=True)
     whole, torn = tmp_path / 'whole', tmp_path / 'torn'
     recipe_file = small.write_recipe(tmp_path / 'tiny.py', run)

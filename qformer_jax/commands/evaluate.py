@@ -19,10 +19,13 @@ class Evaluate:
     """Split, in tensorflow_datasets' notation."""
     data: Path | None = None
     """Data set; default: the one that the run was trained on (of several, the first)."""
+    queries: int = 0
+    """Use so many queries, the first ones; 0: all. Only a run with --objective.nested-queries is trained for fewer; of
+    any other the table says what is left."""
 
 
 def evaluate(options: Evaluate) -> None:
     """Print the table and say where the predictions are."""
     from ..evaluation.task import evaluate as run_task
 
-    run_task(options.run, options.task, options.split, options.data)
+    run_task(options.run, options.task, options.split, options.data, options.queries)

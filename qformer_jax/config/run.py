@@ -105,6 +105,9 @@ class Objective:
     """`shared`: pairs with the same caption or picture are positives of each other; `diagonal`: only the own pair."""
     token_mean: Literal['global', 'per_shard'] = 'global'
     """Mean over all tokens of the batch, or over each device's tokens and then over devices (LAVIS)."""
+    nested_queries: bool = False
+    """Draw in each step (or micro-batch) how many queries exist, the first 1, 2, 4, ... or all, so that a run's first m
+    serve alone (`models/nested.py`); validation has all."""
     instruction_aware: bool = False
     """In `instruct`: whether the Q-Former reads the question too (InstructBLIP, section 2.3)."""
 

@@ -1,7 +1,7 @@
 """One task on one split of a finished run: numbers, the levels to read them against, and every prediction.
 
     RUN/evaluation/TASK-SPLIT.json    the table, with the run's fingerprint
-    RUN/evaluation/TASK-SPLIT.jsonl   one line a prediction
+    RUN/evaluation/TASK-SPLIT.jsonl   one line a prediction (TASK-SPLIT-8-queries: with the first 8 queries alone)
 
 What was evaluated once is not evaluated again: the weights of a finished run do not change.
 """
@@ -45,23 +45,29 @@ class Judged:
     predictions: list[dict]
 
 
-def evaluate(folder: Path, task: str, split: str, data: Path | None = None) -> dict[str, float]:
-    """Evaluate a finished run, or read what was evaluated before; prints the table and returns its numbers."""
+def evaluate(folder: Path, task: str, split: str, data: Path | None = None, queries: int = 0) -> dict[str, float]:
+    """Evaluate a finished run, or read what was evaluated before; prints the table and returns its numbers.
+
+    `queries`: only so many of the queries are used, the first ones (0: all).
+    """
     done = start.finished(folder)
     dataset = Dataset.open(data or done.run.data.path)
     dataset.check_tower(done.last.get('vit'), done.run.model.vit)
     identity = {'task': task, 'split': split, 'data': dataset.fingerprint, 'weights': done.last}
     name = f'{task}-{split}'.replace('/', '_')
+    if queries:
+        identity['queries'] = queries
+        name += f'-{queries}-queries'
     table, rows = (folder / 'evaluation' / f'{name}{suffix}' for suffix in ('.json', '.jsonl'))
     if table.exists() and (known := json.loads(table.read_text()))['identity'] == identity:
         numbers = known['numbers']
     else:
-        judged = TASKS[task](Blip2.load(folder, batch_size=PICTURES_AT_ONCE), dataset, split)
+        judged = TASKS[task](Blip2.load(folder, batch_size=PICTURES_AT_ONCE, queries=queries), dataset, split)
         numbers = judged.numbers
         table.parent.mkdir(exist_ok=True)
         rows.write_text(''.join(json.dumps(row) + '\n' for row in judged.predictions))
         table.write_text(json.dumps({'identity': identity, 'numbers': numbers}, indent=1))
-    _print(f'{task} on {split}, {folder}', numbers)
+    _print(f'{task} on {split}, {folder}' + (f', {queries} queries' if queries else ''), numbers)
     print(f'predictions: {rows}; numbers: {table}')
     return numbers
 

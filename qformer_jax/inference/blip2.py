@@ -29,7 +29,7 @@ from ..data.grounded import speaking
 from ..data.pack import BYTE_BPE, WORDPIECE
 from ..data.tokenizers import LmTokenizer, TextTokenizer, asked, clean_caption, prompt_ids
 from ..errors import UserError
-from ..models import blip2
+from ..models import blip2, query_count
 from ..objectives import contrastive
 from ..rules import flatten
 from ..training import exchange, start
@@ -75,11 +75,13 @@ class Blip2:
         batch_size: int = 64,
         weights: quantization.Weights | None = None,
         cache: str | Path | None = None,
+        queries: int = 0,
     ) -> 'Blip2':
         """Read a finished run, or published checkpoints (one or more, as `qformer convert` takes them).
 
         With `weights`, the frozen towers are in fewer bits from the start: the device never holds them as they were.
-        `cache` is a folder, which need not exist, for what the model makes of pictures.
+        `cache` is a folder, which need not exist, for what the model makes of pictures. `queries`: so many, the first
+        ones, are used (0: all), which a run with nested queries is trained for.
         Raises UserError when something is missing, unfinished, damaged or unknown.
         """
         sources = [Path(source)] if isinstance(source, str | Path) else list(source)
@@ -87,10 +89,23 @@ class Blip2:
         if len(sources) == 1 and ((sources[0] / start.RUN).is_file() or not sources[0].exists()):
             done = start.finished(sources[0])
             run, params = start.for_use(done, which)
-            return cls(run, quantization.on_device(flatten(params).items(), weights), done.folder, batch_size, cache)
-        model = exchange.read(sources)
-        read = ((path, tensor.read()) for path, tensor in model.tensors.items())
-        return cls(model.run, quantization.on_device(read, weights), sources[0], batch_size, cache)
+            model = cls(run, quantization.on_device(flatten(params).items(), weights), done.folder, batch_size, cache)
+        else:
+            found = exchange.read(sources)
+            read = ((path, tensor.read()) for path, tensor in found.tensors.items())
+            model = cls(found.run, quantization.on_device(read, weights), sources[0], batch_size, cache)
+        return model.with_queries(queries) if queries else model
+
+    def with_queries(self, count: int) -> 'Blip2':
+        """Return the model with its first `count` queries alone; raises UserError where it has fewer."""
+        c = query_count.resized(self.run.model, count)
+        if count > (there := self.run.model.qformer.num_queries):
+            raise UserError(
+                f'{count} queries: this run has {there}, and more are a new start (qformer convert --queries)'
+            )
+        table = query_count.resize(self.params['qformer']['query_token'], count)
+        params = self.params | {'qformer': self.params['qformer'] | {'query_token': table}}
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, model=c), params=params)
 
     def quantize(self, weights: quantization.Weights) -> 'Blip2':
         """Return the model with its frozen towers in fewer bits; raises UserError where they are already."""

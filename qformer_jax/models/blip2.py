@@ -85,16 +85,18 @@ class Blip2(nn.Module):
         train: bool = False,
         picture: Int['B'] | None = None,
         keep_attention: bool = False,
+        exists: Bool['Q'] | None = None,
     ) -> QformerOutput:
         """Run the queries over the features; with a text, they see it and it sees them (InstructBLIP, section 2.3).
 
-        `picture`: which features each text belongs to; the default is one text a picture.
+        `picture`: which features each text belongs to; the default is one text a picture. `exists`: which queries do;
+        the default is all (`nested.py`).
         """
         memory = self.qformer.project_image(features, feature_mask)
         memory = memory if picture is None else memory.take(picture)
         if text is None:
             text_mask = jnp.ones((features.shape[0], 0), bool)
-        mask = masks.bidirectional(self.config.qformer.num_queries, text_mask)
+        mask = masks.bidirectional(self.config.qformer.num_queries, text_mask, exists)
         return self.qformer(mask, image=memory, text=text, train=train, keep_attention=keep_attention)
 
     def soft_prefix(
@@ -104,19 +106,22 @@ class Blip2(nn.Module):
         text: Int['B T'] | None = None,
         text_mask: Bool['B T'] | None = None,
         train: bool = False,
+        exists: Bool['Q'] | None = None,
     ) -> Prefix:
         """Return what the language model reads in place of the picture (section 3.3).
 
-        Tokens that do not exist come first, so that the text follows one that does.
+        Tokens that do not exist come first, so that the text follows one that does. `exists`: which queries do.
         """
         parts = []
         if self.config.qformer:
-            queries = self.ask_queries(features, feature_mask, text, text_mask, train).queries
-            parts.append(Prefix.whole(self.lm_projection(queries)))
+            queries = self.ask_queries(features, feature_mask, text, text_mask, train, exists=exists).queries
+            part = Prefix.whole(self.lm_projection(queries))
+            parts.append(part if exists is None else part.replace(exists=part.exists & exists[None]))
         if self.config.connector:
             parts.append(self.connect(features, feature_mask))
         prefix = jax.tree.map(lambda *part: jnp.concatenate(part, axis=1), *parts)
-        return Prefix(*masks.last(prefix.vectors, prefix.exists)) if self.config.connector else prefix
+        whole = exists is None and not self.config.connector
+        return prefix if whole else Prefix(*masks.last(prefix.vectors, prefix.exists))
 
     def connect(self, features: Float['B P V'], feature_mask: Bool['B P']) -> Prefix:
         """Return what the connector makes of features for the language model."""

@@ -14,6 +14,8 @@ a row says what that position sees:
 Queries never see text in ITC and ITG, so both share one pass over the queries; the text rows of ITG then read that
 pass's keys and values. A pass over some of the rows takes those rows of the drawing and nothing else.
 
+Where some of the `queries` do not exist (None: all do), their columns are empty: nobody sees them.
+
 Where queries look may be masked too. One global query g and four local ones l over features that are a class token c
 and a grid of 4 x 4 patches p, row by row:
 
@@ -33,29 +35,30 @@ from ..typing import Array, Bool, Float, Int, Size
 from .pooling import cut, grid
 
 
-def _seen(num_queries: int, text_mask: Bool['B T']) -> tuple[Bool['S'], Bool['B 1 1 S']]:
-    """Return which positions are text, and which positions exist (all queries, and text that is not padding)."""
+def _seen(num_queries: int, text_mask: Bool['B T'], queries: Bool['Q'] | None) -> tuple[Bool['S'], Bool['B 1 1 S']]:
+    """Return which positions are text, and which positions exist (queries that do, and text that is not padding)."""
     batch, length = text_mask.shape
     is_text = jnp.arange(num_queries + length) >= num_queries
-    exists = jnp.concatenate([jnp.ones((batch, num_queries), bool), text_mask], axis=1)
-    return is_text, exists[:, None, None, :]
+    queries = jnp.ones(num_queries, bool) if queries is None else queries
+    queries = jnp.broadcast_to(queries[None], (batch, num_queries))
+    return is_text, jnp.concatenate([queries, text_mask], axis=1)[:, None, None, :]
 
 
-def unimodal(num_queries: int, text_mask: Bool['B T']) -> Bool['B 1 S S']:
+def unimodal(num_queries: int, text_mask: Bool['B T'], queries: Bool['Q'] | None = None) -> Bool['B 1 S S']:
     """Return the ITC mask: queries see queries, text sees text."""
-    is_text, exists = _seen(num_queries, text_mask)
+    is_text, exists = _seen(num_queries, text_mask, queries)
     return (is_text[:, None] == is_text[None, :])[None, None] & exists
 
 
-def bidirectional(num_queries: int, text_mask: Bool['B T']) -> Bool['B 1 S S']:
+def bidirectional(num_queries: int, text_mask: Bool['B T'], queries: Bool['Q'] | None = None) -> Bool['B 1 S S']:
     """Return the ITM mask: everything sees everything that is not padding."""
-    is_text, exists = _seen(num_queries, text_mask)
+    is_text, exists = _seen(num_queries, text_mask, queries)
     return jnp.ones((1, 1, is_text.size, 1), bool) & exists
 
 
-def multimodal_causal(num_queries: int, text_mask: Bool['B T']) -> Bool['B 1 S S']:
+def multimodal_causal(num_queries: int, text_mask: Bool['B T'], queries: Bool['Q'] | None = None) -> Bool['B 1 S S']:
     """Return the ITG mask: queries see queries; text sees the queries and the text up to itself."""
-    is_text, exists = _seen(num_queries, text_mask)
+    is_text, exists = _seen(num_queries, text_mask, queries)
     position = jnp.arange(is_text.size)
     causal = position[None, :] <= position[:, None]
     return (jnp.where(is_text[:, None], causal, ~is_text[None, :]))[None, None] & exists

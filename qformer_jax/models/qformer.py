@@ -251,9 +251,10 @@ class Qformer(nn.Module):
         """Return a unit vector of every text position in the shared space (float32)."""
         return _unit(self.text_projection(text))
 
-    def match(self, queries: Float['B Q D']) -> Float['B 2']:
-        """Return the ITM logits (not matched, matched), averaged over the queries (float32)."""
-        return at_least_float32(self.itm_head(queries)).mean(axis=1)
+    def match(self, queries: Float['B Q D'], exists: Bool['Q'] | None = None) -> Float['B 2']:
+        """Return the ITM logits (not matched, matched), averaged over the queries that exist (float32; None: all)."""
+        where = None if exists is None else exists[None, :, None]
+        return at_least_float32(self.itm_head(queries)).mean(axis=1, where=where)
 
     def word_logits(self, text: Float['B T D']) -> Float['B T N']:
         """Return the logits of the next token over the vocabulary and [DEC] (float32)."""

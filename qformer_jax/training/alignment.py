@@ -80,11 +80,12 @@ def unimodal(
     *,
     train: bool = False,
     static: bool = False,
+    exists: Bool['Q'] | None = None,
 ) -> Unimodal:
-    """Return what passes 1 and 2 give."""
+    """Return what passes 1 and 2 give; `exists`: which queries do."""
     text, num_queries = batch['text'], q.config.num_queries
     memory = _remember(q, features, feature_mask, static)
-    mask = masks.unimodal(num_queries, batch['text_mask'])
+    mask = masks.unimodal(num_queries, batch['text_mask'], exists)
     image = q(mask[:, :, :num_queries, :num_queries], image=memory, train=train)
     alone = q(mask[:, :, num_queries:, num_queries:], text=text, train=train)
     embedded = q.embed_image(image.queries), q.embed_text(alone.text)
@@ -109,28 +110,28 @@ def align(
     train: bool = False,
     negatives: Negatives | None = None,
     static: bool = False,
+    exists: Bool['Q'] | None = None,
 ) -> Alignment:
     """Return what the four passes give.
 
     `share_image_keys=False` projects the wrong pictures' features again, which moves less data when they live on other
     devices. `negatives` replays a recorded draw; `static` starts the queries from the same vectors for every picture,
-    where they have a bank.
+    where they have a bank; `exists`: which queries do, None: all.
     """
     q, text, text_mask = model.qformer, batch['text'], batch['text_mask']
-    seen = unimodal(q, features, feature_mask, batch, train=train, static=static)
+    seen = unimodal(q, features, feature_mask, batch, train=train, static=static, exists=exists)
     positive = contrastive.positives(text, batch['image_id'], o.positives)
     embedded = seen.image_embedding, seen.text_embedding
-    itc = contrastive.itc(
-        *embedded, q.temperature, positive, label_smoothing=o.label_smoothing, gather_grad=o.gather_grad
-    )
+    rules = {'label_smoothing': o.label_smoothing, 'gather_grad': o.gather_grad}
+    itc = contrastive.itc(*embedded, q.temperature, positive, **rules, exists=exists)
     if negatives is None:
         negatives = matching.draw_negatives(key, itc.image_to_text, itc.text_to_image, positive)
     if share_image_keys:
         wrong = seen.memory.take(negatives.image)
     else:
         wrong = _remember(q, features[negatives.image], feature_mask[negatives.image], static)
-    itm = _match(q, seen.memory, wrong, text, text_mask, negatives, train)
-    itg = caption(q, seen.cache, text, text_mask, o, shards=shards, train=train)
+    itm = _match(q, seen.memory, wrong, text, text_mask, negatives, train, exists)
+    itg = caption(q, seen.cache, text, text_mask, o, shards=shards, train=train, exists=exists)
     return Alignment(seen.queries, seen.text, *embedded, itc, itm, itg)
 
 
@@ -142,16 +143,17 @@ def _match(
     text_mask: Bool['B T'],
     negatives: Negatives,
     train: bool,
+    exists: Bool['Q'] | None,
 ) -> Matching:
     batch = text.shape[0]
     triple = jax.tree.map(lambda a, b: jnp.concatenate([a, b, a]), memory, wrong)
     text = jnp.concatenate([text, text, text[negatives.text]])
     text_mask = jnp.concatenate([text_mask, text_mask, text_mask[negatives.text]])
-    mask = masks.bidirectional(q.config.num_queries, text_mask)
+    mask = masks.bidirectional(q.config.num_queries, text_mask, exists)
     out = q(mask, image=triple, text=text, train=train)
     matched = (jnp.arange(3 * batch) < batch).astype(jnp.int32)
     counts = jnp.concatenate([jnp.ones(batch, bool), negatives.image_exists, negatives.text_exists])
-    logits = q.match(out.queries)
+    logits = q.match(out.queries, exists)
     return Matching(out.hidden_states[-1], logits, matched, *matching.itm(logits, matched, counts))
 
 
@@ -164,14 +166,15 @@ def caption(
     *,
     shards: int = 1,
     train: bool = False,
+    exists: Bool['Q'] | None = None,
 ) -> Captioning:
     """Read the text behind [DEC] (the row after the vocabulary), which takes the place of [CLS].
 
-    `cache` is what the queries' pass left of the picture.
+    `cache` is what the queries' pass left of the picture; `exists`: which queries do.
     """
     c = q.config
     text = text.at[:, 0].set(c.vocab_size)
-    rows = masks.multimodal_causal(c.num_queries, text_mask)[:, :, c.num_queries :]
+    rows = masks.multimodal_causal(c.num_queries, text_mask, exists)[:, :, c.num_queries :]
     out = q(rows, text=text, prefix=cache, train=train)
     logits = q.word_logits(out.text)
     inner, targets, counts = logits[:, :-1], text[:, 1:], text_mask[:, 1:]

@@ -22,7 +22,7 @@ from ..convert import store
 from ..data import pipeline
 from ..data.dataset import Dataset
 from ..errors import Stopped, UserError
-from ..models import connectors
+from ..models import connectors, query_count
 from ..models.blip2 import Blip2, shapes
 from ..parallel.mesh import check_batch, data_mesh, put_batch, replicated
 from ..rules import flatten, split, unflatten
@@ -68,6 +68,13 @@ def _check_connector(run: config.Run) -> None:
         raise UserError('objective.instruction-aware: the Q-Former reads the question, and model.qformer is None')
 
 
+def _check_nested(run: config.Run) -> None:
+    if run.objective.nested_queries and not (run.model.qformer and run.stage in ('stage1', 'stage2', 'instruct')):
+        raise UserError("objective.nested-queries draws how many of the Q-Former's queries exist, and there is none")
+    if run.objective.nested_queries:
+        query_count.check_alike(run.model.qformer)
+
+
 def check(run: config.Run) -> None:
     """Raise UserError for a configuration that cannot do what it says."""
     needs = {
@@ -81,6 +88,7 @@ def check(run: config.Run) -> None:
         if getattr(run.model, part) is None:
             raise UserError(f"stage '{run.stage}' needs model.{part}, which is None")
     _check_connector(run)
+    _check_nested(run)
     if run.model.lora and run.stage not in ('stage2', 'instruct'):
         raise UserError(f"model.lora adapts a frozen language model in 'stage2' and 'instruct', not in '{run.stage}'")
     if run.model.lora and run.model.lora.rank < 1:

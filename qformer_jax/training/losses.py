@@ -50,11 +50,16 @@ def language(model: Blip2, batch: Batch, shards: int) -> Result:
     return _lm_loss(model, hidden[:, :-1], batch['lm_text'][:, 1:], batch['lm_target'][:, 1:], shards)
 
 
-def generation(model: Blip2, batch: Batch, o: config.Objective, shards: int, train: bool) -> Result:
-    """Stages 2 and 3 (section 3.3): the language model reads [queries, prompt, target]; only the target counts."""
+def generation(
+    model: Blip2, batch: Batch, o: config.Objective, shards: int, train: bool, exists: Bool['Q'] | None = None
+) -> Result:
+    """Stages 2 and 3 (section 3.3): the language model reads [queries, prompt, target]; only the target counts.
+
+    `exists`: which queries do; None: all.
+    """
     features, mask = _see(model, batch)
     question = (batch['text'], batch['text_mask']) if o.instruction_aware else (None, None)
-    prefix = model.soft_prefix(features, mask, *question, train=train)
+    prefix = model.soft_prefix(features, mask, *question, train=train, exists=exists)
     hidden = model.after_prefix(prefix, batch['lm_text'], batch['lm_mask'], batch['lm_target'])
     return _lm_loss(model, hidden, batch['lm_text'], batch['lm_target'], shards)
 
@@ -113,15 +118,17 @@ def stage1(
     share_image_keys: bool = True,
     train: bool = False,
     negatives: Negatives | None = None,
+    exists: Bool['Q'] | None = None,
 ) -> Result:
     """Align: the weighted sum of ITC, ITM, ITG (section 3.2) and regularizers; the options are those of `align`.
 
     A term of weight 0 is not among the metrics either, and so XLA leaves its passes out.
     """
     features = _see(model, batch)
-    options = {'shards': shards, 'share_image_keys': share_image_keys, 'train': train, 'negatives': negatives}
+    options = {'shards': shards, 'share_image_keys': share_image_keys, 'negatives': negatives}
+    options |= {'train': train, 'exists': exists}
     out = align(model, *features, batch, key, o, **options)
-    terms = _main_terms(out) | _regularizers(model, features, batch, out, o, train)
+    terms = _main_terms(out) | _regularizers(model, features, batch, out, o, train, exists)
     if o.static_queries:
         again = _main_terms(align(model, *features, batch, key, o, **options, static=True))
         terms['static_queries'] = sum(getattr(o, name) * term for name, term in again.items())
@@ -137,18 +144,24 @@ def _main_terms(out: Alignment) -> dict[str, Float['']]:
 
 
 def _regularizers(
-    model: Blip2, features: tuple[Array, Array], batch: Batch, out: Alignment, o: config.Objective, train: bool
+    model: Blip2,
+    features: tuple[Array, Array],
+    batch: Batch,
+    out: Alignment,
+    o: config.Objective,
+    train: bool,
+    exists: Bool['Q'] | None,
 ) -> dict[str, Float['']]:
     """Return the terms beside ITC; the second views of `intra_modal` are passes of their own."""
     image, text = out.image_embedding, out.text_embedding
     terms = {
-        'cross_modal': regularizers.cross_modal_consistency(image, text),
-        'in_modal': regularizers.in_modal_consistency(image, text),
+        'cross_modal': regularizers.cross_modal_consistency(image, text, exists),
+        'in_modal': regularizers.in_modal_consistency(image, text, exists),
     }
     if o.intra_modal:
-        again = unimodal(model.qformer, *features, batch, train=train)
+        again = unimodal(model.qformer, *features, batch, train=train, exists=exists)
         temperature, positive = model.qformer.temperature, positives(batch['text'], batch['image_id'], o.positives)
-        pictures = regularizers.mean_query(image), regularizers.mean_query(again.image_embedding)
+        pictures = [regularizers.mean_query(view, exists) for view in (image, again.image_embedding)]
         views = pictures, (text, again.text_embedding)
         terms['intra_modal'] = sum(regularizers.intra_modal(*pair, temperature, positive) for pair in views) / 2
     return terms

@@ -11,10 +11,11 @@ from flax import struct
 from jax.sharding import Mesh
 
 from .. import config
+from ..models import nested
 from ..models.blip2 import Blip2, applied
 from ..parallel.mesh import replicated
 from ..rules import merge
-from ..typing import Array, Params
+from ..typing import Array, Bool, Params
 from . import losses
 from .losses import Batch, Result
 
@@ -36,31 +37,39 @@ def new_state(trainable: Params, optimizer: optax.GradientTransformation, seed: 
     return State(jnp.int32(0), trainable, optimizer.init(trainable), jax.random.key(seed))
 
 
-def stage_loss(run: config.Run, mesh: Mesh) -> Callable[[Blip2, Batch, Array, bool], Result]:
-    """Return the stage's loss as a function of (bound model, batch, key, train)."""
+Exists = Bool['Q'] | None
+
+
+def stage_loss(run: config.Run, mesh: Mesh) -> Callable[[Blip2, Batch, Array, bool, Exists], Result]:
+    """Return the stage's loss as a function of (bound model, batch, key, train, which queries exist)."""
     o = run.objective
     shards = mesh.size if o.token_mean == 'per_shard' else 1
     match run.stage:
         case 'vision':
-            return lambda model, batch, key, train: losses.vision(model, batch)
+            return lambda model, batch, key, train, exists: losses.vision(model, batch)
         case 'language':
-            return lambda model, batch, key, train: losses.language(model, batch, shards)
+            return lambda model, batch, key, train, exists: losses.language(model, batch, shards)
         case 'stage1':
-            return lambda model, batch, key, train: losses.stage1(
-                model, batch, key, o, shards=shards, share_image_keys=mesh.size == 1, train=train
+            rules = {'shards': shards, 'share_image_keys': mesh.size == 1}
+            return lambda model, batch, key, train, exists: losses.stage1(
+                model, batch, key, o, **rules, train=train, exists=exists
             )
         case 'stage2' | 'instruct':
-            return lambda model, batch, key, train: losses.generation(model, batch, o, shards, train)
+            return lambda model, batch, key, train, exists: losses.generation(model, batch, o, shards, train, exists)
 
 
 def make_loss(run: config.Run, model: Blip2, mesh: Mesh) -> Callable[..., Result]:
-    """Return `loss(trainable, frozen, batch, key, train)`."""
+    """Return `loss(trainable, frozen, batch, key, train)`; with nested queries, training draws how many exist."""
     call = nn.apply(stage_loss(run, mesh), model)
 
     def loss(trainable: Params, frozen: Params, batch: Batch, key: Array, train: bool) -> Result:
         dropout_key, draw_key = jax.random.split(key)
         variables = {'params': applied(merge(trainable, frozen), run.model)}
-        return call(variables, batch, draw_key, train, rngs={'dropout': dropout_key})
+        exists = None
+        if run.objective.nested_queries and train:
+            exists = nested.draw(jax.random.fold_in(draw_key, 1), run.model.qformer.num_queries)
+        loss, metrics = call(variables, batch, draw_key, train, exists, rngs={'dropout': dropout_key})
+        return loss, metrics if exists is None else metrics | {'queries': exists.sum(dtype=jnp.float32)}
 
     return loss
 
