@@ -23,6 +23,7 @@ class Convert:
       qformer convert SmolLM2-135M.gguf runs/smollm2          (with its tokenizer)
       qformer convert bert-base-uncased/ runs/bert --recipe blip2_vitg_stage1
       qformer convert runs/lora runs/merged                   (adds a LoRA to its language model)
+      qformer convert runs/mine runs/start16 --queries 16     (then train with --start.checkpoint runs/start16)
       qformer convert runs/mine blip2.pth --to lavis
       qformer convert runs/mine blip2_huggingface --to huggingface
 
@@ -39,6 +40,11 @@ class Convert:
     """A recipe (`qformer train` lists them) that states what files do not tell: attention heads of a size that was
     never published, the picture size to resize a position table to, how many blocks of a DINOv2 to keep (the first
     ones), the Q-Former that begins as a BERT."""
+    queries: int = 0
+    """Give the Q-Former so many queries; 0: as many as it has. Of fewer, the first are kept, which a run with
+    --objective.nested-queries is trained for; more are copies with a little noise, to be trained."""
+    order: Path | None = None
+    """The queries.npz that `qformer queries` wrote of the source: its queries come in this order, best first."""
     text_tokenizer: Path | None = None
     """For `ours`: the Q-Former's vocabulary, BERT's vocab.txt or a tokenizer.json; the run needs it to read texts."""
     lm_tokenizer: Path | None = None
@@ -56,6 +62,10 @@ def convert(options: Convert) -> None:
     *sources, dest = options.paths
     like = (recipes.load(options.recipe)[0].model,) if options.recipe else ()
     model = exchange.read(sources, *like)
+    if options.queries:
+        model = exchange.with_queries(model, options.queries, options.order)
+    elif options.order:
+        raise UserError('--order says which queries come first: name how many to keep too, with --queries')
     for note in model.notes:
         print(f'  {note}')
     if options.to == 'ours':

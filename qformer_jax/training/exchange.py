@@ -27,7 +27,7 @@ from ..convert.tensors import State, Tensor
 from ..data.pack import BYTE_BPE, WORDPIECE
 from ..data.tokenizers import LmTokenizer, TextTokenizer
 from ..errors import UserError, full_disk_as_user_error
-from ..models import blip2
+from ..models import blip2, query_count
 from ..models.added import Extended
 from ..models.lora import Adapted
 from ..prompts import INSTRUCTBLIP_CAPTIONS, INSTRUCTBLIP_QUESTIONS
@@ -117,6 +117,28 @@ def run_of(m: config.Blip2) -> config.Run:
     elif m.lm and m.lm.family == 't5':
         data = config.Data(question_prompt=('Question: {question} Short answer:',))
     return config.Run(stage=stage, model=m, data=data, objective=config.Objective(instruction_aware=reads))
+
+
+def with_queries(model: Model, count: int, order: Path | None = None) -> Model:
+    """Return the model with so many queries, the first ones in an order, and copies where there are not as many.
+
+    `order` is what `qformer queries` wrote of it; default: their own. Raises UserError where the two do not fit.
+    """
+    run = replace(model.run, model=query_count.resized(model.run.model, count))
+    table, rows = model.tensors[query_count.TABLE], None
+    there = table.shape[0]
+    if order:
+        rows = query_count.read_order(order, there)
+    held = replace(
+        table,
+        shape=(count, table.shape[1]),
+        read=lambda: np.asarray(query_count.resize(table.read(), count, rows)),
+    )
+    chosen = f', most important first, as {order} says' if order else ''
+    note = (
+        f'queries: {count} of {there}{chosen}' if count <= there else f'queries: {there}, and copies of them to {count}'
+    )
+    return replace(model, run=run, tensors={**model.tensors, query_count.TABLE: held}, notes=(*model.notes, note))
 
 
 def to_ours(

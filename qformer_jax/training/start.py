@@ -21,7 +21,7 @@ from .. import config
 from ..convert import store
 from ..data.dataset import Dataset
 from ..errors import UserError
-from ..models import added, blip2, lora, quantized
+from ..models import added, blip2, lora, quantized, query_count
 from ..rules import flatten, match
 from ..typing import Params
 
@@ -261,4 +261,10 @@ def _check_same_shapes(name: str, wanted: Params, found: Params, path: str) -> N
     ]
     if rows:
         more = f'; and {len(rows) - 4} more' if len(rows) > 4 else ''
-        raise UserError(f"'{path}' was made with another configuration of '{name}': {'; '.join(rows[:4])}{more}")
+        way_out = ''
+        if rows[0].startswith(query_count.TABLE) and len(rows) == 1:
+            count = wanted['query_token'][0]
+            way_out = f': qformer convert {path} DEST --queries {count}, and start from DEST'
+        raise UserError(
+            f"'{path}' was made with another configuration of '{name}': {'; '.join(rows[:4])}{more}{way_out}"
+        )
