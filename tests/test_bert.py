@@ -1,5 +1,7 @@
 """A Q-Former that begins as BERT: its text branch reads as BERT does, the queries get a copy, the rest is fresh."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -54,14 +56,14 @@ def state_of(model) -> dict[str, np.ndarray]:
     return {key: value.numpy() for key, value in model.state_dict().items()}
 
 
-def begin(state: dict[str, np.ndarray]) -> tuple[dict, list[str]]:
+def begin(state: dict[str, np.ndarray], c: config.Blip2 = ONLY_QFORMER) -> tuple[dict, list[str]]:
     """Return the Q-Former's parameters, and the paths of those that BERT did not give."""
     theirs = bert.plain(in_memory(state))
     table = bert.table(theirs)
     ours = to_ours(table, theirs)
-    fresh = check_complete(ours, blip2.shapes(ONLY_QFORMER), table)
+    fresh = check_complete(ours, blip2.shapes(c), table)
     check_derived(table, theirs, ours)
-    first = flatten(blip2.init(blip2.Blip2(ONLY_QFORMER), jax.random.key(0)))
+    first = flatten(blip2.init(blip2.Blip2(c), jax.random.key(0)))
     return unflatten(first | read_all(ours))['qformer'], fresh
 
 
@@ -118,6 +120,17 @@ def test_what_stays_fresh_is_what_bert_does_not_have():
         *('query_token', 'added_embedding', 'feature_norm', 'cross_attention', 'cross_attention_norm'),
         *('vision_projection', 'text_projection', 'itm_head', 'temperature'),
     }
+
+
+@pytest.mark.parametrize(
+    'fields', [{'cross_attention_freq': 3}, {'cross_attention_freq': 7}, {'num_queries': 1}, {'num_queries': 64}]
+)
+def test_a_bert_begins_a_qformer_of_any_frequency_and_number_of_queries(fields):
+    c = config.Blip2(None, dataclasses.replace(C, **fields), lm=None)
+    params, fresh = begin(state_of(random_bert('BertModel')), c)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, blip2.shapes(c)['qformer'])
+    reads = {path.split('/')[1] for path in fresh if 'cross_attention/' in path}
+    assert reads == {f'layer_{i}' for i in range(C.depth) if i % c.qformer.cross_attention_freq == 0}
 
 
 def test_names_of_the_first_release_are_read():
