@@ -19,11 +19,16 @@ TRAINED = {
     'blip2_vitg_stage1': 186_705_470,
     'blip2_vitg_stage1_lavis': 186_705_470,
     'blip2_vitl_stage1': 183_165_758,
+    'blip2_vitg_stage1_lite': 105_781_310,
     'blip2_vitg_opt2_7b_stage2': 107_133_696,
     'blip2_vitg_opt2_7b_stage2_lavis': 107_133_696,
     'instructblip_vitg_vicuna7b': 188_836_608,
 }
-FROZEN_TOWER = {'blip2_vitg_stage1': 985_894_528, 'blip2_vitl_stage1': 277_985_280}
+FROZEN_TOWER = {
+    'blip2_vitg_stage1': 985_894_528,
+    'blip2_vitg_stage1_lite': 985_894_528,
+    'blip2_vitl_stage1': 277_985_280,
+}
 
 
 def sized(c: config.Blip2) -> config.Blip2:
