@@ -60,7 +60,7 @@ def carried(model: Blip2, records: Sequence[Record]) -> Carried:
 def _part(model: Blip2, records: Sequence[Record]) -> tuple[dict[str, Float['N Q']], Int['Q'] | None]:
     rows = [(picture, *pair) for picture, record in enumerate(records) for pair in _texts(model, record)]
     pictures, prompts, texts = zip(*rows, strict=True)
-    given = [r.image if r.features is None else r.features for r in records]
+    given = [r.seen for r in records]
     if model.run.model.lm:
         return _written(model, model.look(given).take(pictures), prompts, texts)
     return _matched(model, model.encode(given).take(pictures), texts)

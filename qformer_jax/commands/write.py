@@ -17,7 +17,7 @@ class Caption:
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     pictures: tyro.conf.Positional[tuple[Path, ...]]
-    """Picture files (or .npy feature arrays, where the run reads those)."""
+    """Picture files, folders of a video's frames (or .npy feature arrays, where the run reads those)."""
     writing: Annotated[Writing, tyro.conf.arg(name='')] = field(default_factory=Writing)
     keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
     max_new_tokens: int = 20
@@ -43,7 +43,7 @@ class Ask:
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     picture: tyro.conf.Positional[Path]
-    """Picture file (or a .npy feature array, where the run reads those)."""
+    """Picture file, or a folder of a video's frames (or a .npy feature array, where the run reads those)."""
     question: tyro.conf.Positional[str]
     """The question, in quotes."""
     writing: Annotated[Writing, tyro.conf.arg(name='')] = field(default_factory=Writing)

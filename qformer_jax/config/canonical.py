@@ -5,7 +5,7 @@ import hashlib
 import json
 from typing import Any
 
-from .connectors import Connector, Qformer
+from .connectors import Connector, Qformer, Time
 from .run import Blip2, Data, Objective, Optimizer, Run, Start, Training
 from .towers import T5, Grounding, Llama, Lora, Opt, Vit
 
@@ -30,7 +30,7 @@ def from_json(text: str) -> Run:
     """Return the run whose `to_json` is `text`; raises KeyError or TypeError when it is another version's."""
     tree = json.loads(text)
     model = tree['model']
-    parts = {'qformer': Qformer, 'connector': Connector, 'lora': Lora, 'grounding': Grounding}
+    parts = {'qformer': Qformer, 'connector': Connector, 'time': Time, 'lora': Lora, 'grounding': Grounding}
     if model['lm']:
         parts['lm'] = {'opt': Opt, 'llama': Llama, 't5': T5}[model['lm'].get('family', 'opt')]
     model |= {name: part(**model[name]) for name, part in parts.items() if model.get(name)}

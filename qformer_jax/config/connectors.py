@@ -1,4 +1,4 @@
-"""What stands between the frozen ends: the Q-Former, and connectors without a text side."""
+"""What stands between the frozen ends: the Q-Former, connectors without a text side, and the times of a video."""
 
 from dataclasses import dataclass
 from math import isqrt
@@ -91,3 +91,16 @@ class Connector:
     def __post_init__(self):
         if self.window < 1:
             raise UserError(f'model.connector.window is {self.window}, it must be at least 1')
+
+
+@dataclass(frozen=True)
+class Time:
+    """A learned vector for the time of each frame of a video (Flamingo, section 3.1.1), added to all its features.
+
+    Without it a video is the set of all features of its frames: cross-attention sees no order.
+    """
+
+    frames: int = 8
+    """Rows of the table (F), for so many frames; a longer video's frames lie between them."""
+    patches: int = 0
+    """Features of a frame; 0: the tower's."""

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import UserError
-from .connectors import Connector, Qformer
+from .connectors import Connector, Qformer, Time
 from .towers import T5, Grounding, Llama, Lora, Opt, Vit
 
 Stage = Literal['vision', 'language', 'stage1', 'stage2', 'instruct']
 Rules = tuple[tuple[str, float | None], ...]
 
-BETWEEN = ('qformer', 'lm_projection', 'connector', 'connector_norm', 'connector_projection')
+BETWEEN = ('time', 'qformer', 'lm_projection', 'connector', 'connector_norm', 'connector_projection')
 """The components of parameters between the frozen ends."""
 
 
@@ -30,6 +30,8 @@ class Blip2:
     """Words for boxes beside the language model's own, in `stage2` and `instruct`; None: there are none."""
     connector: Connector | None = None
     """Another connector in place of the Q-Former (None), or beside it: its tokens follow the queries (BLIVA)."""
+    time: Time | None = None
+    """When each frame of a video is; None: both read a video's features as a set, without order."""
     word_head: int = 0
     """Outputs of the bag-of-words head; the `vision` stage sets it to the tokenizer's size, 0 elsewhere: none."""
 

@@ -104,6 +104,11 @@ class Dataset:
         rows, columns = np.concatenate([rows for part in self.parts for rows in part._index.values()])[:, 2:4].max(0)
         return (int(rows), int(columns)) if rows else None
 
+    @cached_property
+    def longest_video(self) -> int:
+        """Frames of the longest video; 0 where the records hold none."""
+        return int(np.concatenate([rows for part in self.parts for rows in part._index.values()])[:, 5].max())
+
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits as they were packed."""

@@ -22,17 +22,21 @@ class Memory:
     """Whether pictures are decoded at all."""
     used: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
     """Bytes kept so far: one number for all memories that share the 512 MiB."""
-    _kept: dict[int, tuple[Record, Image.Image | None]] = field(default_factory=dict, repr=False, compare=False)
+    _kept: dict[int, tuple[Record, tuple[Image.Image, ...]]] = field(default_factory=dict, repr=False, compare=False)
 
-    def __getitem__(self, position: int) -> tuple[Record, Image.Image | None]:
-        """Return the record and its picture in RGB (None without `pictures`); raises UserError when it is damaged."""
+    def __getitem__(self, position: int) -> tuple[Record, tuple[Image.Image, ...]]:
+        """Return the record and its picture, or its frames, in RGB (none without `pictures`).
+
+        Raises UserError when one is damaged.
+        """
         if position in self._kept:
             return self._kept[position]
         record = self.source[position]
-        image = decode(record.image, record.image_id) if self.pictures else None
-        size = _TEXT + (image.width * image.height * 3 if image else 0)
+        encoded = (record.frames or (record.image,)) if self.pictures else ()
+        images = tuple(decode(data, record.image_id) for data in encoded)
+        size = _TEXT + sum(image.width * image.height * 3 for image in images)
         size += record.features.nbytes if record.features is not None else 0
         if self.used[0] + size <= _BUDGET:
             self.used[0] += size
-            self._kept[position] = record, image
-        return record, image
+            self._kept[position] = record, images
+        return record, images

@@ -51,7 +51,9 @@ def _check_alike(first: Dataset, other: Dataset) -> None:
 
 
 def _kind(dataset: Dataset) -> str:
-    return f'features of width {dataset.feature_shape[1]}' if dataset.feature_shape else 'pictures'
+    if dataset.feature_shape:
+        return f'features of width {dataset.feature_shape[1]}'
+    return 'videos' if dataset.longest_video else 'pictures'
 
 
 def _tower(dataset: Dataset) -> tuple | None:

@@ -28,7 +28,8 @@ def batches(
     | stage2          | picture, `lm_text`, `lm_mask`, `lm_target`                              |
     | instruct        | picture, `text`, `text_mask`, `lm_text`, `lm_mask`, `lm_target`         |
 
-    Picture: `image` uint8 [B, S, S, 3], or from a data set of features `features` float32 [B, P, V], `feature_mask`.
+    Picture: `image` uint8 [B, S, S, 3]; from a data set of videos `image` uint8 [B, F, S, S, 3], `frame_mask`; from one
+    of features `features` float32 [B, P, V], `feature_mask`.
     Every batch has `image_id` int32 [B], the record's position in the split (of several data sets: their splits one
     after the other). Texts are int32 [B, max_text] or [B, max_lm_text], masks bool; `lm_target` marks the tokens that
     the language-model loss is on.
@@ -114,6 +115,7 @@ def _row_makers(run: Run, dataset: Dataset, sources: list[Source], training: boo
             memory=Memory(source, pictures=size > 0 and run.stage != 'language', used=used),
             first=number,
             image_size=size,
+            max_frames=dataset.longest_video,
             max_patches=patches,
             text_tokenizer=dataset.text_tokenizer,
             lm_tokenizer=speaking(dataset.lm_tokenizer, run.model),

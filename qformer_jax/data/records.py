@@ -32,6 +32,11 @@ class Record:
     phrases: tuple[tuple[str, Box], ...] = ()
     """What is where: a phrase and its box; a phrase that names several things is there once for each."""
 
+    @property
+    def seen(self) -> 'bytes | tuple[bytes, ...] | np.ndarray':
+        """What a model is given: the features, the frames, or the picture."""
+        return self.features if self.features is not None else self.frames or self.image
+
     def __post_init__(self):
         if len(self.questions) != len(self.answers):
             raise ValueError(f'{self.image_id}: {len(self.questions)} questions, {len(self.answers)} lists of answers')

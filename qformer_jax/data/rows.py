@@ -1,5 +1,6 @@
 """One record to one row of a batch, as each stage wants it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from qformer_jax.config import Data, Stage
 from qformer_jax.data.memory import Memory
 from qformer_jax.data.records import Record
 from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, asked, clean_caption, lm_row, located, pad
-from qformer_jax.data.transforms import eval_image, train_image
+from qformer_jax.data.transforms import eval_image, train_images
 from qformer_jax.errors import UserError
 
 Row = dict[str, np.ndarray | np.int32]
@@ -30,6 +31,8 @@ class RowMaker:
     """`image_id` of the record at position 0."""
     image_size: int
     """Height and width of the pictures; 0: feature arrays instead."""
+    max_frames: int
+    """Frames (F) to pad to; 0: pictures, not videos."""
     max_patches: int
     """Feature rows (P) to pad to."""
     text_tokenizer: TextTokenizer
@@ -43,12 +46,12 @@ class RowMaker:
 
     def __call__(self, position: int, rng: np.random.Generator) -> Row:
         """Return the row; raises UserError when `max_lm_text` leaves no room for its target."""
-        record, image = self.memory[position]
+        record, images = self.memory[position]
         row = {'image_id': np.int32(self.first + position)}
         if self._asks_box(record, rng):
-            return row | self._seen(record, image, None) | self._box(record, rng)
+            return row | self._seen(record, images, None) | self._box(record, rng)
         if self.stage != 'language':
-            row |= self._seen(record, image, rng)
+            row |= self._seen(record, images, rng)
         match self.stage:
             case 'language':
                 return row | self._language(record, rng)
@@ -59,15 +62,19 @@ class RowMaker:
             case _:
                 return row | self._text(_caption(record, rng))
 
-    def _seen(self, record: Record, image: Image.Image | None, rng: np.random.Generator | None) -> Row:
-        """Return the picture (without `rng` the whole one), or the features padded with zeros and their mask."""
+    def _seen(self, record: Record, images: Sequence[Image.Image], rng: np.random.Generator | None) -> Row:
+        """Return the picture (without `rng` the whole one), or frames or features padded with zeros and their mask."""
         if not self.image_size:
-            padded = np.zeros((self.max_patches, record.features.shape[1]), np.float32)
-            padded[: len(record.features)] = record.features
-            return {'features': padded, 'feature_mask': np.arange(self.max_patches) < len(record.features)}
+            features, mask = padded(record.features, self.max_patches)
+            return {'features': features, 'feature_mask': mask}
         if self.training and rng:
-            return {'image': train_image(image, self.image_size, self.data.crop_scale, self.data.flip, rng)}
-        return {'image': eval_image(image, self.image_size)}
+            pixels = train_images(images, self.image_size, self.data.crop_scale, self.data.flip, rng)
+        else:
+            pixels = np.stack([eval_image(image, self.image_size) for image in images])
+        if not self.max_frames:
+            return {'image': pixels[0]}
+        frames, mask = padded(pixels, self.max_frames)
+        return {'image': frames, 'frame_mask': mask}
 
     def _text(self, text: str) -> Row:
         ids, mask = self.text_tokenizer.encode(text, self.data.max_text)
@@ -124,6 +131,12 @@ class RowMaker:
     def _drawn(self, prompts: tuple[str, ...], rng: np.random.Generator) -> str:
         """Return one of the prompts in training, otherwise the first, which is the one in use."""
         return prompts[rng.integers(len(prompts))] if self.training else prompts[0]
+
+
+def padded(array: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return an array with zeros behind its rows, and which rows exist."""
+    grow = [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1)
+    return np.pad(array, grow), np.arange(rows) < len(array)
 
 
 def _caption(record: Record, rng: np.random.Generator) -> str:

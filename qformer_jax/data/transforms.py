@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -41,9 +42,16 @@ def train_image(
 
     `crop_scale` bounds the crop's share of the picture's area; (1, 1) keeps the whole picture (BLIP-2, section 3.4).
     """
-    image = decode(data)
-    box = random_box(*image.size, crop_scale, rng) if crop_scale != (1, 1) else None
-    return cut(image, box, size, flip and rng.random() < 0.5)
+    return train_images([decode(data)], size, crop_scale, flip, rng)[0]
+
+
+def train_images(
+    images: Sequence[Image.Image], size: int, crop_scale: tuple[float, float], flip: bool, rng: np.random.Generator
+) -> UInt8['F size size 3']:
+    """Return the frames of a video, all cropped and mirrored alike, by the draw for the first."""
+    box = random_box(*images[0].size, crop_scale, rng) if crop_scale != (1, 1) else None
+    mirror = flip and rng.random() < 0.5
+    return np.stack([cut(image, box, size, mirror) for image in images])
 
 
 def cut(image: Image.Image, box: tuple[int, int, int, int] | None, size: int, mirror: bool) -> UInt8['size size 3']:

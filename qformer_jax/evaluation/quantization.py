@@ -29,7 +29,7 @@ def answer_loss(model: Blip2, dataset: Dataset, split: str) -> float:
     """Return the mean loss (nats a token) of each question's first answer, given picture and question."""
     records = list(dataset.source(split))
     positions, questions, answers = vqa.pairs(records)
-    looked = model.look([r.image if r.features is None else r.features for r in records])
+    looked = model.look([r.seen for r in records])
     prompts = model.question_prompts(questions)
     losses, counts = model.losses(looked.take(np.array(positions)), prompts, [a[0] for a in answers])
     return float(losses.sum() / counts.sum())

@@ -84,7 +84,7 @@ def _print(title: str, numbers: dict[str, float]) -> None:
 def _encoded(model: Blip2, records: Sequence[Record]) -> Iterator[Seen]:
     """Yield the features of all records, a batch at a time, showing progress."""
     console = Console(stderr=True)
-    parts = model.encoded(r.image if r.features is None else r.features for r in records)
+    parts = model.encoded(r.seen for r in records)
     total = math.ceil(len(records) / model.batch_size)
     return track(parts, 'reading pictures', total, console=console, disable=not console.is_terminal)
 

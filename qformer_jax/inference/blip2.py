@@ -40,7 +40,7 @@ from . import rank as ranking
 from .kept import Kept
 from .prompts import ending, left_padded, target_rows
 from .search import Settings, row_keys
-from .seen import Picture, Pictures, Queries, Seen, is_array, read
+from .seen import Picture, Pictures, Queries, Seen, is_array, read, together
 
 CAPTION, ANSWER = Settings(max_new_tokens=20), Settings(max_new_tokens=10)
 
@@ -156,9 +156,8 @@ class Blip2:
             raise UserError('no picture given')
         if self.cache is None or not self.run.model.vit or any(map(is_array, pictures)):
             return Seen.join(list(self.encoded(pictures)))
-        see = lambda some: (row for seen in self.encoded(some) for row in seen.features)  # noqa: E731
-        features = np.stack(list(self.kept.fetch('features', pictures, see, keep)))
-        return Seen(features, np.ones(features.shape[:2], bool))
+        see = lambda some: (row for seen in self.encoded(some) for row in seen.rows())  # noqa: E731
+        return Seen.of(list(self.kept.fetch('features', pictures, see, keep)))
 
     def encoded(self, pictures: Iterable[Picture]) -> Iterator[Seen]:
         """Yield what `encode` returns, `batch_size` pictures at a time; the next ones are decoded meanwhile."""
@@ -167,7 +166,8 @@ class Blip2:
             kinds = {array.dtype == np.uint8 for array in batch}
             if len(kinds) > 1:
                 raise UserError('pictures and feature arrays do not go through together: give one kind at a time')
-            yield Seen(*self._in_batches(passes.see, np.stack(batch))) if kinds == {True} else self._pad_features(batch)
+            see = functools.partial(self._in_batches, passes.see)
+            yield Seen(*see(*together(batch))) if kinds == {True} else self._pad_features(batch)
 
     def look(self, pictures: Pictures | Queries) -> Seen | Queries:
         """Return what answers need of pictures: queries, or features where a connector or a text comes in."""
@@ -194,7 +194,7 @@ class Blip2:
             if array.ndim != 2 or array.shape[1] != width:
                 hint = ' (or give pictures)' if self.run.model.vit else ''
                 raise UserError(f'features must be [P, {width}] for this run, not {list(array.shape)}{hint}')
-        return Seen.join([Seen(a[None].astype(np.float32), np.ones((1, len(a)), bool)) for a in arrays])
+        return Seen.of([array.astype(np.float32) for array in arrays])
 
     def caption(
         self, pictures: Pictures | Queries, settings: Settings = CAPTION, key: jax.Array | None = None

@@ -36,6 +36,6 @@ def encode(data: Path, out: Path, run: Path, batch_size: int = 64, taps: tuple[i
 
 def _encoded(model: Blip2, records: Source) -> Iterator[Record]:
     texts, pictures = itertools.tee(records[i] for i in range(len(records)))
-    features = (row for seen in model.encoded(record.image for record in pictures) for row in seen.features)
+    features = (row for seen in model.encoded(record.seen for record in pictures) for row in seen.rows())
     for record, row in zip(texts, features, strict=True):
-        yield dataclasses.replace(record, image=None, features=row)
+        yield dataclasses.replace(record, image=None, frames=(), features=row)

@@ -83,7 +83,7 @@ def _about(model: Blip2) -> dict[str, Any]:
         'platforms': PLATFORMS,
         'versions': {name: version(name) for name in ('qformer_jax', 'jax')},
         'sizes': SIZES,
-        'image': _image(run.model.vit),
+        'image': _image(run.model),
     }
     if run.model.lm:
         about['tokens'] = _tokens(model.lm_tokenizer.marks, run.model)
@@ -96,11 +96,12 @@ def _about(model: Blip2) -> dict[str, Any]:
     return about
 
 
-def _image(vit: config.Vit | None) -> dict[str, Any] | None:
-    if not vit:
+def _image(c: config.Blip2) -> dict[str, Any] | None:
+    if not c.vit:
         return None
     inside = {'mean': PIXEL_MEAN, 'std': PIXEL_STD}
-    return {'size': vit.image_size, 'resize': 'bicubic, the whole picture', 'normalised inside': inside}
+    resize = 'bicubic, the whole picture'
+    return {'size': c.vit.image_size, 'video': bool(c.time), 'resize': resize, 'normalised inside': inside}
 
 
 def _tokens(marks: Marks, c: config.Blip2) -> dict[str, Any]:

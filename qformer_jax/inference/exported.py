@@ -1,7 +1,7 @@
 """Serves the files beside it: python run.py PICTURE ["TEXT"].
 
 A model that writes describes the picture, or answers TEXT; one that finds prints how well TEXT fits (ITC's cosine).
-Where a model was trained on feature arrays, PICTURE is a .npy file.
+Where a model was trained on feature arrays, PICTURE is a .npy file; for one of videos, it is a folder of frames.
 
 Needs jax, flatbuffers, numpy, safetensors, tokenizers and Pillow. Every size that comes for the first time is compiled;
 JAX_COMPILATION_CACHE_DIR=FOLDER keeps that for the next start.
@@ -48,12 +48,14 @@ class Served:
         return self.tokenizers[kind].encode(text, add_special_tokens=False).ids
 
     def see(self, picture):
-        """Return pixels [1, S, S, 3], or a feature array [1, P, V] and which of its rows exist."""
+        """Return pixels [1, S, S, 3], of a video [1, F, S, S, 3], or features [1, P, V]; and which of these exist."""
         if not self.about['image']:
             features = np.load(picture)[None].astype(np.float32)
             return features, np.ones(features.shape[:2], bool)
-        size = self.about['image']['size']
-        return (np.asarray(Image.open(picture).convert('RGB').resize((size, size), Image.Resampling.BICUBIC))[None],)
+        size = self.about['image']['size'], self.about['image']['size']
+        files = sorted(Path(picture).iterdir()) if Path(picture).is_dir() else [picture]
+        seen = [np.asarray(Image.open(file).convert('RGB').resize(size, Image.Resampling.BICUBIC)) for file in files]
+        return (np.stack([seen]), np.ones((1, len(seen)), bool)) if self.about['image']['video'] else (seen[0][None],)
 
     def text(self, text):
         """Return ids and mask [1, T] of what the Q-Former reads."""

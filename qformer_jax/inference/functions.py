@@ -2,7 +2,7 @@
 
 A run that writes (stage 2 and later):
 
-    encode    (image) -> prefix, prefix_mask                      what the language model reads of a picture
+    encode    (image) -> prefix, prefix_mask                      what the language model reads of a picture or a video
     prefill   (prefix, prefix_mask, prompt, prompt_mask, room) -> logits, state       of the first new token
     step      (last, state) -> logits, state                                of the token after `last`
 
@@ -42,6 +42,7 @@ Spec = jax.ShapeDtypeStruct
 SIZES = {
     'b': 'rows',
     'p': 'rows of a feature array',
+    'f': 'frames of a video',
     'q': 'vectors of a prefix',
     't': 'tokens of a text',
     'g': 'new tokens to make room for',
@@ -101,7 +102,8 @@ def image(network: Blip2, weights: dict[str, Spec]) -> Function:
         features = model.see(**dict(zip(seen, arrays, strict=True)))
         return model.qformer.embed_image(model.ask_queries(*features).queries)
 
-    return Function('image', _bound(network, body), _of(weights, network.config, 'vit', 'qformer'), seen, ('queries',))
+    used = _of(weights, network.config, 'vit', 'time', 'qformer')
+    return Function('image', _bound(network, body), used, seen, ('queries',))
 
 
 def text(network: Blip2, weights: dict[str, Spec]) -> Function:
@@ -157,7 +159,10 @@ def _arrays(*constraints: str) -> Callable[[str, DTypeLike], Spec]:
 
 def _picture(c: config.Blip2, array: Callable[[str, DTypeLike], Spec]) -> dict[str, Spec]:
     if c.vit:
-        return {'image': array(f'b, {c.vit.image_size}, {c.vit.image_size}, 3', jnp.uint8)}
+        pixels = f'{c.vit.image_size}, {c.vit.image_size}, 3'
+        if c.time:
+            return {'image': array(f'b, f, {pixels}', jnp.uint8), 'frame_mask': array('b, f', bool)}
+        return {'image': array(f'b, {pixels}', jnp.uint8)}
     return {'features': array(f'b, p, {c.feature_width}', jnp.float32), 'feature_mask': array('b, p', bool)}
 
 

@@ -36,7 +36,7 @@ from .seen import Picture, read
 
 Kind = Literal['features', 'queries', 'itc vectors']
 
-_TO_QUERIES = (TEXT_SIDE, False), ('(vit|qformer)/.*', True), ('.*', False)
+_TO_QUERIES = (TEXT_SIDE, False), ('(vit|time|qformer)/.*', True), ('.*', False)
 _WEIGHTS: dict[Kind, tuple[tuple[str, bool], ...]] = {
     'features': (('vit/.*', True), ('.*', False)),
     'queries': _TO_QUERIES,
@@ -80,7 +80,8 @@ class Kept:
     @functools.cached_property
     def _models(self) -> dict[Kind, str]:
         """Kind -> digest of what its entries depend on, beside the picture."""
-        sizes = {part: getattr(self.run.model, part) for part in ('vit', 'qformer') if getattr(self.run.model, part)}
+        sizes = {name: getattr(self.run.model, name) for name in ('vit', 'time', 'qformer')}
+        sizes = {name: part for name, part in sizes.items() if part}
         weights = store.digests({part: self.params[part] for part in sizes})
         shared = {'read': READ, 'dtype': self.run.training.dtype}
         models = {}
@@ -94,8 +95,8 @@ class Kept:
 
 
 def _digest(picture: Picture, size: int) -> str:
-    """Return the SHA-256 of a file's bytes; of a picture in memory, that of what is read from it."""
-    if isinstance(picture, str | Path):
+    """Return the SHA-256 of a file's bytes; of a video and a picture in memory, that of what is read from it."""
+    if isinstance(picture, str | Path) and not Path(picture).is_dir():
         try:
             return store.sha256(Path(picture))
         except OSError as error:

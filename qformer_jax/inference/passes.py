@@ -72,9 +72,11 @@ def _grown(arrays: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
 
 
 @bound
-def see(model: Blip2, image: UInt8['B S S 3']) -> tuple[Float['B P V'], Bool['B P']]:
-    """Return the frozen features and their mask."""
-    return model.see(image)
+def see(
+    model: Blip2, image: UInt8['B S S 3'] | UInt8['B F S S 3'], frame_mask: Bool['B F'] | None = None
+) -> tuple[Float['B P V'], Bool['B P']]:
+    """Return the frozen features of pictures, or of videos and their frames that exist, and the features' mask."""
+    return model.see(image, frame_mask=frame_mask)
 
 
 @bound

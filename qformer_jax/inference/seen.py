@@ -1,6 +1,6 @@
 """Pictures as they are given, their frozen features, and what the queries read of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +9,13 @@ from PIL import Image
 
 from ..config import Qformer
 from ..data.jsonl import read_features
+from ..data.rows import padded
 from ..data.transforms import eval_image
 from ..errors import UserError
 from ..typing import Int
 
-Picture = str | Path | bytes | Image.Image | np.ndarray  # a file, its bytes, a picture, or features [P, V]
+Picture = str | Path | bytes | Image.Image | np.ndarray | Sequence['Picture']
+"""A file, its bytes, a picture, features [P, V]; a folder of pictures, or several pictures: the frames of a video."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,15 @@ class Seen:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @classmethod
+    def of(cls, arrays: Sequence[np.ndarray]) -> 'Seen':
+        """Return arrays [P, V] of any number of rows, all of which exist."""
+        return cls.join([cls(array[None], np.ones((1, len(array)), bool)) for array in arrays])
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """Yield the features [P, V] of each picture, those that exist."""
+        yield from (features[mask] for features, mask in zip(self.features, self.mask, strict=True))
 
     @classmethod
     def join(cls, parts: Sequence['Seen']) -> 'Seen':
@@ -75,7 +86,11 @@ def is_array(picture: Picture) -> bool:
 
 
 def read(picture: Picture, size: int) -> np.ndarray:
-    """Return pixels [size, size, 3] (with size 0 there is no tower to see them), or a feature array."""
+    """Return pixels [S, S, 3], of a video [F, S, S, 3] (with size 0 there is no tower to see them), or features."""
+    if isinstance(picture, list | tuple):
+        return np.stack([_pixels(frame, size) for frame in picture])
+    if isinstance(picture, str | Path) and Path(picture).is_dir():
+        return read(sorted(Path(picture).iterdir()), size)
     if isinstance(picture, np.ndarray):
         return picture.astype(np.float32)
     if isinstance(picture, str | Path) and (not size or is_array(picture)):
@@ -83,6 +98,18 @@ def read(picture: Picture, size: int) -> np.ndarray:
     if not size:
         raise UserError('this run has no vision tower: give feature arrays')
     return _pixels(picture, size)
+
+
+def together(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Return pictures [N, S, S, 3], or, where videos are among them, [N, F, S, S, 3] and which frames exist.
+
+    A picture is a video of one frame.
+    """
+    if all(array.ndim == 3 for array in arrays):
+        return (np.stack(arrays),)
+    videos = [array if array.ndim == 4 else array[None] for array in arrays]
+    longest = max(map(len, videos))
+    return tuple(map(np.stack, zip(*(padded(video, longest) for video in videos), strict=True)))
 
 
 def _pixels(picture: Picture, size: int) -> np.ndarray:

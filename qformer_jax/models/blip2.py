@@ -19,6 +19,7 @@ from .llama import Llama
 from .opt import Opt
 from .qformer import Qformer, QformerOutput
 from .t5 import T5, shift_right
+from .time import Time
 from .vit import Vit, normalise
 
 FEATURE_NORM_EPS = 1e-5  # as the Q-Former's, LAVIS's `ln_vision`
@@ -55,6 +56,8 @@ class Blip2(nn.Module):
             self.lm = {'opt': Opt, 'llama': Llama, 't5': T5}[c.lm.family](c.lm, self.dtype)
         if c.qformer and c.lm:
             self.lm_projection = dense(c.lm.input_width, self.dtype)
+        if c.time:
+            self.time = Time(c.time, c.feature_width, self.dtype)
         if c.connector:
             self.connector_norm = layer_norm(FEATURE_NORM_EPS, self.dtype)
             self.connector = connectors.make(c.connector, self.dtype)
@@ -62,19 +65,32 @@ class Blip2(nn.Module):
 
     def see(
         self,
-        image: UInt8['B S W 3'] | None = None,
+        image: UInt8['B S W 3'] | UInt8['B F S W 3'] | None = None,
         features: Float['B P V'] | None = None,
         feature_mask: Bool['B P'] | None = None,
+        frame_mask: Bool['B F'] | None = None,
     ) -> tuple[Float['B P V'], Bool['B P']]:
-        """Return the frozen features and which of them exist, from pixels or as they were given."""
+        """Return the frozen features and which of them exist, from pixels or as they were given.
+
+        The tower sees one frame of a video at a time; the features of all follow each other, as one long sequence.
+        """
         if image is None:
             return features.astype(self.dtype), feature_mask
-        features = self.vit(normalise(image)).features
-        return features, jnp.ones(features.shape[:2], bool)
+        if image.ndim == 4:
+            features = self.vit(normalise(image)).features
+            return features, jnp.ones(features.shape[:2], bool)
+        batch, frames, *picture = image.shape
+        seen = self.vit(normalise(image.reshape(batch * frames, *picture))).features
+        mask = jnp.repeat(frame_mask, seen.shape[1], axis=1)
+        return seen.reshape(batch, frames * seen.shape[1], -1), mask
 
-    def name_words(self, features: Float['B P V']) -> Float['B N']:
+    def in_time(self, features: Float['B P V'], feature_mask: Bool['B P']) -> Float['B P V']:
+        """Return the features as they are read: with their frames' times, where the model knows them."""
+        return self.time(features, feature_mask) if self.config.time else features
+
+    def name_words(self, features: Float['B P V'], feature_mask: Bool['B P']) -> Float['B N']:
         """Return the logits of the words that a caption of this picture may hold, from the mean patch."""
-        return at_least_float32(self.word_head(features.mean(axis=1)))
+        return at_least_float32(self.word_head(features.mean(axis=1, where=feature_mask[..., None])))
 
     def ask_queries(
         self,
@@ -92,7 +108,7 @@ class Blip2(nn.Module):
         `picture`: which features each text belongs to; the default is one text a picture. `exists`: which queries do;
         the default is all (`nested.py`).
         """
-        memory = self.qformer.project_image(features, feature_mask)
+        memory = self.qformer.project_image(self.in_time(features, feature_mask), feature_mask)
         memory = memory if picture is None else memory.take(picture)
         if text is None:
             text_mask = jnp.ones((features.shape[0], 0), bool)
@@ -125,7 +141,7 @@ class Blip2(nn.Module):
 
     def connect(self, features: Float['B P V'], feature_mask: Bool['B P']) -> Prefix:
         """Return what the connector makes of features for the language model."""
-        normed = self.connector_norm(features) * feature_mask[..., None]
+        normed = self.connector_norm(self.in_time(features, feature_mask)) * feature_mask[..., None]
         made = self.connector(normed, feature_mask)
         if isinstance(made, tuple):
             return Prefix(self.connector_projection(made[0]), made[1])
@@ -154,9 +170,9 @@ class Blip2(nn.Module):
         text, exists = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
         if c.vit:
             size = c.vit.image_size
-            features, _ = self.see(jnp.zeros((1, size, size, 3), jnp.uint8))
+            seen = self.see(jnp.zeros((1, size, size, 3), jnp.uint8))
             if c.word_head:
-                self.name_words(features)
+                self.name_words(*seen)
         if c.qformer:
             side = c.qformer.text_side
             words = (None, None) if side == 'none' else (text, exists)

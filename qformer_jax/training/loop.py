@@ -64,6 +64,10 @@ def _check_connector(run: config.Run) -> None:
         raise UserError(f"model.connector has no text side and learns in 'stage2' and 'instruct', not in '{run.stage}'")
     if m.connector:
         connectors.make(m.connector, 'float32')
+    if m.time and not (m.qformer or m.connector):
+        raise UserError('model.time tells a Q-Former or a connector when frames are, and both are None')
+    if m.time and m.time.frames < 1:
+        raise UserError(f'model.time.frames is {m.time.frames}, it must be at least 1 (without times: time=None)')
     if run.objective.instruction_aware and not m.qformer:
         raise UserError('objective.instruction-aware: the Q-Former reads the question, and model.qformer is None')
 

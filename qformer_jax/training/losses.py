@@ -24,7 +24,8 @@ Result = tuple[Array, dict[str, Array]]
 
 
 def _see(model: Blip2, batch: Batch) -> tuple[Float['B P V'], Bool['B P']]:
-    return model.see(batch.get('image'), batch.get('features'), batch.get('feature_mask'))
+    given = (batch.get(name) for name in ('image', 'features', 'feature_mask', 'frame_mask'))
+    return model.see(*given)
 
 
 def vision(model: Blip2, batch: Batch) -> Result:
@@ -33,8 +34,7 @@ def vision(model: Blip2, batch: Batch) -> Result:
     Target of a caption of n different words: 1/n on each. [CLS], at the start, and [SEP], the last real token, are no
     words: of `[CLS] red circle [SEP] [PAD]`, positions 1 and 2 count, each followed by a real token.
     """
-    features, _ = _see(model, batch)
-    logits = model.name_words(features)
+    logits = model.name_words(*_see(model, batch))
     inside = batch['text_mask'][:, 2:, None]
     words = (jax.nn.one_hot(batch['text'][:, 1:-1], logits.shape[-1]) * inside).max(axis=1)
     count = words.sum(axis=1, keepdims=True)
@@ -124,7 +124,8 @@ def stage1(
 
     A term of weight 0 is not among the metrics either, and so XLA leaves its passes out.
     """
-    features = _see(model, batch)
+    features, mask = _see(model, batch)
+    features = model.in_time(features, mask), mask
     options = {'shards': shards, 'share_image_keys': share_image_keys, 'negatives': negatives}
     options |= {'train': train, 'exists': exists}
     out = align(model, *features, batch, key, o, **options)

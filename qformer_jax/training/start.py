@@ -97,6 +97,8 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
         if part := getattr(m, name):
             width = _size(f'model.{name}.feature-width', part.feature_width, _feature_width(run, dataset))
             m = dataclasses.replace(m, **{name: dataclasses.replace(part, feature_width=width)})
+    if m.time:
+        m = dataclasses.replace(m, time=dataclasses.replace(m.time, patches=_patches(m)))
     if m.qformer:
         rows = _size('model.qformer.vocab-size', m.qformer.vocab_size, words)
         m = dataclasses.replace(m, qformer=dataclasses.replace(m.qformer, vocab_size=rows))
@@ -115,6 +117,16 @@ def _feature_width(run: config.Run, dataset: Dataset) -> int:
     if not dataset.feature_shape:
         raise UserError(f"data set '{run.data.path}' holds pictures, but model.vit is None: give the run a tower")
     return dataset.feature_shape[1]
+
+
+def _patches(m: config.Blip2) -> int:
+    """Return the features of a frame."""
+    if m.vit:
+        tower = (m.vit.image_size // m.vit.patch_size) ** 2 + 1
+        return _size('model.time.patches', m.time.patches, tower)
+    if not m.time.patches:
+        raise UserError('model.time.patches is 0, and there is no tower to take it from: set it to those of a frame')
+    return m.time.patches
 
 
 def _size(name: str, given: int, needed: int, spare: bool = False) -> int:
