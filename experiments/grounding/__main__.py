@@ -6,8 +6,8 @@ Draws pages of shapes (or takes a packed data set whose records hold phrases wit
 model on the captions, freezes it, and trains everything between the pixels and it, with rows for 1,030 new words. One
 JSON line a variant and seed goes to OUT/results.jsonl. A second call resumes or reuses what is there.
 
-    joint    the tower learns with the Q-Former
-    frozen   the tower learns the captions' words before, and stays as it is
+    joint    the tower, which learned the captions' words before, learns on with the Q-Former
+    frozen   it stays as it is
     lora     as frozen, and the language model learns in steps of low rank
     blind    as joint, but the Q-Former does not read the phrase: its queries must say where everything is
 """
@@ -105,10 +105,9 @@ def stage(o: Options, name: Variant | Literal['vision', 'language'], data: Path,
 def study(o: Options, variant: Variant, seed: int, data: Path) -> dict:
     """Train a variant with what it begins from, and return its row."""
     folder = o.out / f'seed{seed}'
-    needs = ('language',) if variant in ('joint', 'blind') else ('language', 'vision')
-    for name in needs:
+    for name in ('language', 'vision'):
         loop.train(stage(o, name, data, seed), folder / name)
-    begins = config.Start(lm=str(folder / 'language'), vit=str(folder / 'vision') if 'vision' in needs else '')
+    begins = config.Start(lm=str(folder / 'language'), vit=str(folder / 'vision'))
     loop.train(replace(stage(o, variant, data, seed), start=begins), folder / variant)
     done, lm = start.finished(folder / variant), start.finished(folder / 'language').last['lm']
     return {

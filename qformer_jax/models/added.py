@@ -48,23 +48,26 @@ class Extended:
 def init(c: config.Grounding, lm: Params, key: Array) -> Params:
     """Return fresh rows as large as the language model's: the mean of its table, and its deviation about it.
 
-    The rows of places are sums of one vector a row and one a column of the grid, so neighbours begin alike.
+    The row of a place is the sum of a vector of its row and one of its column in the grid, both of which change slowly
+    from each to the next: neighbours begin alike, and what is learned of one place is half learned of others.
     """
     flat, rows = flatten(lm), {}
     for i, (table, added, axis) in enumerate(TABLES):
         if (own := flat.get(table.removeprefix('lm/'))) is not None:
-            own = own.T if axis else own
+            own = jnp.asarray(own.T if axis else own, jnp.float32)
             fresh = _unit(c.grid, own.shape[1], jax.random.fold_in(key, i))
             rows[added.removeprefix('grounding/')] = own.mean(axis=0, keepdims=True) + own.std() * fresh
     return unflatten(rows)
 
 
 def _unit(grid: int, width: int, key: Array) -> Float['A L']:
-    """Return rows of variance 1 for all added words."""
-    marks, down, across = (jax.random.normal(k, (n, width)) for k, n in zip(
-        jax.random.split(key, 3), (len(boxes.MARKUP), grid, grid), strict=True))  # fmt: skip
+    """Return rows of variance about 1 for all added words; those of a line of cells are sums of slow cosines."""
+    marks, down, across = jax.random.split(key, 3)
+    count = max(grid // 2, 1)
+    waves = (2 / count) ** 0.5 * np.cos(np.pi * np.linspace(0, 1, grid)[:, None] * np.arange(1, count + 1)[None])
+    down, across = (jnp.asarray(waves) @ jax.random.normal(k, (count, width)) for k in (down, across))
     places = (down[:, None] + across[None]) / 2**0.5
-    return jnp.concatenate([marks, places.reshape(-1, width)])
+    return jnp.concatenate([jax.random.normal(marks, (len(boxes.MARKUP), width)), places.reshape(-1, width)])
 
 
 def extend(params: Params, c: config.Grounding | None) -> Params:
