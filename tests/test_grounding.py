@@ -51,7 +51,7 @@ def hidden_and_logits(model: blip2.Blip2, params: dict, ids: jax.Array) -> tuple
     target = exists.at[:, :4].set(False)
 
     def run(network):
-        prefix = jnp.ones((*ids.shape[:1], 3, network.config.lm.input_width)) / 3
+        prefix = blip2.Prefix.whole(jnp.ones((*ids.shape[:1], 3, network.config.lm.input_width)) / 3)
         hidden = network.after_prefix(prefix, ids, exists, target)
         return hidden[:, 4:], network.lm.word_logits(hidden)[:, 4:]
 
