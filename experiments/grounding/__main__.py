@@ -83,9 +83,14 @@ def stage(o: Options, name: Variant | Literal['vision', 'language'], data: Path,
         stage=name if tower else 'instruct',
         model=replace(m, grounding=config.Grounding(), lora=config.Lora(alpha=16.0) if name == 'lora' else None),
         data=config.Data(
-            path=str(data), max_text=o.max_text, max_lm_text=40, crop_scale=(1.0, 1.0), flip=False, phrase_fraction=1.0
+            path=str(data),
+            max_text=o.max_text,
+            max_lm_text=64 if name == 'language' else 32,
+            crop_scale=(1.0, 1.0),
+            flip=False,
+            phrase_fraction=1.0,
         ),
-        objective=config.Objective(instruction_aware=name != 'blind'),
+        objective=config.Objective(instruction_aware=not tower and name != 'blind'),
         optimizer=config.Optimizer(
             peak_rate=o.peak_rate,
             final_rate=o.peak_rate / 20,
