@@ -21,6 +21,7 @@ from qformer_jax.rules import flatten
 from qformer_jax.training import exchange, logs, loop
 
 STEPS = 3
+STAGES = ('stage1', 'stage2', 'instruct')
 TRAIN = """
 import sys
 from pathlib import Path
@@ -34,7 +35,8 @@ for path in map(Path, sys.argv[1:]):
 def tiny(stage: str, data: Path, voice: Path) -> config.Run:
     """Return three steps of 16 rows, two a device, with dropout; ITC and ITM need the rows of the other devices.
 
-    Each step draws how many queries exist; in `instruct` the voice learns too, by LoRA.
+    Each step draws how many queries exist; in `instruct` the voice learns too, by LoRA; in `stage2` it reads a
+    resampler's tokens through gates.
     """
     run = change(recipe(stage, data, steps=STEPS), 'training', batch_size=16)
     run = change(run, 'objective', nested_queries=True)
@@ -43,7 +45,12 @@ def tiny(stage: str, data: Path, voice: Path) -> config.Run:
     run = change(run, 'optimizer', warmup_steps=1)
     if stage == 'stage1':
         return change(run, 'model', **(parts | {'lm': None}))
-    run = change(run, 'model', **parts, lora=config.Lora(rank=2))
+    if stage == 'stage2':
+        resampler = config.Connector('resampler', tokens=4, width=16, depth=1, heads=2, mlp_width=32)
+        gates = config.Gates(every=1, heads=2, mlp_width=32)
+        run = change(run, 'objective', nested_queries=False)
+        parts |= {'qformer': None, 'connector': resampler, 'time': config.Time(2), 'gates': gates}
+    run = change(run, 'model', **parts, lora=config.Lora(rank=2) if stage == 'instruct' else None)
     return dataclasses.replace(run, start=config.Start(lm=str(voice)))
 
 
@@ -64,9 +71,7 @@ def voice(pictures, tmp_path_factory) -> Path:
 def on_eight(pictures, voice, tmp_path_factory) -> Path:
     """Return the folder of the runs of a process that simulates 8 devices."""
     folder = tmp_path_factory.mktemp('eight')
-    files = [
-        small.write_recipe(folder / f'{stage}.py', tiny(stage, pictures, voice)) for stage in ('stage1', 'instruct')
-    ]
+    files = [small.write_recipe(folder / f'{stage}.py', tiny(stage, pictures, voice)) for stage in STAGES]
     command = [sys.executable, '-c', TRAIN, *map(str, files)]
     done = subprocess.run(command, cwd=small.ROOT, env=small.eight_devices(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -74,12 +79,12 @@ def on_eight(pictures, voice, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize('stage', ['stage1', 'instruct'])
+@pytest.mark.parametrize('stage', STAGES)
 def test_eight_devices_give_the_losses_of_one(pictures, voice, on_eight, tmp_path, stage):
     loop.train(tiny(stage, pictures, voice), tmp_path / 'run')
     one, eight = logs.records(tmp_path / 'run'), logs.records(on_eight / stage)
     assert len(one) == len(eight) == STEPS
-    assert len({record['queries'] for record in one}) > 1
+    assert stage == 'stage2' or len({record['queries'] for record in one}) > 1
     for a, b in zip(one, eight, strict=True):
         assert a.keys() == b.keys()
         for name in a.keys() - {'kind', 'timing'}:

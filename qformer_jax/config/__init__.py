@@ -7,9 +7,10 @@ The defaults are BLIP-2's published sizes (Li et al. 2023, section 3.4; ViT-g/14
 from .canonical import digest, from_json, to_json, vit_of
 from .connectors import Connector, Qformer, Time
 from .run import BETWEEN, Blip2, Data, Objective, Optimizer, Rules, Run, Stage, Start, Training
-from .towers import T5, Grounding, Llama, Lora, Opt, Vit
+from .towers import T5, Gates, Grounding, Llama, Lora, Opt, Vit
 
 __all__ = [
-    'BETWEEN', 'T5', 'Blip2', 'Connector', 'Data', 'Grounding', 'Llama', 'Lora', 'Objective', 'Opt', 'Optimizer',
-    'Qformer', 'Rules', 'Run', 'Stage', 'Start', 'Time', 'Training', 'Vit', 'digest', 'from_json', 'to_json', 'vit_of',
+    'BETWEEN', 'T5', 'Blip2', 'Connector', 'Data', 'Gates', 'Grounding', 'Llama', 'Lora', 'Objective', 'Opt',
+    'Optimizer', 'Qformer', 'Rules', 'Run', 'Stage', 'Start', 'Time', 'Training', 'Vit', 'digest', 'from_json',
+    'to_json', 'vit_of',
 ]  # fmt: skip

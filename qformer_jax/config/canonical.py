@@ -7,7 +7,7 @@ from typing import Any
 
 from .connectors import Connector, Qformer, Time
 from .run import Blip2, Data, Objective, Optimizer, Run, Start, Training
-from .towers import T5, Grounding, Llama, Lora, Opt, Vit
+from .towers import T5, Gates, Grounding, Llama, Lora, Opt, Vit
 
 
 def to_json(run: Run) -> str:
@@ -30,7 +30,8 @@ def from_json(text: str) -> Run:
     """Return the run whose `to_json` is `text`; raises KeyError or TypeError when it is another version's."""
     tree = json.loads(text)
     model = tree['model']
-    parts = {'qformer': Qformer, 'connector': Connector, 'time': Time, 'lora': Lora, 'grounding': Grounding}
+    parts = {'qformer': Qformer, 'connector': Connector, 'time': Time, 'gates': Gates}
+    parts |= {'lora': Lora, 'grounding': Grounding}
     if model['lm']:
         parts['lm'] = {'opt': Opt, 'llama': Llama, 't5': T5}[model['lm'].get('family', 'opt')]
     model |= {name: part(**model[name]) for name, part in parts.items() if model.get(name)}

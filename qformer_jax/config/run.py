@@ -5,7 +5,7 @@ from typing import Literal
 
 from ..errors import UserError
 from .connectors import Connector, Qformer, Time
-from .towers import T5, Grounding, Llama, Lora, Opt, Vit
+from .towers import T5, Gates, Grounding, Llama, Lora, Opt, Vit
 
 Stage = Literal['vision', 'language', 'stage1', 'stage2', 'instruct']
 Rules = tuple[tuple[str, float | None], ...]
@@ -32,6 +32,8 @@ class Blip2:
     """Another connector in place of the Q-Former (None), or beside it: its tokens follow the queries (BLIVA)."""
     time: Time | None = None
     """When each frame of a video is; None: both read a video's features as a set, without order."""
+    gates: Gates | None = None
+    """Layers inside a decoder that read pictures, in `stage2` and `instruct`; None: it reads them before the text."""
     word_head: int = 0
     """Outputs of the bag-of-words head; the `vision` stage sets it to the tokenizer's size, 0 elsewhere: none."""
 

@@ -173,3 +173,18 @@ class Grounding:
     in_table: bool = False
     """Whether the rows stand at the end of the language model's table, as `qformer convert` writes them, and are frozen
     with it; False: they are a component of their own."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Gated cross-attention between the blocks of a frozen decoder (Flamingo, Alayrac et al. 2022, section 3.1.2).
+
+    The decoder reads text only; what stands between the towers is read here instead of in front of the text.
+    """
+
+    every: int = 4
+    """Before every such block of the language model, from block 0."""
+    heads: int = 32
+    """Attention heads."""
+    mlp_width: int = 10240
+    """Hidden width of the MLP (Flamingo: four times the language model's)."""

@@ -66,10 +66,11 @@ def _check_plain(model: config.Blip2, whose: str) -> None:
         value = getattr(getattr(model, part), name)
         if value != getattr(getattr(plain, part), name):
             raise UserError(f"no class of {whose}'s computes what model.{part}.{name.replace('_', '-')} {value} does")
-    if model.connector:
+    extra = [f'model.{name}' for name in ('connector', 'time', 'gates') if getattr(model, name)]
+    if extra:
         raise UserError(
-            f"{whose}'s BLIP-2 has no place for the connector '{model.connector.kind}' of this model: "
-            'it can only stay a run of this package (qformer export serves it without)'
+            f"{whose}'s BLIP-2 has no place for {' and '.join(extra)}: it can only stay a run of this package "
+            '(qformer export serves it without)'
         )
 
 

@@ -372,6 +372,10 @@ class Blip2:
         prompts of up to 24 tokens are padded to a multiple of 8, longer ones to 27.
         """
         rows = [prompt_ids(self.lm_tokenizer, prompt) for prompt in prompts]
+        if self.run.model.gates and not all(rows):
+            raise UserError(
+                'a prompt is empty, and nothing stands before it: give it a text that the first word can follow'
+            )
         c = self.run.model.lm
         return left_padded(rows, self.lm_tokenizer.pad_id, None if c.family == 't5' else c.max_positions - beside)
 
@@ -380,7 +384,8 @@ class Blip2:
     ) -> tuple[blip2.Prefix, Int['N T'], Bool['N T']]:
         """Return what the language model reads: prefixes and padded prompts, with room for `new` tokens."""
         prefix = self.soft_prefix(looked, prompts)
-        return prefix, *self.padded_prompts(prompts, prefix.exists.shape[1] + new - 1)  # the last token is not read
+        beside = blip2.in_front(self.run.model, prefix) + new - 1  # the last token is not read
+        return prefix, *self.padded_prompts(prompts, beside)
 
     def _in_batches(self, function: Callable, *arrays: np.ndarray | blip2.Prefix) -> Any:
         return passes.in_batches(functools.partial(function, self.model, self.params), self.batch_size, *arrays)

@@ -1,6 +1,7 @@
 """Dialogue about pictures: what was read stays read, as far as the model allows.
 
-    decoder, queries that read no question    one cache for the whole dialogue: a turn reads its own words only
+    decoder, queries that read no question    one cache for the whole dialogue: a turn reads its own words only;
+                                              gated layers read the latest picture (Flamingo, section 3.1.3)
     T5                                        queries are kept, the dialogue so far is read again
     queries that read the question            features are kept; queries and the dialogue so far are read again
 
@@ -23,7 +24,7 @@ import numpy as np
 from ..data.tokenizers import prompt_ids
 from ..errors import UserError
 from ..models import blip2, llama, opt
-from ..models.cache import Cache
+from ..models.cache import Cache, Media
 from ..typing import Array, Bool, Float, Int, Params
 from . import decode, stream
 from .blip2 import Blip2
@@ -109,6 +110,9 @@ def _look(model: Blip2, dialogue: Dialogue, new: Seen | Queries) -> Dialogue:
     if dialogue.unread:
         dialogue = _read_ids(model, dialogue, list(dialogue.unread), 0)[1]
     prefix = model.soft_prefix(new, [''])
+    if model.run.model.gates:
+        media = _media(model.model, model.params, prefix)
+        return replace(dialogue, cache=_grown(model, dialogue.cache, 1).replace(media=media), unread=())
     _left(model, _used(dialogue.cache) + int(prefix.exists.sum()))
     cache = _grown(model, dialogue.cache, prefix.exists.shape[1])
     _, cache = _read(model.model, model.params, cache, prefix.vectors, prefix.exists)
@@ -141,10 +145,12 @@ def _read_again(model: Blip2, dialogue: Dialogue, question: str, settings: Setti
     """Read the whole dialogue, and each picture's queries for this question."""
     said = [f'{prompt} {answer}' for prompt, answer in _prompted(model, dialogue)]
     (prompt,) = model.question_prompts([question])
-    prefix = model.soft_prefix(dialogue.looked, [prompt] * len(dialogue.looked))
+    looked = dialogue.looked.take([-1]) if model.run.model.gates else dialogue.looked
+    prefix = model.soft_prefix(looked, [prompt] * len(looked))
     prefix = blip2.Prefix(prefix.vectors.reshape(1, -1, prefix.vectors.shape[-1]), prefix.exists.reshape(1, -1))
-    ids, exists = model.padded_prompts([' '.join([*said, prompt])], prefix.exists.shape[1])
-    limit = min(settings.max_new_tokens, _left(model, prefix.exists.shape[1] + ids.shape[1]))
+    beside = blip2.in_front(model.run.model, prefix)
+    ids, exists = model.padded_prompts([' '.join([*said, prompt])], beside)
+    limit = min(settings.max_new_tokens, _left(model, beside + ids.shape[1]))
     settings = replace(settings, max_new_tokens=limit)
     read = stream.begin(model.model, model.params, prefix, ids, exists, settings=settings)
     return read, replace(dialogue, words_read=dialogue.words_read + int(exists.sum())), limit
@@ -184,7 +190,7 @@ def _grown(model: Blip2, cache: Cache | None, more: int) -> Cache:
         return empty_cache(c, 1, wanted, model.model.dtype)
     missing = max(0, wanted - cache.exists.shape[1])
     grow = partial(jax.tree.map, lambda x: jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)))
-    return cache if not missing else Cache(grow(cache.layers), grow(cache.exists), cache.end)
+    return cache if not missing else cache.replace(layers=grow(cache.layers), exists=grow(cache.exists))
 
 
 @partial(jax.jit, static_argnames=('model',))
@@ -198,3 +204,9 @@ def _read(
         return decode.read(model, x, exists, cache)
 
     return nn.apply(go_on, model)({'params': params})
+
+
+@partial(jax.jit, static_argnames=('model',))
+def _media(model: blip2.Blip2, params: Params, prefix: blip2.Prefix) -> Media:
+    """Return what gated layers read of a picture."""
+    return model.apply({'params': params}, prefix, method='media')

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from ..models import llama, opt, t5
-from ..models.blip2 import Blip2, Prefix
+from ..models.blip2 import Blip2, Prefix, in_front
 from ..models.cache import Cache, write
 from ..typing import Array, Bool, Float, Int, Params, Size, UInt32
 from .search import Settings, Start, Step, Written, search
@@ -61,6 +61,8 @@ def _given_prefix(
     model: Blip2, prefix: Prefix, prompt: Int['B T'], prompt_mask: Bool['B T']
 ) -> tuple[Float['B S L'], Bool['B S']]:
     """Return what the language model reads, and which of it exists."""
+    if model.config.gates:
+        return model.lm.embed(prompt), prompt_mask
     return (
         jnp.concatenate([prefix.vectors, model.lm.embed(prompt)], axis=1),
         jnp.concatenate([prefix.exists, prompt_mask], axis=1),
@@ -77,18 +79,20 @@ def start_decoder(
 ) -> tuple[Step, Start]:
     """Read prefix and prompt; raises UserError when they and `limit` new tokens exceed the model's positions."""
     c = model.config.lm
-    slots = prefix.exists.shape[1] + prompt.shape[1] + limit - 1  # the last token is not read
+    beside = in_front(model.config, prefix)
+    slots = beside + prompt.shape[1] + limit - 1  # the last token is not read
     if slots > c.max_positions:
         raise UserError(
             f'a prompt of {prompt.shape[1]} tokens and {limit} new ones do not fit the language model: '
-            f"{c.max_positions} positions, {prefix.exists.shape[1]} of them the picture's"
+            f"{c.max_positions} positions, {beside} of them the picture's"
         )
 
     empty_cache = {'opt': opt, 'llama': llama}[c.family].empty_cache
 
     def begin(model: Blip2) -> tuple[Array, Cache]:
         x, exists = _given_prefix(model, prefix, prompt, prompt_mask)
-        return read(model, x, exists, empty_cache(c, x.shape[0], slots, model.dtype))
+        cache = empty_cache(c, x.shape[0], slots, model.dtype).replace(media=model.media(prefix))
+        return read(model, x, exists, cache)
 
     logits, cache = nn.apply(begin, model)({'params': params})
     return lm_step(model, params), Start(logits, cache, prompt, prompt_mask)
@@ -100,7 +104,7 @@ def read(model: Blip2, x: Float['B T L'], exists: Bool['B T'], cache: Cache) -> 
     That is the last slot, but in a row whose prompt is empty beside longer ones: exists 1 1 0 0, two queries and two
     holes, is followed by what slot 1 says.
     """
-    out = model.lm(x, exists, cache)
+    out = model.read(x, exists, cache)
     last = exists.shape[1] - 1 - exists[:, ::-1].argmax(axis=1)
     return model.lm.word_logits(jnp.take_along_axis(out.hidden, last[:, None, None], axis=1))[:, 0], out.cache
 

@@ -105,7 +105,10 @@ def _image(c: config.Blip2) -> dict[str, Any] | None:
 
 
 def _tokens(marks: Marks, c: config.Blip2) -> dict[str, Any]:
-    """Return which ids stand around a prompt, and what its length `t` may be: `limit` is the largest q + t + g."""
+    """Return which ids stand around a prompt, and what its length `t` may be.
+
+    `limit` is the largest t + g, and + q where the picture is `in_front` of the text.
+    """
     ids = {name: getattr(marks, name) for name in ('begin', 'close', 'end', 'pad')}
     limit = {} if c.lm.family == 't5' else {'limit': c.lm.max_positions + 1}
-    return {'file': BYTE_BPE, **ids, 'multiple': PROMPT_BUCKET, **limit}
+    return {'file': BYTE_BPE, **ids, 'multiple': PROMPT_BUCKET, 'in_front': not c.gates, **limit}

@@ -80,7 +80,8 @@ class Served:
         prompt = task['prompt'].format(question=clean(question.strip(), '')) if question else task['prompt']
         reads = self.text(prompt) if 'text' in self.about else ()
         prefix, exists = self.functions['encode'](*self.see(picture), *reads)
-        ids, mask = self.prompt(prompt, exists.shape[1] + task['max_new_tokens'])
+        in_front = exists.shape[1] if self.about['tokens']['in_front'] else 0
+        ids, mask = self.prompt(prompt, in_front + task['max_new_tokens'])
         logits, state = self.functions['prefill'](prefix, exists, ids, mask, np.ones(task['max_new_tokens'], bool))
         written, end = [int(logits.argmax())], self.about['tokens']['end']
         while written[-1] != end and len(written) < task['max_new_tokens']:

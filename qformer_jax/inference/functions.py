@@ -47,7 +47,7 @@ SIZES = {
     't': 'tokens of a text',
     'g': 'new tokens to make room for',
     's': 'places of a sequence: queries, prompt, and the room after them',
-    'm': "places of T5's decoder, beside the sequence of its encoder",
+    'm': "places of T5's decoder, beside the sequence of its encoder; or what gated layers read of a picture",
 }
 """What the names in shapes mean."""
 
@@ -119,7 +119,8 @@ def text(network: Blip2, weights: dict[str, Spec]) -> Function:
 def language_model(network: Blip2, weights: dict[str, Spec]) -> tuple[Function, Function]:
     """Return `prefill` and `step`."""
     c = network.config.lm
-    places = [] if c.family == 't5' else [f'q + t + g - 1 <= {c.max_positions}']
+    beside = '' if network.config.gates else 'q + '  # in front of the text
+    places = [] if c.family == 't5' else [f'{beside}t + g - 1 <= {c.max_positions}']
     array = _arrays(*places)
     inputs = {
         'prefix': array(f'b, q, {c.input_width}', network.dtype),
@@ -133,7 +134,7 @@ def language_model(network: Blip2, weights: dict[str, Spec]) -> tuple[Function, 
         given = Prefix(vectors, exists), *prompt[:-1]
         return decode.start_lm(network, _nested(weights), *given, prompt[-1].shape[0])[1]
 
-    used = _of(weights, network.config, 'lm')
+    used = _of(weights, network.config, 'lm', 'gates')
     begun = jax.eval_shape(begin, used, *inputs.values())
     names, structure = list(_by_name(begun.cache)), jax.tree.structure(begun.cache)
 

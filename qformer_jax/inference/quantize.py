@@ -21,7 +21,7 @@ from ..typing import Array, Params
 
 Weights = Literal['int8', 'int4', 'bfloat16', 'float16']
 
-_OURS = (rf'({"|".join(BETWEEN)}|word_head)/.*', None)
+_OURS = (rf'({"|".join(BETWEEN)}|gates|word_head)/.*', None)
 _REST = (r'(vit|lm)/.*', None)
 RULES: dict[Weights, tuple[tuple[str, Weights | None], ...]] = {
     'int8': (_OURS, (r'vit/patch_projection/.*', None), (r'(vit|lm)/.*/kernel|lm/word_embedding', 'int8'), _REST),

@@ -84,5 +84,7 @@ def scores(
 
 def _read_on(model: Blip2, cache, tokens: Int['B T'], exists: Bool['B T']) -> Array:
     """Return the logits after each token of a text that goes on where the cache ends."""
-    seen = cache if model.config.lm.family == 't5' else (cache,)  # T5's is (what its encoder made, its decoder's cache)
-    return model.lm.word_logits(model.lm(model.lm.embed(tokens), exists, *seen).hidden)
+    x = model.lm.embed(tokens)
+    if model.config.lm.family == 't5':  # its cache is (what its encoder made, its decoder's cache)
+        return model.lm.word_logits(model.lm(x, exists, *cache).hidden)
+    return model.lm.word_logits(model.read(x, exists, cache).hidden)

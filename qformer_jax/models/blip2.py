@@ -12,8 +12,10 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from .. import config
-from ..typing import Array, Bool, Float, Int, Params, UInt8
+from ..typing import Array, Bool, Float, Int, Params, Size, UInt8
 from . import added, connectors, lora, masks
+from .cache import Cache, LmOutput, Media
+from .gates import Gates
 from .layers import at_least_float32, dense, layer_norm
 from .llama import Llama
 from .opt import Opt
@@ -38,6 +40,11 @@ class Prefix:
         return cls(vectors, jnp.ones(vectors.shape[:2], bool))
 
 
+def in_front(c: config.Blip2, prefix: Prefix) -> Size:
+    """Return the places that a soft prefix takes in front of a text: none where gated layers read it."""
+    return 0 if c.gates else prefix.exists.shape[1]
+
+
 class Blip2(nn.Module):
     """The whole network; objectives and inference call its parts by name."""
 
@@ -54,6 +61,8 @@ class Blip2(nn.Module):
             self.qformer = Qformer(c.qformer, self.dtype)
         if c.lm:
             self.lm = {'opt': Opt, 'llama': Llama, 't5': T5}[c.lm.family](c.lm, self.dtype)
+        if c.gates:
+            self.gates = Gates(c.gates, c.lm.depth, c.lm.width, self.dtype)
         if c.qformer and c.lm:
             self.lm_projection = dense(c.lm.input_width, self.dtype)
         if c.time:
@@ -148,6 +157,32 @@ class Blip2(nn.Module):
         tokens = self.connector_projection(made)
         return Prefix(tokens, feature_mask) if self.connector.token_per_feature else Prefix.whole(tokens)
 
+    def media(self, prefix: Prefix) -> Media | None:
+        """Return what gated layers read of the picture in place of a soft prefix; None without such layers."""
+        return self.gates.project(prefix.vectors, prefix.exists) if self.config.gates else None
+
+    def read(
+        self,
+        x: Float['B T L'],
+        exists: Bool['B T'],
+        cache: Cache | None = None,
+        media: Media | None = None,
+        sees: Bool['b 1 t M'] | None = None,
+    ) -> LmOutput:
+        """Let a decoder read token vectors, or a soft prefix; with a cache, after what it holds.
+
+        Gated layers read `media` (default: the cache's), of which a position sees what `sees` says (default: all that
+        exists); what is read later sees what the last position saw.
+        """
+        if not self.config.gates:
+            return self.lm(x, exists, cache)
+        media = cache.media if media is None else media
+        sees = media.exists[:, None, None, :] if sees is None else sees
+        out = self.lm(x, exists, cache, self.gates.before(media, sees))
+        if cache is None:
+            return out
+        return out.replace(cache=out.cache.replace(media=media.replace(exists=sees[:, 0, -1])))
+
     def after_prefix(
         self, prefix: Prefix, text: Int['B T'], text_mask: Bool['B T'], target: Bool['B T']
     ) -> Float['B T L']:
@@ -155,7 +190,11 @@ class Blip2(nn.Module):
 
         A decoder reads [prefix, text]. Slot Q + t holds token t, so its prediction leaves slot Q + t - 1: with 3
         queries and 4 tokens, slots 2..5. T5's encoder reads [prefix, what is no target], its decoder the targets.
+        Where gated layers read the prefix, the decoder reads [text] alone, and nothing predicts token 0.
         """
+        if self.config.gates:
+            hidden = self.read(self.lm.embed(text), text_mask, media=self.media(prefix)).hidden
+            return jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
         count = prefix.exists.shape[1]
         x = jnp.concatenate([prefix.vectors, self.lm.embed(text)], axis=1)
         exists = jnp.concatenate([prefix.exists, text_mask], axis=1)

@@ -10,6 +10,14 @@ from .layers import KeyValue
 
 
 @struct.dataclass
+class Media:
+    """What gated layers read of pictures (`gates.py`): the keys and values of M vectors, and which of these exist."""
+
+    layers: tuple[KeyValue, ...]
+    exists: Bool['B M']
+
+
+@struct.dataclass
 class Cache:
     """Keys and values of a fixed number of slots (M); slots from `end` on are still empty."""
 
@@ -18,6 +26,8 @@ class Cache:
     """Which slots hold a real token (padding and empty slots do not)."""
     end: Int['']
     """Slots written so far, the same for every row."""
+    media: Media | None = None
+    """What gated layers read, where there are some."""
 
 
 def empty(depth: int, heads: int, head_width: int, batch: Size, slots: Size, dtype: DTypeLike) -> Cache:

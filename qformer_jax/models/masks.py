@@ -85,6 +85,28 @@ def last(tokens: Float['B Q D'], exists: Bool['B Q']) -> tuple[Float['B Q D'], B
     return jnp.take_along_axis(tokens, order[..., None], axis=1), jnp.take_along_axis(exists, order, axis=1)
 
 
+def latest_image(image: Int['B T'], exists: Bool['B I Q']) -> Bool['B 1 T M']:
+    """Return which media each token sees: those of the latest image before it (Flamingo, section 3.1.3).
+
+    `image` says which that is, -1 where there is none yet (`images_so_far`). Two images of two media each, and a text
+    in which <1> and <2> stand for them:
+
+                1 1 2 2
+        a
+        <1>     x x
+        b       x x
+        <2>         x x
+        c           x x
+    """
+    own = image[:, :, None, None] == jnp.arange(exists.shape[1])[None, None, :, None]
+    return (own & exists[:, None]).reshape(*image.shape, -1)[:, None]
+
+
+def images_so_far(marks: Bool['B T']) -> Int['B T']:
+    """Return the latest image at each token, given which tokens stand for one: [0 1 0 1 0] -> [-1 0 0 1 1]."""
+    return jnp.cumsum(marks, axis=1) - 1
+
+
 def decoder(exists: Bool['B M'], start: int | Array, length: Size) -> Bool['B 1 T M']:
     """Return the mask of `length` new positions of a decoder whose keys occupy slots 0..M-1.
 

@@ -1,5 +1,8 @@
 """The frozen voice: an OPT decoder (Zhang et al. 2022) over embeddings, with an explicit key-value cache."""
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -74,8 +77,17 @@ class Opt(nn.Module):
         """Return the token vectors of `ids`, without positions."""
         return self.word_embedding[ids].astype(self.dtype)
 
-    def __call__(self, x: Float['B T L'], exists: Bool['B T'], cache: Cache | None = None) -> LmOutput:
-        """Run the decoder over token vectors (or a soft prefix); with a cache, after the positions that it holds."""
+    def __call__(
+        self,
+        x: Float['B T L'],
+        exists: Bool['B T'],
+        cache: Cache | None = None,
+        before: Mapping[int, Callable[[Array], Array]] = MappingProxyType({}),
+    ) -> LmOutput:
+        """Run the decoder over token vectors (or a soft prefix); with a cache, after the positions that it holds.
+
+        `before` says what to do to the hidden states before which block (`gates.py`).
+        """
         c, length = self.config, x.shape[1]
         slots, start = place(cache, exists)
         position = jax.lax.dynamic_slice_in_dim(masks.positions(slots), start, length, axis=1)
@@ -85,6 +97,7 @@ class Opt(nn.Module):
         mask = masks.decoder(slots, start, length)
         layers, hidden = [], [x]
         for i, layer in enumerate(self.layer):
+            x = before[i](x) if i in before else x
             x, seen = layer(x, mask, cache.layers[i] if cache is not None else None, start)
             layers.append(seen)
             hidden.append(x)

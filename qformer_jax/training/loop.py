@@ -79,6 +79,17 @@ def _check_nested(run: config.Run) -> None:
         query_count.check_alike(run.model.qformer)
 
 
+def _check_gates(run: config.Run) -> None:
+    gates, lm = run.model.gates, run.model.lm
+    if run.stage not in ('stage2', 'instruct'):
+        raise UserError(f"model.gates read pictures in 'stage2' and 'instruct', not in '{run.stage}'")
+    if lm.family == 't5':
+        raise UserError('model.gates stand between the blocks of a decoder, OPT or Llama, and this is T5: gates=None')
+    if gates.every < 1 or lm.width % gates.heads:
+        raise UserError(f'model.gates: every ({gates.every}) must be at least 1, and heads ({gates.heads}) divide the '
+                        f"language model's width, {lm.width}")  # fmt: skip
+
+
 def check(run: config.Run) -> None:
     """Raise UserError for a configuration that cannot do what it says."""
     needs = {
@@ -93,6 +104,8 @@ def check(run: config.Run) -> None:
             raise UserError(f"stage '{run.stage}' needs model.{part}, which is None")
     _check_connector(run)
     _check_nested(run)
+    if run.model.gates:
+        _check_gates(run)
     if run.model.lora and run.stage not in ('stage2', 'instruct'):
         raise UserError(f"model.lora adapts a frozen language model in 'stage2' and 'instruct', not in '{run.stage}'")
     if run.model.lora and run.model.lora.rank < 1:

@@ -102,6 +102,9 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
     if m.qformer:
         rows = _size('model.qformer.vocab-size', m.qformer.vocab_size, words)
         m = dataclasses.replace(m, qformer=dataclasses.replace(m.qformer, vocab_size=rows))
+    if m.gates and not dataset.lm_tokenizer.marks.begin and not all(run.data.caption_prompt):
+        raise UserError('data.caption-prompt is empty, and the texts of this language model begin with nothing: with '
+                        'model.gates, give it a text for the first word to follow')  # fmt: skip
     if m.lm:
         ids = dataset.lm_tokenizer.vocab_size
         rows = _size('model.lm.vocab-size', m.lm.vocab_size, ids, spare=True)
@@ -248,7 +251,7 @@ def parameters(run: config.Run, inputs: dict[str, str]) -> tuple[Params, dict[st
         params |= fresh(jax.random.key(run.training.seed))
         source |= dict.fromkeys(missing, 'scratch')
     for name in ('lm_projection', 'connector_projection'):
-        if name in missing and source['lm'] != 'scratch':
+        if name in missing and source['lm'] != 'scratch' and not run.model.gates:
             params[name] = _like_tokens(params[name], params['lm']['word_embedding'])
     if 'grounding' in missing and source['lm'] != 'scratch':
         key = jax.random.fold_in(jax.random.key(run.training.seed), 2)
