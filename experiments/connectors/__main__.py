@@ -8,6 +8,7 @@ results.jsonl (a line a cell), table.md and pareto.png.
 """
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,10 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from experiments.connectors import report
+from experiments.connectors import cost, report
 from experiments.connectors.cell import Budget, Cell
 from experiments.connectors.variants import VARIANTS, Variant
+from qformer_jax.training import start
 
 HERE = Path(__file__).parent
 
@@ -34,7 +36,9 @@ class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights and data order."""
     processes: int = 6
-    """Connectors that are trained side by side on the device."""
+    """Connectors that are trained side by side."""
+    gpus: int = 1
+    """GPUs that they share in turn."""
     budget: Budget = field(default_factory=Budget)
     only: tuple[str, ...] = ()
     """Names of connectors; all, where none is given."""
@@ -42,29 +46,47 @@ class Options:
 
 def run(options: Options, variants: tuple[Variant, ...], module: str) -> list[dict]:
     """Run all cells that are not finished, a process a variant, and return what is known of each."""
-    chosen = [v for v in variants if not options.only or v.name in options.only]
+    chosen = _chosen(options, variants)
     waiting = [v for v in chosen if any(not c.result.exists() for c in _cells(options, v))]
     with ThreadPoolExecutor(options.processes) as pool:
         for _ in track(
-            pool.map(lambda variant: _process(options, variant, module), waiting),
+            pool.map(lambda place: _process(options, *place, module), enumerate(waiting)),
             'connectors', total=len(waiting), console=Console(stderr=True),
         ):  # fmt: skip
             pass
-    return [json.loads(c.result.read_text()) for v in chosen for c in _cells(options, v) if c.result.exists()]
+    rows = []
+    for variant in chosen:
+        found = [json.loads(c.result.read_text()) for c in _cells(options, variant) if c.result.exists()]
+        rows += [row | _timed(_cells(options, variant)[0]) for row in found]
+    return rows
+
+
+def _timed(cell: Cell) -> dict[str, float]:
+    """Return what a step of instruction tuning takes, alone on the device; measured once."""
+    file = cell.folder.parent / 'timing.json'
+    if not file.exists():
+        file.write_text(json.dumps(cost.measured(start.finished(cell.folder / 'instruct').run)))
+    return json.loads(file.read_text())
+
+
+def _chosen(options: Options, variants: tuple[Variant, ...]) -> list[Variant]:
+    return [v for v in variants if not options.only or v.name in options.only]
 
 
 def _cells(options: Options, variant: Variant) -> list[Cell]:
     return [Cell(options.out, variant, seed, options.budget) for seed in options.seeds]
 
 
-def _process(options: Options, variant: Variant, module: str) -> None:
+def _process(options: Options, number: int, variant: Variant, module: str) -> None:
     """Train and judge a variant's cells in a process of its own; what it says goes into a log."""
     log = options.out / 'logs' / f'{_cells(options, variant)[0].folder.parent.name}.log'
     log.parent.mkdir(parents=True, exist_ok=True)
     words = ['--out', options.out, '--name', variant.name, '--seeds', *options.seeds]
     words += [f'--budget.{k.replace("_", "-")}={v}' for k, v in vars(options.budget).items()]
     with log.open('a') as said:
-        done = subprocess.run([sys.executable, '-m', module, *map(str, words)], stdout=said, stderr=said, check=False)
+        command = [sys.executable, '-m', module, *map(str, words)]
+        gpu = {'CUDA_VISIBLE_DEVICES': str(number % options.gpus)}
+        done = subprocess.run(command, stdout=said, stderr=said, check=False, env=os.environ | gpu)
     if done.returncode:
         print(f'{variant.name}: ended with {done.returncode}; see {log}', file=sys.stderr)
 
@@ -74,6 +96,9 @@ def main(options: Options) -> None:
     rows = run(options, VARIANTS, 'experiments.connectors.cell')
     files = report.write(rows, HERE)
     print(f'{len(rows)} cells; wrote {", ".join(map(str, files))}')
+    missing = len(options.seeds) * len(_chosen(options, VARIANTS)) - len(rows)
+    if missing:
+        sys.exit(f'{missing} cells are missing: see above; the same command goes on')
 
 
 if __name__ == '__main__':

@@ -5,11 +5,12 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qformer_jax import config
 from qformer_jax.analysis.flops import compiled_flops, flops
 from qformer_jax.models import blip2
-from qformer_jax.parallel.mesh import data_mesh
+from qformer_jax.parallel.mesh import data_mesh, put_batch, replicated
 from qformer_jax.rules import flatten, split
 from qformer_jax.training import optimizer, step
 
@@ -24,7 +25,7 @@ def of(run: config.Run) -> dict[str, float]:
     model, params = blip2.Blip2(run.model), blip2.shapes(run.model)
     trainable, _ = split(params, run.optimizer.rate_rules)
     features, text = _picture(run.model), _text(run)
-    prefix = jax.eval_shape(lambda p: _connect(model, p, *features, *text), params)
+    prefix = jax.eval_shape(lambda p, *x: _connect(model, p, *x), params, *features, *text)
     counted = flops(lambda p, *x: _connect(model, p, *x), params, *features, *text)
     xla = compiled_flops(lambda p, *x: _connect(model, p, *x).vectors, params, *features, *text)
     reading = flops(lambda p, x: _read(model, p, x), params, prefix)
@@ -43,8 +44,10 @@ def measured(run: config.Run) -> dict[str, float]:
     trainable, frozen = split(params, run.optimizer.rate_rules)
     transform = optimizer.make(run.optimizer, run.training.steps, trainable)
     state = step.new_state(trainable, transform, 0)
-    batch = _batch(run)
-    with jax.set_mesh(mesh := data_mesh()):
+    mesh = data_mesh()
+    state, frozen = jax.device_put((state, frozen), replicated(mesh))
+    batch = put_batch(mesh, _batch(run))
+    with jax.set_mesh(mesh):
         advance = step.make_step(run, blip2.Blip2(run.model), transform, mesh).lower(state, frozen, batch).compile()
         memory, times = advance.memory_analysis(), []
         for _ in range(_REPEATS):
@@ -76,12 +79,12 @@ def _read(model: blip2.Blip2, params, prefix: blip2.Prefix):
     return model.apply({'params': params}, prefix, text, exists, exists, method='after_prefix')
 
 
-def _batch(run: config.Run) -> dict[str, jax.Array]:
-    rows = {
-        'features': jax.random.normal(jax.random.key(1), (_BATCH, PATCHES, run.model.feature_width)),
-        'feature_mask': jnp.ones((_BATCH, PATCHES), bool),
-    }
-    for name, length in (('text', run.data.max_text), ('lm_text', run.data.max_lm_text)):
-        rows[name] = jnp.ones((_BATCH, length), jnp.int32)
-        rows[name.replace('text', 'mask') if name == 'lm_text' else 'text_mask'] = jnp.ones((_BATCH, length), bool)
-    return rows | {'lm_target': rows['lm_mask'] & (jnp.arange(run.data.max_lm_text) > 8)[None]}
+def _batch(run: config.Run) -> dict[str, np.ndarray]:
+    length, texts = run.data.max_lm_text, {'text': run.data.max_text, 'lm_text': run.data.max_lm_text}
+    rows = {name: np.ones((_BATCH, size), np.int32) for name, size in texts.items()}
+    rows |= {'text_mask': rows['text'] > 0, 'lm_mask': rows['lm_text'] > 0}
+    rows['lm_target'] = rows['lm_mask'] & (np.arange(length) > length // 2)[None]
+    rows['features'] = (
+        np.random.default_rng(0).normal(size=(_BATCH, PATCHES, run.model.feature_width)).astype(np.float32)
+    )
+    return rows | {'feature_mask': np.ones((_BATCH, PATCHES), bool), 'image_id': np.arange(_BATCH, dtype=np.int32)}

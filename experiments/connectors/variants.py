@@ -59,6 +59,11 @@ VARIANTS = (
         qformer('dynamic queries (a bank of 4)', query_bank=4),
         objective=config.Objective(static_queries=1.0),
     ),
+    replace(
+        BASELINE,
+        name='nested queries (1, 2, 4, 8, 16)',
+        objective=config.Objective(nested_queries=True),
+    ),
     qformer('QFormer++ (gated residual)', gated_residual=True),
     qformer('multi-granularity (12 global, 4 local)', local_queries=4),
     replace(
@@ -71,4 +76,5 @@ VARIANTS = (
     other('average pool + MLP (DeCo)', kind='average_pool'),
     other('C-Abstractor (Honeybee)', kind='c_abstractor', depth=2),
     other('Perceiver resampler (Flamingo)', kind='resampler'),
+    other('windowed Q-Former (SALMONN)', kind='windowed', tokens=4, window=17),
 )

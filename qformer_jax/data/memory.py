@@ -1,5 +1,6 @@
 """Keep what was read: a small data set is decoded once and not once an epoch."""
 
+import os
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -8,20 +9,21 @@ from qformer_jax.data.dataset import Source
 from qformer_jax.data.records import Record
 from qformer_jax.data.transforms import decode
 
-_BUDGET = 512 * 2**20  # bytes of decoded pictures and features; doubles the rows a second on small pictures
+# Bytes of decoded pictures and features: a quarter of the machine's memory, and only as far as a data set needs it.
+_BUDGET = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 4
 _TEXT = 4096  # bytes reckoned for the texts of a record
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Records with decoded pictures, by position; the first 512 MiB stay in memory, the others are read again."""
+    """Records with decoded pictures, by position; some are kept, as many as memory allows, others read again."""
 
     source: Source
     """Where records come from."""
     pictures: bool
     """Whether pictures are decoded at all."""
     used: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
-    """Bytes kept so far: one number for all memories that share the 512 MiB."""
+    """Bytes kept so far: one number for all memories that share the budget."""
     _kept: dict[int, tuple[Record, tuple[Image.Image, ...]]] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, position: int) -> tuple[Record, tuple[Image.Image, ...]]:
