@@ -32,9 +32,9 @@ RATES = (5e-4, 2e-3)
 class Budget:
     """What every variant gets."""
 
-    stage1_steps: int = 1200
+    stage1_steps: int = 800
     """Steps of stage 1."""
-    steps: int = 1800
+    steps: int = 1200
     """Steps of instruction tuning."""
     batch_size: int = 128
     """Rows a step."""
