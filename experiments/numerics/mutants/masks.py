@@ -53,11 +53,11 @@ def mutants() -> Iterator[Mutant]:
 
 
 def _mirrored(right):
-    return lambda num_queries, text_mask: right(num_queries, text_mask).swapaxes(-1, -2)
+    return lambda *arguments: right(*arguments).swapaxes(-1, -2)
 
 
-def _all_patches(right, x, num_queries, mask, image, image_mask, prefix, train):
-    return right(x, num_queries, mask, image, None if image is None else jnp.ones_like(image_mask), prefix, train)
+def _all_patches(right, x, num_queries, mask, image, image_mask, *rest):
+    return right(x, num_queries, mask, image, None if image is None else jnp.ones_like(image_mask), *rest)
 
 
 def _no_prefix(right, mask, *, prefix=None, **given):
@@ -68,4 +68,4 @@ def _no_prefix(right, mask, *, prefix=None, **given):
 
 
 def _with_padding(right):
-    return lambda num_queries, text_mask: right(num_queries, jnp.ones_like(text_mask))
+    return lambda num_queries, text_mask, *rest: right(num_queries, jnp.ones_like(text_mask), *rest)

@@ -73,8 +73,8 @@ def _itm_smoothed(right):
 
 def _negatives_exchanged(right):
     """Take the drawn pictures for the drawn texts."""
-    return lambda q, memory, wrong, text, mask, negatives, train: right(
-        q, memory, wrong, text, mask, negatives.replace(text=negatives.image), train
+    return lambda q, memory, wrong, text, mask, negatives, *rest: right(
+        q, memory, wrong, text, mask, negatives.replace(text=negatives.image), *rest
     )
 
 
@@ -116,7 +116,7 @@ OBJECTIVES = {
         STAGE1,
         contrastive,
         'similarity',
-        lambda _: lambda image, text: jnp.einsum('bqe,ce->bqc', image, text).mean(axis=1),
+        lambda _: lambda image, text, exists=None: jnp.einsum('bqe,ce->bqc', image, text).mean(axis=1),
     ),
     'ITC: vectors of any length': (STAGE1, qformer, '_unit', lambda _: lambda x: x),
     'negatives: without 1e-4': (
@@ -152,12 +152,12 @@ OBJECTIVES = {
     ),
 }
 METHODS = {
-    'ITM: first query only': (STAGE1, 'match', lambda right, queries: right(queries[:, :1])),
+    'ITM: first query only': (STAGE1, 'match', lambda right, queries, *rest: right(queries[:, :1], *rest)),
     'ITM: mean of probabilities': (
         STAGE1,
         'match',
-        lambda right, queries: jnp.log(
-            jnp.stack([jax.nn.softmax(right(q[:, None])) for q in queries.swapaxes(0, 1)]).mean(axis=0)
+        lambda right, queries, *rest: jnp.log(
+            jnp.stack([jax.nn.softmax(right(q[:, None], *rest)) for q in queries.swapaxes(0, 1)]).mean(axis=0)
         ),
     ),
     'ITG: [CLS] stays': (CAPTIONS, '__call__', _dec_stays_cls),
