@@ -1,7 +1,7 @@
 """Keep what was read: a small data set is decoded once and not once an epoch."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -22,6 +22,8 @@ class Memory:
     """Where records come from."""
     pictures: bool
     """Whether pictures are decoded at all."""
+    features: bool = True
+    """Whether feature arrays are given."""
     used: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
     """Bytes kept so far: one number for all memories that share the budget."""
     _kept: dict[int, tuple[Record, tuple[Image.Image, ...]]] = field(default_factory=dict, repr=False, compare=False)
@@ -34,6 +36,7 @@ class Memory:
         if position in self._kept:
             return self._kept[position]
         record = self.source[position]
+        record = record if self.features else replace(record, features=None)
         encoded = (record.frames or (record.image,)) if self.pictures else ()
         images = tuple(decode(data, record.image_id) for data in encoded)
         size = _TEXT + sum(image.width * image.height * 3 for image in images)

@@ -17,7 +17,7 @@ _READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # batche
 
 
 def batches(
-    run: Run, dataset: Dataset, split: str, *, training: bool, shard: tuple[int, int] = (0, 1)
+    run: Run, dataset: Dataset, split: str, *, training: bool, shard: tuple[int, int] = (0, 1), features: bool = True
 ) -> grain.DatasetIterator:
     """Return an endless iterator over batches of numpy arrays (B = batch_size / shard count) for the run's stage.
 
@@ -51,7 +51,7 @@ def batches(
         if size * share > len(positions):
             raise UserError(f"training.batch_size {size} exceeds the {len(positions)} records of '{split}' that stage "
                             f'{run.stage} can use in {source.path}; lower it or add data')  # fmt: skip
-    parts = zip(useful, _row_makers(run, dataset, sources, training), strict=True)
+    parts = zip(useful, _row_makers(run, dataset, sources, training, features), strict=True)
     if training:
         rows = [_shuffled(*part, run.training.seed + number) for number, part in enumerate(parts)]
         local = _batched(grain.MapDataset.mix(rows, shares), size, shard)
@@ -103,20 +103,20 @@ def _grid(run: Run) -> int:
     return run.model.grounding.grid if run.model.grounding else 0
 
 
-def _row_makers(run: Run, dataset: Dataset, sources: list[Source], training: bool) -> list[RowMaker]:
+def _row_makers(run: Run, dataset: Dataset, sources: list[Source], training: bool, features: bool) -> list[RowMaker]:
     size = run.model.vit.image_size if run.model.vit and not dataset.feature_shape else 0
-    patches = 0 if run.stage == 'language' else _patches(run, dataset)
+    rows = 0 if run.stage == 'language' else patches(run, dataset)
     _check_vocabularies(run, dataset)
     first, used = itertools.accumulate(map(len, sources), initial=0), [0]
     return [
         RowMaker(
             stage=run.stage,
             data=run.data,
-            memory=Memory(source, pictures=size > 0 and run.stage != 'language', used=used),
+            memory=Memory(source, size > 0 and run.stage != 'language', features, used),
             first=number,
             image_size=size,
             max_frames=dataset.longest_video,
-            max_patches=patches,
+            max_patches=rows,
             text_tokenizer=dataset.text_tokenizer,
             lm_tokenizer=speaking(dataset.lm_tokenizer, run.model),
             training=training,
@@ -126,7 +126,7 @@ def _row_makers(run: Run, dataset: Dataset, sources: list[Source], training: boo
     ]
 
 
-def _patches(run: Run, dataset: Dataset) -> int:
+def patches(run: Run, dataset: Dataset) -> int:
     """Return the feature rows to pad to (0 for pictures), or refuse a data set of the other kind or width."""
     if run.model.vit and not dataset.feature_shape:
         return 0

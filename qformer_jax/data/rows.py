@@ -65,6 +65,8 @@ class RowMaker:
     def _seen(self, record: Record, images: Sequence[Image.Image], rng: np.random.Generator | None) -> Row:
         """Return the picture (without `rng` the whole one), or frames or features padded with zeros and their mask."""
         if not self.image_size:
+            if not self.memory.features:
+                return {}
             features, mask = padded(record.features, self.max_patches)
             return {'features': features, 'feature_mask': mask}
         if self.training and rng:

@@ -27,7 +27,7 @@ from ..models.blip2 import Blip2, shapes
 from ..parallel.mesh import check_batch, data_mesh, put_batch, replicated
 from ..rules import flatten, split, unflatten
 from ..typing import Params
-from . import language_model, optimizer, start, step
+from . import language_model, optimizer, resident, start, step
 from .checkpoint import Checkpoints
 from .logs import Log, Progress, draw_curves
 
@@ -185,6 +185,8 @@ class Trainer:
     frozen: Params
     frozen_digest: str
     batches: Iterator
+    near: resident.Resident | None
+    """What the batches leave out; None where they hold everything."""
     optimizer: optax.GradientTransformation
     checkpoints: Checkpoints
 
@@ -207,7 +209,8 @@ def _prepare(
     transform = optimizer.make(run.optimizer, run.training.steps, trainable)
     state = jax.device_put(step.new_state(trainable, transform, run.training.seed), replicated(mesh))
     shard = (jax.process_index(), jax.process_count())
-    batches = pipeline.batches(run, dataset, run.data.train_split, training=True, shard=shard)
+    near = resident.load(run, dataset, mesh) if resident.fits(run, dataset) else None
+    batches = pipeline.batches(run, dataset, run.data.train_split, training=True, shard=shard, features=near is None)
     resumed = checkpoints.restore(jax.tree.map(_abstract, state), batches)
     if resumed:
         state = resumed[0]
@@ -220,7 +223,7 @@ def _prepare(
     model = Blip2(run.model, jax.numpy.dtype(run.training.dtype))
     frozen_digest = store.digest(frozen)
     return Trainer(
-        run, dataset, inputs, folder, mesh, model, state, frozen, frozen_digest, batches, transform, checkpoints
+        run, dataset, inputs, folder, mesh, model, state, frozen, frozen_digest, batches, near, transform, checkpoints
     )
 
 
@@ -240,6 +243,7 @@ def _steps(trainer: Trainer, log: Log) -> None:
         for number in range(first + 1, total + 1):
             began = time.perf_counter()
             batch = put_batch(trainer.mesh, next(trainer.batches))
+            batch = trainer.near.join(batch) if trainer.near else batch
             waited = time.perf_counter() - began
             trainer.state, metrics = advance(trainer.state, trainer.frozen, batch)
             if pending:
