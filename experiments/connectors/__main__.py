@@ -44,13 +44,13 @@ class Options:
     """Names of connectors; all, where none is given."""
 
 
-def run(options: Options, variants: tuple[Variant, ...], module: str) -> list[dict]:
+def run(options: Options, variants: tuple[Variant, ...]) -> list[dict]:
     """Run all cells that are not finished, a process a variant, and return what is known of each."""
     chosen = _chosen(options, variants)
     waiting = [v for v in chosen if any(not c.result.exists() for c in _cells(options, v))]
     with ThreadPoolExecutor(options.processes) as pool:
         for _ in track(
-            pool.map(lambda place: _process(options, *place, module), enumerate(waiting)),
+            pool.map(lambda place: _process(options, *place), enumerate(waiting)),
             'connectors', total=len(waiting), console=Console(stderr=True),
         ):  # fmt: skip
             pass
@@ -77,29 +77,29 @@ def _cells(options: Options, variant: Variant) -> list[Cell]:
     return [Cell(options.out, variant, seed, options.budget) for seed in options.seeds]
 
 
-def _process(options: Options, number: int, variant: Variant, module: str) -> None:
+def _process(options: Options, number: int, variant: Variant) -> None:
     """Train and judge a variant's cells in a process of its own; what it says goes into a log."""
     log = options.out / 'logs' / f'{_cells(options, variant)[0].folder.parent.name}.log'
     log.parent.mkdir(parents=True, exist_ok=True)
     words = ['--out', options.out, '--name', variant.name, '--seeds', *options.seeds]
     words += [f'--budget.{k.replace("_", "-")}={v}' for k, v in vars(options.budget).items()]
     with log.open('a') as said:
-        command = [sys.executable, '-m', module, *map(str, words)]
+        command = [sys.executable, '-m', 'experiments.connectors.cell', *map(str, words)]
         gpu = {'CUDA_VISIBLE_DEVICES': str(number % options.gpus)}
         done = subprocess.run(command, stdout=said, stderr=said, check=False, env=os.environ | gpu)
     if done.returncode:
         print(f'{variant.name}: ended with {done.returncode}; see {log}', file=sys.stderr)
 
 
-def main(options: Options) -> None:
-    """Run the study and write its results."""
-    rows = run(options, VARIANTS, 'experiments.connectors.cell')
-    files = report.write(rows, HERE)
-    print(f'{len(rows)} cells; wrote {", ".join(map(str, files))}')
-    missing = len(options.seeds) * len(_chosen(options, VARIANTS)) - len(rows)
+def study(options: Options, variants: tuple[Variant, ...], folder: Path) -> None:
+    """Run a study and write its results into `folder`; exits with an error where cells are missing."""
+    rows = run(options, variants)
+    if rows:
+        print(f'{len(rows)} cells; wrote {", ".join(map(str, report.write(rows, folder)))}')
+    missing = len(options.seeds) * len(_chosen(options, variants)) - len(rows)
     if missing:
         sys.exit(f'{missing} cells are missing: see above; the same command goes on')
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    study(tyro.cli(Options), VARIANTS, HERE)

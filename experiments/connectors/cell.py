@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import tyro
 
+from experiments.ablations.variants import VARIANTS as ABLATIONS
 from experiments.connectors import cost
 from experiments.connectors.language import CAPTION
 from experiments.connectors.prepare import DATA
@@ -176,12 +177,12 @@ class Options:
     budget: Budget = field(default_factory=Budget)
 
 
-def main(options: Options, variants: tuple[Variant, ...]) -> None:
+def main(options: Options) -> None:
     """Run the cells of the variant of that name."""
-    variant = next(v for v in variants if v.name == options.name)
+    variant = next(v for v in (*VARIANTS, *ABLATIONS) if v.name == options.name)
     for seed in options.seeds:
         Cell(options.out, variant, seed, options.budget).run()
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options), VARIANTS)
+    main(tyro.cli(Options))

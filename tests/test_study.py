@@ -1,0 +1,82 @@
+"""The studies of connectors: every cell is a run that may begin, texts fit the language model, tables say what is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.ablations.variants import VARIANTS as ABLATIONS
+from experiments.connectors import language, report
+from experiments.connectors.cell import Budget, Cell
+from experiments.connectors.variants import VARIANTS, Variant
+from qformer_jax import config
+from qformer_jax.training import loop, start
+
+EVERY = (*VARIANTS, *ABLATIONS)
+
+
+@pytest.mark.parametrize('variant', EVERY, ids=lambda variant: variant.name)
+def test_every_cell_is_a_run_that_may_begin(variant: Variant, monkeypatch, tmp_path):
+    begun = []
+    monkeypatch.setattr(loop, 'train', lambda run, folder: begun.append(run) or loop.check(run))
+    cell = Cell(tmp_path, variant, 0, Budget())
+    if variant.stage1:
+        cell.stage1()
+    cell.instruct(1e-3, 40, cell.folder / 'instruct', 0)
+    assert [run.stage for run in begun] == ['stage1', 'instruct'][not variant.stage1 :]
+    assert begun[-1].start.checkpoint == (str(cell.folder / 'stage1') if variant.stage1 else '')
+
+
+def test_names_are_folders_of_their_own():
+    folders = {Cell(Path(), variant, 0, Budget()).folder for variant in EVERY}
+    assert len(folders) == len(EVERY)
+
+
+def test_a_search_picks_the_rate_with_the_lowest_loss_once(monkeypatch, tmp_path):
+    cell, losses = Cell(tmp_path, VARIANTS[0], 2, Budget()), {5e-4: 1.5, 2e-3: 1.2}
+    asked = []
+
+    def instruct(self, rate, steps, folder, seed):
+        asked.append((steps, seed))
+        folder.mkdir(parents=True)
+        (folder / 'log.jsonl').write_text(f'{{"step": 1, "kind": "validation", "loss": {losses[rate]}}}\n')
+        return start.Finished(folder, '', config.Run('instruct'), {}, {}, {})
+
+    monkeypatch.setattr(Cell, 'instruct', instruct)
+    assert cell.best_rate() == 2e-3
+    assert asked == [(Budget().steps // 4, 0)] * 2, 'all seeds take the search of seed 0'
+
+
+def test_places_and_contexts():
+    assert language.place((0.0, 0.0, 0.2, 0.2)) == 'row 1 column 1'
+    assert language.place((0.8, 0.3, 1.0, 0.5)) == 'row 2 column 4'
+    rows = list(language.records(['cat', 'red heart', 'tree', 'dog', 'left arrow'], 200, np.random.default_rng(0)))
+    lengths = [len(row['caption'].split()) for row in rows]
+    assert min(lengths) <= 3 and 40 < max(lengths) <= 50, 'contexts of all lengths, none that would be cut'
+    for row in rows:
+        for asked in row['questions']:
+            (answer,) = asked['answers']
+            assert answer in row['caption'], 'the answer stands in the context'
+
+
+ROWS = [
+    {'variant': 'a', 'seed': 0, 'place': 0.5, 'name, exact match': 0.1, 'easy-VQA': 0.9, 'ITM accuracy': 0.7},
+    {'variant': 'a', 'seed': 1, 'place': 0.6, 'name, exact match': 0.1, 'easy-VQA': 0.9, 'ITM accuracy': 0.8},
+    {'variant': 'b', 'seed': 0, 'place': 0.55, 'name, exact match': 0.3, 'easy-VQA': 0.8},
+    {'variant': 'c', 'seed': 0, 'place': 0.2, 'name, exact match': 0.2, 'easy-VQA': 0.7},
+]
+COST = {'LLM tokens': 16, 'MFLOP, connector': 3.44, 'MFLOP, LLM': 71.4, 'trained parameters': 99392}
+
+
+def test_the_table_calls_ties_and_what_is_not_there():
+    """c is below a's lowest seed; b is within a's range: a tie; b and c have no text side."""
+    head, _, a, b, c = report.table([row | COST for row in ROWS]).splitlines()
+    assert head.startswith('| connector | ITM accuracy | name, exact match | place | easy-VQA | LLM tokens |')
+    assert '| **55.0%** (50.0 to 60.0) |' in a and '| **55.0%** |' in b and '| 20.0% |' in c
+    assert b.split(' | ')[1] == 'n/a' and a.endswith('| 16 | 99,392 | 3.4 | 71 |')
+
+
+def test_results_are_written_and_drawn(tmp_path):
+    files = report.write([row | COST for row in ROWS], tmp_path)
+    assert [file.name for file in files] == ['results.jsonl', 'table.md', 'pareto.png']
+    assert all(file.stat().st_size > 100 for file in files)
