@@ -57,9 +57,9 @@ class Options:
     """Which of them."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of what stands between the towers; they share the towers."""
-    tower_steps: int = 3000
+    tower_steps: int = 1200
     """Steps of the tower."""
-    steps: int = 3000
+    steps: int = 600
     """Steps of a variant."""
 
     @property
