@@ -45,7 +45,7 @@ def test_shapes_and_masks(kind):
     """Nothing that is masked reaches any token; what exists reaches some."""
     model, params = of_kind(kind)
     made = prefix(model, params, FEATURES)
-    per_feature = connectors.make(model.config.connector, jnp.float32).token_per_feature
+    per_feature = kind in ('linear', 'mlp')
     assert made.vectors.shape == (2, 10 if per_feature else 4, LM.width)
     assert made.exists.sum(axis=1).tolist() == ([10, 7] if per_feature else [4, 4])
     assert made.exists[:, -1].all(), 'the text follows a token that exists'

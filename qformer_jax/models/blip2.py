@@ -151,11 +151,8 @@ class Blip2(nn.Module):
     def connect(self, features: Float['B P V'], feature_mask: Bool['B P']) -> Prefix:
         """Return what the connector makes of features for the language model."""
         normed = self.connector_norm(self.in_time(features, feature_mask)) * feature_mask[..., None]
-        made = self.connector(normed, feature_mask)
-        if isinstance(made, tuple):
-            return Prefix(self.connector_projection(made[0]), made[1])
-        tokens = self.connector_projection(made)
-        return Prefix(tokens, feature_mask) if self.connector.token_per_feature else Prefix.whole(tokens)
+        tokens, exists = self.connector(normed, feature_mask)
+        return Prefix(self.connector_projection(tokens), exists)
 
     def media(self, prefix: Prefix) -> Media | None:
         """Return what gated layers read of the picture in place of a soft prefix; None without such layers."""

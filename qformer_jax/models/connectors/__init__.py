@@ -1,9 +1,8 @@
 """Connectors without a text side: a file each, with one class `Connector` (docs/variants.md says how to add one).
 
-A connector is called with layer-normed features `[B, P, V]`, zero where the mask `[B, P]` says that none exists, and
-returns tokens `[B, Q, D]`; what makes them as wide as the language model is not its business. Its class says whether it
-keeps one token a feature (`token_per_feature`), which then exists where its feature does. Where other tokens may not
-exist, it returns a mask `[B, Q]` beside them.
+A connector is called with layer-normed features `[B, P, V]`, zero where the mask `[B, P]` says that none exists. It
+returns tokens `[B, Q, D]` and which of them exist `[B, Q]`; what makes them as wide as the language model is not its
+business.
 """
 
 import importlib

@@ -3,6 +3,7 @@
 import math
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ... import config
@@ -16,10 +17,10 @@ class Connector(nn.Module):
 
     config: config.Connector
     dtype: DTypeLike
-    token_per_feature = False
 
     def setup(self):
         self.up = dense(self.config.width, self.dtype)
 
-    def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> Float['B Q D']:
-        return gelu(self.up(pool_grid(features, math.isqrt(self.config.tokens))))
+    def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> tuple[Float['B Q D'], Bool['B Q']]:
+        tokens = gelu(self.up(pool_grid(features, math.isqrt(self.config.tokens))))
+        return tokens, jnp.ones(tokens.shape[:2], bool)

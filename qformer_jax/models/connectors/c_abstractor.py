@@ -4,6 +4,7 @@ import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ... import config
@@ -35,7 +36,6 @@ class Connector(nn.Module):
 
     config: config.Connector
     dtype: DTypeLike
-    token_per_feature = False
 
     def setup(self):
         c = self.config
@@ -43,7 +43,7 @@ class Connector(nn.Module):
         self.before = [Block(c.width, self.dtype) for _ in range(c.depth)]
         self.after = [Block(c.width, self.dtype) for _ in range(c.depth)]
 
-    def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> Float['B Q D']:
+    def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> tuple[Float['B Q D'], Bool['B Q']]:
         batch, width = features.shape[0], self.config.width
         old, first = grid(features.shape[1])
         side = math.isqrt(self.config.tokens)
@@ -53,4 +53,4 @@ class Connector(nn.Module):
         x = pool_grid(x.reshape(batch, old * old, width), side).reshape(batch, side, side, width)
         for block in self.after:
             x = block(x)
-        return x.reshape(batch, side * side, width)
+        return x.reshape(batch, side * side, width), jnp.ones((batch, side * side), bool)

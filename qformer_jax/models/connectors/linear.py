@@ -12,7 +12,6 @@ class Connector(nn.Module):
 
     config: config.Connector
     dtype: DTypeLike
-    token_per_feature = True
 
-    def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> Float['B P V']:
-        return features
+    def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> tuple[Float['B P V'], Bool['B P']]:
+        return features, mask

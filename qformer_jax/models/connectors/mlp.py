@@ -13,10 +13,9 @@ class Connector(nn.Module):
 
     config: config.Connector
     dtype: DTypeLike
-    token_per_feature = True
 
     def setup(self):
         self.up = dense(self.config.width, self.dtype)
 
-    def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> Float['B P D']:
-        return gelu(self.up(features))
+    def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> tuple[Float['B P D'], Bool['B P']]:
+        return gelu(self.up(features)), mask

@@ -33,7 +33,6 @@ class Connector(nn.Module):
 
     config: config.Connector
     dtype: DTypeLike
-    token_per_feature = False
 
     def setup(self):
         c = self.config
@@ -42,11 +41,11 @@ class Connector(nn.Module):
         self.layer = [Layer(c, self.dtype) for _ in range(c.depth)]
         self.norm = layer_norm(1e-5, self.dtype)
 
-    def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> Float['B Q D']:
+    def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> tuple[Float['B Q D'], Bool['B Q']]:
         batch, c = features.shape[0], self.config
         x = jnp.broadcast_to(self.latent[None].astype(self.dtype), (batch, c.tokens, c.width))
         seen = jnp.concatenate([mask, jnp.ones((batch, c.tokens), bool)], axis=1)[:, None, None, :]
         features = self.input(features)
         for layer in self.layer:
             x = layer(x, features, seen)
-        return self.norm(x)
+        return self.norm(x), jnp.ones((batch, c.tokens), bool)

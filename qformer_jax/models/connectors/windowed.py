@@ -21,7 +21,6 @@ class Connector(nn.Module):
 
     config: config.Connector
     dtype: DTypeLike
-    token_per_feature = False
 
     def setup(self):
         c = self.config
