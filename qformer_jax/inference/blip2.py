@@ -38,20 +38,11 @@ from . import decode, passes, stream
 from . import quantize as quantization
 from . import rank as ranking
 from .kept import Kept
-from .prompts import ending, left_padded, target_rows
-from .search import Settings, row_keys
+from .prompts import as_many, ending, left_padded, target_rows
+from .search import Settings, Text, row_keys
 from .seen import Picture, Pictures, Queries, Seen, is_array, read, together
 
 CAPTION, ANSWER = Settings(max_new_tokens=20), Settings(max_new_tokens=10)
-
-
-@dataclass(frozen=True)
-class Text:
-    """What was written."""
-
-    text: str
-    score: float
-    """Sum of log p of its tokens, divided as the length rule of its settings says (nats)."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +227,7 @@ class Blip2:
         rules are those of `inference/rank.py`.
         """
         looked, prompts = self.look(pictures), self.question_prompts(questions)
-        _as_many(looked, questions, 'question')
+        as_many(looked, questions, 'question')
         shared = all(isinstance(candidate, str) for candidate in candidates)
         each = [candidates] * len(questions) if shared else candidates
         ids, exists = ranking.rows(self.lm_tokenizer, prompts, each)
@@ -262,7 +253,7 @@ class Blip2:
         a `key`.
         """
         looked = self.look(pictures)
-        _as_many(looked, prompts, 'prompt')
+        as_many(looked, prompts, 'prompt')
         inputs = self._read(looked, prompts, settings.max_new_tokens)
         settings = ending(settings, self.lm_tokenizer.end_id)
         return self._write(decode.with_lm, settings, key, self.lm_tokenizer, *inputs)
@@ -403,8 +394,3 @@ class Blip2:
             raise UserError(
                 f"this Q-Former has no heads of ITC and ITM (its text side is '{side}'): give a 'stage1' run"
             )
-
-
-def _as_many(pictures: Seen | Queries, texts: Sequence[str], what: str) -> None:
-    if len(texts) != len(pictures):
-        raise UserError(f'{len(pictures)} picture(s) but {len(texts)} {what}(s): give one {what} a picture')

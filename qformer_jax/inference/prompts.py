@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..data.tokenizers import LmTokenizer, lm_row, pad
+from ..errors import UserError
 from ..typing import Bool, Int
 from .search import Settings
+from .seen import Queries, Seen
 
 PROMPT_BUCKET = 8  # prompts are padded to a multiple of this many tokens
 
@@ -36,3 +38,9 @@ def target_rows(
 def ending(settings: Settings, end_id: int) -> Settings:
     """Return settings that end texts: at `end_id` where they name no end themselves."""
     return settings if settings.end_ids else dataclasses.replace(settings, end_ids=(end_id,))
+
+
+def as_many(pictures: Seen | Queries, texts: Sequence[str], what: str) -> None:
+    """Raise UserError unless there is a text for every picture."""
+    if len(texts) != len(pictures):
+        raise UserError(f'{len(pictures)} picture(s) but {len(texts)} {what}(s): give one {what} a picture')

@@ -96,6 +96,15 @@ class Start:
     prompt_mask: Bool['B T']
 
 
+@dataclass(frozen=True)
+class Text:
+    """What was written."""
+
+    text: str
+    score: float
+    """Sum of log p of its tokens, divided as the length rule of its settings says (nats)."""
+
+
 @struct.dataclass
 class Written:
     """What was written, best text first."""
