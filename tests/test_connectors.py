@@ -176,3 +176,10 @@ def test_a_newcomer_adds_one_as_the_page_says(arrays, tmp_path, monkeypatch):
     assert len(model.caption([FEATURES[0]])) == 1
     names = [function.name for function in functions(model.run, apart(flatten(model.params)))]
     assert names == ['encode', 'prefill', 'step']
+
+
+def test_what_a_module_of_ones_own_lacks_is_not_mistaken_for_the_module(tmp_path, monkeypatch):
+    (tmp_path / 'soft_pool_too.py').write_text('import soft_pool_to\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="'soft_pool_to'"):
+        connectors.make(dataclasses.replace(SMALL, kind='soft_pool_too'), jnp.float32)

@@ -9,8 +9,9 @@ from qformer_jax.data.dataset import Source
 from qformer_jax.data.records import Record
 from qformer_jax.data.transforms import decode
 
-# Bytes of decoded pictures and features: a quarter of the machine's memory, and only as far as a data set needs it.
-_BUDGET = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 4
+MACHINE = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+"""Bytes of memory that this machine has."""
+_BUDGET = MACHINE // 4  # bytes of decoded pictures and features, as far as a data set needs them
 _TEXT = 4096  # bytes reckoned for the texts of a record
 
 

@@ -29,7 +29,8 @@ def batches(
     | instruct        | picture, `text`, `text_mask`, `lm_text`, `lm_mask`, `lm_target`         |
 
     Picture: `image` uint8 [B, S, S, 3]; from a data set of videos `image` uint8 [B, F, S, S, 3], `frame_mask`; from one
-    of features `features` float32 [B, P, V], `feature_mask`.
+    of features `features` float32 [B, P, V], `feature_mask`; with `features` False these two are left out, for somebody
+    who has them by `image_id` (`training/resident.py`).
     Every batch has `image_id` int32 [B], the record's position in the split (of several data sets: their splits one
     after the other). Texts are int32 [B, max_text] or [B, max_lm_text], masks bool; `lm_target` marks the tokens that
     the language-model loss is on.

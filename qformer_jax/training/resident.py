@@ -4,8 +4,6 @@ A row of ViT-g's features is 1.4 MB in float32, and a step of 128 rows 185 MB, w
 and send; of small networks that is most of a step's time. What is taken on the device is the same to the bit.
 """
 
-import os
-
 import jax
 import numpy as np
 from flax import struct
@@ -16,6 +14,7 @@ from rich.progress import track
 from .. import config
 from ..data import pipeline
 from ..data.dataset import Dataset
+from ..data.memory import MACHINE
 from ..data.rows import padded
 from ..parallel.mesh import replicated
 from ..typing import Array, Bool, Float
@@ -67,4 +66,4 @@ def _memory() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and 'bytes_limit' in stats:
         return stats['bytes_limit']
-    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // jax.local_device_count()
+    return MACHINE // jax.local_device_count()

@@ -26,7 +26,7 @@ def make(c: config.Connector, dtype: DTypeLike) -> nn.Module:
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        if not path.startswith(error.name or path):  # something that the module itself imports
+        if not f'{path}.'.startswith(f'{error.name}.'):  # something that the module itself imports
             raise
         raise UserError(
             f"no connector '{c.kind}'{nearest(c.kind, names())}: model.connector.kind is one of {', '.join(names())}, "
