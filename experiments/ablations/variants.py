@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from experiments.ablations import minilm
+from experiments.ablations.prepare import BLOCKS, MINILM
 from experiments.connectors.variants import BASELINE, Variant, qformer
 from qformer_jax.config import Objective, Rules
 
@@ -20,8 +22,13 @@ def layer_decay(depth: int, decay: float) -> Rules:
     return tuple((rf'qformer/layer_{i}/.*', decay ** (depth - 1 - i)) for i in range(depth))
 
 
+ALONE = {count: qformer(f'{count} queries', num_queries=count) for count in (1, 2, 4, 8, 16, 32, 64)} | {16: BASELINE}
+"""A training for each number of queries."""
+NESTED = replace(ALONE[32], name='nested queries (1 to 32)', objective=Objective(nested_queries=True))
+"""One for all of them (`nested.py`)."""
 VARIANTS: tuple[Variant, ...] = (
-    *(qformer(f'{count} queries', num_queries=count) for count in (4, 8, 32, 64)),
+    *(variant for variant in ALONE.values() if variant is not BASELINE),
+    NESTED,
     *(qformer(f'6 layers, every {freq} reads', depth=6, cross_attention_freq=freq) for freq in (1, 2, 3, 6)),
     *(replace(BASELINE, name=name, objective=objective) for name, objective in OBJECTIVES.items()),
     replace(
@@ -29,4 +36,7 @@ VARIANTS: tuple[Variant, ...] = (
     ),
     qformer('dropout 0.1', dropout=0.1),
     replace(BASELINE, name='layer-wise rates', rate_rules=layer_decay(BASELINE.model.qformer.depth, 0.7)),
+    *(replace(BASELINE, name=name, features=folder) for folder, (name, _) in BLOCKS.items()),
+    replace(qformer("MiniLM's size and words, random", **minilm.SIZE), features=f'features_{MINILM}'),
+    replace(qformer('begins as MiniLM', **minilm.SIZE), features=f'features_{MINILM}', begins=MINILM),
 )  # fmt: skip

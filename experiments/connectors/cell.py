@@ -60,9 +60,13 @@ class Cell:
         """What is known of it once it is finished."""
         return self.folder / 'result.json'
 
+    def features(self, name: str) -> Path:
+        """Return the data set of that name, as this variant reads it."""
+        return self.out / self.variant.features / name
+
     def data(self) -> config.Data:
         """Return what both stages read."""
-        first, *others = (str(self.out / 'features' / name) for name in DATA)
+        first, *others = map(str, map(self.features, DATA))
         return config.Data(
             path=first, mixed_with=tuple(others), train_split='train[5%:]', validation_split='train[:5%]', max_text=16,
             max_lm_text=24, crop_scale=(1.0, 1.0), flip=False, question_prompt=('{question}',),
@@ -79,6 +83,7 @@ class Cell:
             objective=replace(self.variant.objective, instruction_aware=False),
             optimizer=_optimizer(1e-3, self.budget.stage1_steps, (*self.variant.rate_rules, ('.*', 1.0))),
             training=self._training(self.budget.stage1_steps, self.seed),
+            start=config.Start(checkpoint=str(self.out / 'runs' / self.variant.begins) if self.variant.begins else ''),
         )
         return loop.train(run, self.folder / 'stage1')
 
@@ -133,9 +138,9 @@ class Cell:
         self.result.write_text(json.dumps(found, indent=1))
         return found
 
-    def judge_alignment(self, done: start.Finished) -> dict[str, float]:
-        """Return what the stage-1 run retrieves of the held-out vendor."""
-        found = task.evaluate(done.folder, 'retrieval', 'vendor', self.out / 'features' / 'icons')
+    def judge_alignment(self, done: start.Finished, queries: int = 0) -> dict[str, float]:
+        """Return what the stage-1 run retrieves of the held-out vendor, with the first so many queries (0: all)."""
+        found = task.evaluate(done.folder, 'retrieval', 'vendor', self.features('icons'), queries)
         return {
             'icon to name R@1': found['picture to text, re-ranked R@1'],
             'name to icon R@1': found['text to picture, re-ranked R@1'],
@@ -143,12 +148,11 @@ class Cell:
             'ITM accuracy': found['ITM accuracy'],
         }
 
-    def judge_answers(self, done: start.Finished) -> dict[str, float]:
+    def judge_answers(self, done: start.Finished, queries: int = 0) -> dict[str, float]:
         """Return how well it names icons of the held-out vendor, finds them, and answers easy-VQA's questions."""
-        features = self.out / 'features'
-        captions = task.evaluate(done.folder, 'caption', 'vendor', features / 'icons')
-        places = task.evaluate(done.folder, 'vqa', 'vendor', features / 'canvases')
-        answers = task.evaluate(done.folder, 'vqa', 'test', features / 'easy_vqa')
+        captions = task.evaluate(done.folder, 'caption', 'vendor', self.features('icons'), queries)
+        places = task.evaluate(done.folder, 'vqa', 'vendor', self.features('canvases'), queries)
+        answers = task.evaluate(done.folder, 'vqa', 'test', self.features('easy_vqa'), queries)
         return {
             'name, exact match': captions['exact match'],
             'shuffled minus matched (nats/token)': captions['shuffled minus matched'],

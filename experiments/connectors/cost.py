@@ -30,7 +30,7 @@ def of(run: config.Run) -> dict[str, float]:
     xla = compiled_flops(lambda p, *x: _connect(model, p, *x).vectors, params, *features, *text)
     reading = flops(lambda p, x: _read(model, p, x), params, prefix)
     return {
-        'LLM tokens': prefix.exists.shape[1],
+        'LLM tokens': blip2.in_front(run.model, prefix),
         'trained parameters': sum(x.size for x in flatten(trainable).values()),
         'MFLOP, connector': counted / 1e6,
         'MFLOP, connector, XLA': xla / 1e6,

@@ -93,7 +93,7 @@ def pareto(rows: Sequence[dict], path: Path) -> None:
             spread = [[mean - min(values)], [max(values) - mean]]
             axes.errorbar(x, mean, yerr=spread, fmt='o', color=f'C{number % 10}', capsize=3, label=f'{number} {name}')
             axes.annotate(str(number), (x, mean), xytext=(5, 5), textcoords='offset points', fontsize=8)
-        axes.set_xscale('log')
+        axes.set_xscale('symlog', linthresh=1) if min(x for x, *_ in points) < 1 else axes.set_xscale('log')
         axes.set_xlabel(label)
     panels[0].set_ylabel(f'mean of {", ".join(QUALITY)}; bars: seeds')
     panels[1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))

@@ -30,6 +30,10 @@ class Variant:
     objective: config.Objective = field(default_factory=config.Objective)
     rate_rules: config.Rules = ()
     """Before those that all share."""
+    features: str = 'features'
+    """Folder, beside the packed pictures, of what the tower makes of them."""
+    begins: str = ''
+    """Finished run, beside those of the study, whose Q-Former stage 1 begins as."""
 
     @property
     def reads(self) -> bool:
@@ -47,6 +51,11 @@ def other(name: str, **changes: object) -> Variant:
     """Return a connector without a text side."""
     connector = replace(OTHER, **changes)
     return Variant(name, config.Blip2(vit=None, qformer=None, connector=connector, lm=LM), stage1=False)
+
+
+def gated(variant: Variant) -> Variant:
+    """Return the variant with gated layers in the language model in the place of a soft prefix."""
+    return replace(variant, model=replace(variant.model, gates=config.Gates(every=1, heads=4, mlp_width=512)))
 
 
 BASELINE = qformer('Q-Former')
@@ -77,4 +86,5 @@ VARIANTS = (
     other('C-Abstractor (Honeybee)', kind='c_abstractor', depth=2),
     other('Perceiver resampler (Flamingo)', kind='resampler'),
     other('windowed Q-Former (SALMONN)', kind='windowed', tokens=4, window=17),
+    gated(other('resampler read by gated layers (Flamingo)', kind='resampler')),
 )
