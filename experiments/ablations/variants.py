@@ -22,13 +22,8 @@ def layer_decay(depth: int, decay: float) -> Rules:
     return tuple((rf'qformer/layer_{i}/.*', decay ** (depth - 1 - i)) for i in range(depth))
 
 
-ALONE = {count: qformer(f'{count} queries', num_queries=count) for count in (1, 2, 4, 8, 16, 32, 64)} | {16: BASELINE}
-"""A training for each number of queries."""
-NESTED = replace(ALONE[32], name='nested queries (1 to 32)', objective=Objective(nested_queries=True))
-"""One for all of them (`nested.py`)."""
 VARIANTS: tuple[Variant, ...] = (
-    *(variant for variant in ALONE.values() if variant is not BASELINE),
-    NESTED,
+    *(qformer(f'{count} queries', num_queries=count) for count in (4, 8, 32, 64)),
     *(qformer(f'6 layers, every {freq} reads', depth=6, cross_attention_freq=freq) for freq in (1, 2, 3, 6)),
     *(replace(BASELINE, name=name, objective=objective) for name, objective in OBJECTIVES.items()),
     replace(

@@ -145,7 +145,9 @@ class Cell:
             'icon to name R@1': found['picture to text, re-ranked R@1'],
             'name to icon R@1': found['text to picture, re-ranked R@1'],
             'icon to name R@1, ITC alone': found['picture to text R@1'],
+            'name to icon R@1, ITC alone': found['text to picture R@1'],
             'ITM accuracy': found['ITM accuracy'],
+            'ITM, always no': found['ITM, always no'],
         }
 
     def judge_answers(self, done: start.Finished, queries: int = 0) -> dict[str, float]:

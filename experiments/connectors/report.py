@@ -9,7 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 SHARES = (
-    'icon to name R@1', 'name to icon R@1', 'ITM accuracy', 'name, exact match', 'place', 'easy-VQA',
+    'icon to name R@1, ITC alone', 'name to icon R@1, ITC alone', 'icon to name R@1', 'name to icon R@1',
+    'ITM accuracy', 'name, exact match', 'place', 'easy-VQA',
 )  # fmt: skip
 NATS = 'shuffled minus matched (nats/token)'
 COSTS = ('LLM tokens', 'trained parameters', 'MFLOP, connector', 'MFLOP, LLM', 'ms a step', 'MiB a step')
@@ -71,30 +72,38 @@ def _cell(group: Sequence[dict], measure: str, tie: float) -> str:
 
 def _cost(row: dict, name: str) -> str:
     if name not in row:
-        return 'n/a'
+        return 'not measured'
     return f'{row[name]:,.0f}' if row[name] >= 10 else f'{row[name]:.2g}'
 
 
 def pareto(rows: Sequence[dict], path: Path) -> None:
     """Draw quality (the mean of three tasks) against the language model's tokens, and against all FLOPs of a row."""
-    figure = Figure(figsize=(12, 5), layout='constrained')
+    figure = Figure(figsize=(14, 6), layout='constrained')
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     groups = of_variant(rows)
+    tokens = [group[0]['LLM tokens'] for group in groups.values()]
+    counts = sorted(set(tokens))
+    beside = [tokens[:i].count(x) - (tokens.count(x) - 1) / 2 for i, x in enumerate(tokens)]
     axes_of = (
-        ('tokens that the language model reads of a picture', lambda row: row['LLM tokens']),
-        ('MFLOP a row, connector and language model', lambda row: row['MFLOP, connector'] + row['MFLOP, LLM']),
+        ('tokens that the language model reads of a picture', list(map(counts.index, tokens)), beside),
+        (
+            'MFLOP a row, connector and language model',
+            [group[0]['MFLOP, connector'] + group[0]['MFLOP, LLM'] for group in groups.values()],
+            [0.0] * len(groups),
+        ),
     )
-    for axes, (label, cost) in zip(panels, axes_of, strict=True):
-        points = [(cost(group[0]), [_quality(row) for row in group], name) for name, group in groups.items()]
+    for axes, (label, costs, aside) in zip(panels, axes_of, strict=True):
+        points = [(x, [_quality(row) for row in group]) for x, group in zip(costs, groups.values(), strict=True)]
         _frontier(axes, points)
-        for number, (x, values, name) in enumerate(points, 1):
-            mean = np.mean(values)
+        for number, ((x, values), shift, name) in enumerate(zip(points, aside, groups, strict=True), 1):
+            mean, x = np.mean(values), x + shift * 0.06
             spread = [[mean - min(values)], [max(values) - mean]]
             axes.errorbar(x, mean, yerr=spread, fmt='o', color=f'C{number % 10}', capsize=3, label=f'{number} {name}')
-            axes.annotate(str(number), (x, mean), xytext=(5, 5), textcoords='offset points', fontsize=8)
-        axes.set_xscale('symlog', linthresh=1) if min(x for x, *_ in points) < 1 else axes.set_xscale('log')
+            axes.annotate(str(number), (x, mean), xytext=(4, 4), textcoords='offset points', fontsize=8)
         axes.set_xlabel(label)
+    panels[0].set_xticks(range(len(counts)), [str(count) for count in counts])
+    panels[1].set_xscale('log')
     panels[0].set_ylabel(f'mean of {", ".join(QUALITY)}; bars: seeds')
     panels[1].legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)
@@ -104,10 +113,10 @@ def _quality(row: dict) -> float:
     return float(np.mean([row[name] for name in QUALITY]))
 
 
-def _frontier(axes, points: list[tuple[float, list[float], str]]) -> None:
+def _frontier(axes, points: list[tuple[float, list[float]]]) -> None:
     """Draw the line that nothing cheaper is above."""
     best, line = -1.0, []
-    for x, values, _ in sorted(points, key=lambda point: (point[0], -np.mean(point[1]))):
+    for x, values in sorted(points, key=lambda point: (point[0], -np.mean(point[1]))):
         if np.mean(values) > best:
             best = float(np.mean(values))
             line.append((x, best))
