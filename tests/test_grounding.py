@@ -268,6 +268,17 @@ def test_the_command_draws_and_a_converted_run_says_the_same(placed, tmp_path, c
     assert [list(box) for box in again.found[0][1]] == found['boxes']
 
 
+def test_a_run_names_the_rows_that_it_leaves_behind(placed, capsys):
+    before = placed / 'runs' / 'placed'
+    run = dataclasses.replace(
+        recipe('stage2', placed / 'data', steps=6), start=config.Start(checkpoint=str(before), lm=str(before))
+    )
+    loop.train(change(run, 'model', grounding=config.Grounding(grid=8)), placed / 'runs' / 'on')
+    assert 'stays behind' not in capsys.readouterr().err
+    loop.train(run, placed / 'runs' / 'without')
+    assert f'  grounding      stays behind in {before}: this model has none\n' in capsys.readouterr().err
+
+
 def test_what_lacks_words_is_named(line, placed):
     with pytest.raises(UserError, match='no words for boxes'):
         locate(Blip2.load(line / 'stage2'), [placed / 'source' / 'test' / '0.png'], ['red'])

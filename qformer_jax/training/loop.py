@@ -112,6 +112,8 @@ def _prepare(
     else:
         for name, source in sources.items():
             say(f'  {name:14} from {source}')
+        for name in start.left_behind(run):
+            say(f'  {name:14} stays behind in {run.start.checkpoint}: this model has none')
     sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (trainable, frozen)]
     say(f'  {sizes[0]:,} parameters train, {sizes[1]:,} are frozen')
     model = Blip2(run.model, jax.numpy.dtype(run.training.dtype))

@@ -259,6 +259,12 @@ def parameters(run: config.Run, inputs: dict[str, str]) -> tuple[Params, dict[st
     return params, dict(sorted(source.items()))
 
 
+def left_behind(run: config.Run) -> list[str]:
+    """Return the components of `start.checkpoint` that the run's model has no place for."""
+    held = finished(run.start.checkpoint).last.keys() if run.start.checkpoint else set()
+    return sorted(held - blip2.shapes(run.model).keys())
+
+
 def _like_tokens(projection: Params, table: np.ndarray) -> Params:
     """Scale a fresh projection so that the soft prefix is as large as the language model's token vectors.
 
