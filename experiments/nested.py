@@ -1,33 +1,41 @@
 """One training for any number of queries, against one training for each number.
 
-    python -m experiments.nested --out runs/nested                     (handwritten digits: no tower, minutes)
-    python -m experiments.nested --out runs/easy_vqa --data easy_vqa   (finds the runs of `experiments.easy_vqa.line`)
+    python -m experiments.nested --out runs/nested                                  (easy-VQA, an hour of a CPU core)
+    python -m experiments.nested --out runs/digits --data digits --counts 1 2 3 4 6 8    (handwritten digits: no tower)
 
-Four ways to m queries, each through stage 1 (retrieval) and stage 2 (captions):
+Five ways to m queries, each through stage 1 (retrieval) and stage 2 (captions):
 
     alone    trained with m queries, as every other m
-    nested   trained once with nested queries; the first m of them
+    nested   trained once with nested queries, for as many steps as one of those; the first m queries
+    longer   the same, stage 2 for as many steps as all separate trainings together; stage 2 only
     cut      trained once with all queries, plainly; the first m of them
     best     the same; the m that carry most in stage 1 (`qformer queries`); stage 1 only
 
-Of the default counts, 3 and 6 are none that nested training draws. Writes a JSON line for each way, m and seed; what is
-trained or written already is not made again.
+Writes a JSON line for each way, m and seed to nested.jsonl, and draws them in nested.png; what is trained or written
+already is not made again. The run of `experiments.easy_vqa.line` may lie in the same folder.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import jax
+import numpy as np
 import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from qformer_jax import recipes
 
 from .digits.make import make
 from .easy_vqa.line import Line
 
 RESULTS = Path(__file__).with_suffix('.jsonl')
-WAYS = ('alone', 'nested', 'cut', 'best')
+WAYS = ('alone', 'nested', 'longer', 'cut', 'best')
+MEASURES = ('ITC R@1', 'ITM accuracy', 'caption, exact match')
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,11 @@ class Options:
 
     out: Path = Path('runs/nested')
     """Folder of the data set and of the runs."""
-    data: Literal['digits', 'easy_vqa'] = 'digits'
+    data: Literal['digits', 'easy_vqa'] = 'easy_vqa'
     """Data set, and the recipes of its line."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights and data order."""
-    counts: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """Numbers of queries to judge; the largest is that of the trainings that are cut."""
     steps: tuple[int, int] = (0, 0)
     """Steps of stage 1 and stage 2; 0: the recipe's."""
@@ -77,9 +85,10 @@ class Seed:
         self.line.command('train', f'{self.options.data}_{stage}', '--run', folder, *given, *words)
         return folder
 
-    def trained(self, stage: Literal['stage1', 'stage2'], queries: int, nested: bool) -> Path:
-        """Return the run of a stage with so many queries, after training it and what it starts from."""
-        folder = self.line.run(f'{"nested" if nested else "plain"}{queries}_{stage}')
+    def trained(self, stage: Literal['stage1', 'stage2'], queries: int, nested: bool, times: int = 1) -> Path:
+        """Return the run of a stage with so many queries (and times the steps), after training what it starts from."""
+        name = f'{"nested" if nested else "plain"}{queries}_{stage}'
+        folder = self.line.run(f'{name}_{times}_times' if times > 1 else name)
         words = ['--model.qformer.num-queries', queries]
         words += ['--objective.nested-queries'] if nested else []
         if stage == 'stage2':
@@ -87,8 +96,9 @@ class Seed:
             words += ['--start.lm', self.line.run('language')]
         elif self.options.data == 'easy_vqa':
             words += ['--start.vit', self.line.run('vision')]
-        steps = self.options.steps[stage == 'stage2']
-        if steps:
+        usual = recipes.load(f'{self.options.data}_{stage}')[0].training.steps
+        steps = times * (self.options.steps[stage == 'stage2'] or usual)
+        if steps != usual:
             words += ['--training.steps', steps, '--optimizer.warmup-steps', min(25, steps // 4)]
             words += ['--training.checkpoint-every', steps]
         return self._train(stage, folder, *words)
@@ -108,12 +118,13 @@ class Seed:
         if way == 'best':
             return self._stage1(self.best(queries), 0)
         trained, cut = (queries, 0) if way == 'alone' else (max(self.options.counts), queries)
-        first, second = (self.trained(stage, trained, way == 'nested') for stage in ('stage1', 'stage2'))
-        captions = self._numbers(second, 'caption', cut)
-        return self._stage1(first, cut) | {
+        nested, times = way in ('nested', 'longer'), len(self.options.counts) if way == 'longer' else 1
+        captions = self._numbers(self.trained('stage2', trained, nested, times), 'caption', cut)
+        found = {
             'caption, exact match': captions['exact match'],
             'caption loss (nats/token)': captions['loss, own picture (nats/token)'],
         }
+        return found if way == 'longer' else self._stage1(self.trained('stage1', trained, nested), cut) | found
 
     def _stage1(self, run: Path, cut: int) -> dict[str, float]:
         found = self._numbers(run, 'retrieval', cut)
@@ -126,8 +137,29 @@ class Seed:
         return json.loads((run / 'evaluation' / f'{name}.json').read_text())['numbers']
 
 
+def draw(rows: Sequence[dict], path: Path) -> None:
+    """Draw each measure over the number of queries: means, and the range over seeds."""
+    figure = Figure(figsize=(12, 4), layout='constrained')
+    FigureCanvasAgg(figure)
+    for axes, measure in zip(figure.subplots(1, len(MEASURES)), MEASURES, strict=True):
+        for number, way in enumerate(WAYS):
+            found = {}
+            for row in rows:
+                if row['way'] == way and measure in row:
+                    found.setdefault(row['queries'], []).append(row[measure])
+            if found:
+                counts = sorted(found)
+                axes.plot(counts, [np.mean(found[m]) for m in counts], f'C{number}', marker='o', label=way)
+                lows, highs = ([end(found[m]) for m in counts] for end in (min, max))
+                axes.fill_between(counts, lows, highs, color=f'C{number}', alpha=0.15)
+        axes.set_xscale('log', base=2)
+        axes.set(title=measure, xlabel='queries')
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
 def main(options: Options) -> None:
-    """Run the study, and write each line as it is known."""
+    """Run the study, write each line as it is known, and draw them."""
     known = options.results.read_text().splitlines() if options.results.exists() else []
     done = [json.loads(line) for line in known]
     for number in options.seeds:
@@ -140,10 +172,12 @@ def main(options: Options) -> None:
                 if any(what.items() <= row.items() for row in done):
                     continue
                 device = f'{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}'
-                row = what | seed.judge(way, queries) | {'hardware': device}
+                done.append(what | seed.judge(way, queries) | {'hardware': device})
                 with options.results.open('a') as file:
-                    file.write(json.dumps(row) + '\n')
-    print(f'wrote {options.results}')
+                    file.write(json.dumps(done[-1]) + '\n')
+    picture = options.results.with_suffix('.png')
+    draw([row for row in done if row['data'] == options.data], picture)
+    print(f'wrote {options.results} and {picture}')
 
 
 if __name__ == '__main__':
