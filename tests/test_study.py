@@ -1,15 +1,21 @@
 """The studies of connectors: every cell is a run that may begin, texts fit the language model, tables say what is."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments import nested
+from experiments.ablations import minilm, prepare
 from experiments.ablations.variants import VARIANTS as ABLATIONS
 from experiments.connectors import language, report
 from experiments.connectors.cell import Budget, Cell
 from experiments.connectors.variants import VARIANTS, Variant
 from qformer_jax import config
+from qformer_jax.data.dataset import Dataset
+from qformer_jax.data.tokenizers import train_wordpiece
 from qformer_jax.training import loop, start
 
 EVERY = (*VARIANTS, *ABLATIONS)
@@ -25,6 +31,35 @@ def test_every_cell_is_a_run_that_may_begin(variant: Variant, monkeypatch, tmp_p
     cell.instruct(1e-3, 40, cell.folder / 'instruct', 0)
     assert [run.stage for run in begun] == ['stage1', 'instruct'][not variant.stage1 :]
     assert begun[-1].start.checkpoint == (str(cell.folder / 'stage1') if variant.stage1 else '')
+
+
+def test_features_in_other_words(arrays, tmp_path):
+    """The arrays are linked, not copied; the Q-Former's words are others, the language model's are not."""
+    for name in ('icons', 'canvases', 'easy_vqa'):
+        shutil.copytree(arrays, tmp_path / 'features' / name)
+    words = tmp_path / 'tokenizer.json'
+    train_wordpiece(['entirely other words'], 60).save(str(words))
+    options = prepare.Options(tmp_path, tower=tmp_path, blocks=())
+    for _ in range(2):
+        prepare.in_words_of(options, words)
+    before, after = (Dataset.open(tmp_path / folder / 'icons') for folder in ('features', 'features_minilm'))
+    assert after.fingerprint != before.fingerprint and after.lm_tokenizer.ids('red') == before.lm_tokenizer.ids('red')
+    assert after.text_tokenizer.decode(after.text_tokenizer.encode('other words', 8)[0]) == 'other words'
+    assert np.array_equal(after.source('train')[0].features, before.source('train')[0].features)
+    assert (after.path / 'index.npz').stat().st_ino == (before.path / 'index.npz').stat().st_ino
+
+
+def test_a_variant_that_begins_as_minilm_has_its_sizes():
+    (variant,) = (v for v in ABLATIONS if v.begins)
+    recipe, found = minilm.config().model.qformer, variant.model.qformer
+    assert dataclasses.replace(recipe, vocab_size=0, feature_width=0) == found
+
+
+def test_nested_queries_are_drawn(tmp_path):
+    measured = dict.fromkeys(nested.MEASURES, 0.5)
+    rows = [{'way': way, 'queries': m, 'seed': 0} | measured for way in ('alone', 'nested') for m in (1, 2)]
+    nested.draw(rows, tmp_path / 'nested.png')
+    assert (tmp_path / 'nested.png').stat().st_size > 1000
 
 
 def test_names_are_folders_of_their_own():
