@@ -5,6 +5,7 @@ import itertools
 import json
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,8 +165,8 @@ def test_boxes_are_tight_around_their_icons(choice):
     assert [len(found) for found in planned.values()] == [40, 4, 4, 4]
     numbers = set()
     for each in planned['train']:
-        picture, placed = canvas.paint(each, 80)
-        again, _ = canvas.paint(each, 80)
+        picture, placed = canvas.paint(each, 80, (0.2, 0.4))
+        again, _ = canvas.paint(each, 80, (0.2, 0.4))
         assert picture.tobytes() == again.tobytes()
         pixels, free = np.asarray(picture).astype(int), np.ones((80, 80), bool)
         for icon, (left, top, right, bottom) in placed:
@@ -189,6 +190,15 @@ def test_canvases_are_read_back_with_phrases(choice, tmp_path):
     said = [phrase for phrase, _ in several.phrases]
     assert several.captions == (f'{", ".join(said[:-1])} and {said[-1]}',)
     assert all(edge * 40 == pytest.approx(round(edge * 40)) for _, box in several.phrases for edge in box)
+
+
+def test_concepts_and_sizes_can_be_chosen(choice):
+    only = tuple(concept.replace('-', ' ') for concept in CONCEPTS[:3])
+    found = choose.icons(replace(choice, only=only, concepts=0, validation=2))
+    assert {icon.concept for icon in found['train']} == set(only) and not found['concepts']
+    planned = canvas.plan({'train': found['train']}, seed=0, train=10)['train']
+    boxes = [box for each in planned for _, box in canvas.paint(each, 80, (0.5, 0.55))[1]]
+    assert len(boxes) > 10 and all(18 < max(right - left, bottom - top) <= 44 for left, top, right, bottom in boxes)
 
 
 def test_no_frame_tells_the_direction():

@@ -35,6 +35,8 @@ class Options:
     choice: tyro.conf.OmitArgPrefixes[Choice] = field(default_factory=Choice)
     size: int = 224
     """Height and width, pixels."""
+    icons: tuple[float, float] = (0.2, 0.4)
+    """Smallest and largest edge of an icon before it is cut to what is drawn, as shares of the size."""
     train: int = 3000
     """Canvases of `train`; the other splits have a tenth of them."""
 
@@ -65,12 +67,12 @@ def plan(splits: dict[str, list[Icon]], seed: int, train: int) -> dict[str, list
     return canvases
 
 
-def paint(canvas: Canvas, size: int) -> tuple[Image.Image, list[tuple[Icon, Corners]]]:
+def paint(canvas: Canvas, size: int, edges: tuple[float, float]) -> tuple[Image.Image, list[tuple[Icon, Corners]]]:
     """Return the picture in RGB, and its icons with the tightest boxes around them, from left to right."""
-    rng = np.random.default_rng(canvas.seed)
+    rng, (smallest, largest) = np.random.default_rng(canvas.seed), (int(size * edge) for edge in edges)
     page, placed = _background(size, rng), []
     for icon in canvas.icons:
-        edge = int(rng.integers(size // 5, size * 2 // 5))
+        edge = int(rng.integers(smallest, largest))
         whole = draw(icon.svg, edge)
         part = whole.crop(inked(whole))
         box = _place(part.size, size, [box for _, box in placed], rng)
@@ -103,9 +105,9 @@ def _overlap(a: Corners, b: Corners) -> bool:
     return a[0] < b[2] + _GAP and b[0] < a[2] + _GAP and a[1] < b[3] + _GAP and b[1] < a[3] + _GAP
 
 
-def line(canvas: Canvas, size: int) -> folder.Line:
+def line(canvas: Canvas, size: int, edges: tuple[float, float]) -> folder.Line:
     """Return a canvas as a line with phrases, boxes as shares of its size."""
-    picture, placed = paint(canvas, size)
+    picture, placed = paint(canvas, size, edges)
     phrases = [{'phrase': icon.concept, 'box': [edge / size for edge in box]} for icon, box in placed]
     concepts = [icon.concept for icon, _ in placed]
     caption = ' and '.join(filter(None, (', '.join(concepts[:-1]), concepts[-1])))
@@ -115,7 +117,7 @@ def line(canvas: Canvas, size: int) -> folder.Line:
 def make(options: Options) -> str:
     """Write the folder and return its fingerprint."""
     canvases = plan(choose.icons(options.choice), options.choice.seed, options.train)
-    return folder.write(options.out, canvases, lambda canvas: line(canvas, options.size))
+    return folder.write(options.out, canvases, lambda canvas: line(canvas, options.size, options.icons))
 
 
 if __name__ == '__main__':

@@ -22,6 +22,8 @@ class Choice:
     """Icon sets."""
     least: int = 4
     """Sets that draw a concept, at least: others are left out."""
+    only: tuple[str, ...] = ()
+    """Concepts to take of those that are left; empty: all."""
     vendor: str = 'twemoji'
     """Set that is held out whole."""
     concepts: int = 160
@@ -58,7 +60,8 @@ def icons(choice: Choice) -> dict[str, list[Icon]]:
     sets = [archives.read(name, choice.archives) for name in choice.sets]
     for each in sets:
         print(f'{each.name} {archives.VERSIONS[each.name]}: {len(each.icons)} icons, {each.licence}')
-    return split(drawn(sets, choice.least), choice)
+    found = drawn(sets, choice.least)
+    return split([icon for icon in found if not choice.only or icon.concept in choice.only], choice)
 
 
 def drawn(sets: Sequence[IconSet], least: int) -> list[Icon]:

@@ -38,6 +38,9 @@ class Vit:
     """DINOv2's LayerNorm after the last block (BLIP-2 normalises on the Q-Former's side instead)."""
     position_resize: Literal['half_pixel', 'align_corners'] = 'half_pixel'
     """Grid of the bicubic position resize: EVA and DINOv2 use half-pixel centres, LAVIS's CLIP aligned corners."""
+    positions: Literal['noise', 'waves'] = 'noise'
+    """How a fresh position table begins: as noise of deviation 0.02, or as slow cosines over the grid, as large as what
+    patches hold, with which a small tower learns far sooner where things are."""
     taps: tuple[int, ...] = ()
     """Blocks, from 0, whose outputs side by side are the features (Yao et al. 2024); empty: the last one alone."""
 

@@ -16,6 +16,7 @@ from .. import boxes, config
 from ..rules import flatten, unflatten
 from ..typing import Array, Float, Int, Params
 from .lora import Adapted
+from .places import places
 
 TABLES = (('lm/word_embedding', 'grounding/word_embedding', 0), ('lm/lm_head/kernel', 'grounding/output_embedding', 1))
 """Each table of a language model, the rows added to it, and the axis that counts words."""
@@ -61,13 +62,9 @@ def init(c: config.Grounding, lm: Params, key: Array) -> Params:
 
 
 def _unit(grid: int, width: int, key: Array) -> Float['A L']:
-    """Return rows of variance about 1 for all added words; those of a line of cells are sums of slow cosines."""
+    """Return rows of variance about 1 for all added words."""
     marks, down, across = jax.random.split(key, 3)
-    count = max(grid // 2, 1)
-    waves = (2 / count) ** 0.5 * np.cos(np.pi * np.linspace(0, 1, grid)[:, None] * np.arange(1, count + 1)[None])
-    down, across = (jnp.asarray(waves) @ jax.random.normal(k, (count, width)) for k in (down, across))
-    places = (down[:, None] + across[None]) / 2**0.5
-    return jnp.concatenate([jax.random.normal(marks, (len(boxes.MARKUP), width)), places.reshape(-1, width)])
+    return jnp.concatenate([jax.random.normal(marks, (len(boxes.MARKUP), width)), places(grid, width, down, across)])
 
 
 def extend(params: Params, c: config.Grounding | None) -> Params:

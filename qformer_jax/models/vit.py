@@ -4,6 +4,7 @@ Features leave before BLIP-2's `ln_vision`, which is trained and therefore belon
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -12,6 +13,7 @@ from jax.typing import DTypeLike
 from .. import config
 from ..typing import Array, Float, UInt8
 from .layers import Attention, Mlp, at_least_float32, layer_norm
+from .places import places
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training set; every tower of BLIP-2 uses it
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -51,6 +53,12 @@ def resize_positions(table: Float['P V'], grid: tuple[int, int], rule: str) -> F
     square = table[1:].reshape(old, old, -1)
     resized = jnp.einsum('yi,xj,ijv->yxv', rows, columns, square)
     return jnp.concatenate([table[:1], resized.reshape(grid[0] * grid[1], -1)])
+
+
+def _waves(key: Array, shape: tuple[int, int]) -> Float['P V']:
+    """Return a fresh position table that tells places from the first step; the class token has none."""
+    square = places(round((shape[0] - 1) ** 0.5), shape[1], *jax.random.split(key))
+    return jnp.concatenate([jnp.zeros((1, shape[1])), square])
 
 
 class Block(nn.Module):
@@ -105,7 +113,8 @@ class Vit(nn.Module):
         )
         tokens = (c.image_size // c.patch_size) ** 2 + 1
         self.class_token = self.param('class_token', nn.initializers.normal(0.02), (c.width,))
-        self.position_embedding = self.param('position_embedding', nn.initializers.normal(0.02), (tokens, c.width))
+        start = nn.initializers.normal(0.02) if c.positions == 'noise' else _waves
+        self.position_embedding = self.param('position_embedding', start, (tokens, c.width))
         if c.pre_norm:
             self.pre_norm = layer_norm(c.norm_eps, self.dtype)
         self.layer = [Block(c, self.dtype) for _ in range(c.depth)]
