@@ -1,15 +1,15 @@
-"""Grounding from nothing: how well tiny towers learn to say where things are, with what of them frozen.
+"""Where is the panda? How well small networks learn, from nothing, to say the box of an icon that a phrase names.
 
-    python -m experiments.grounding --out runs/grounding
+    python -m experiments.grounding --archives runs/icons/archives
 
-Draws pages of shapes (or takes a packed data set whose records hold phrases with boxes: --data), trains a language
-model on the captions, freezes it, and trains everything between the pixels and it, with rows for 1,030 new words. One
-JSON line a variant and seed goes to OUT/results.jsonl. A second call resumes or reuses what is there.
+draws pages of one to four icons (`experiments/icons/canvas.py`), trains a language model on their captions, freezes it,
+and trains everything between the pixels and it, with rows for 1,030 new words. One line of JSON a variant and seed, in
+results.jsonl: the share of boxes that fit (IoU above 0.5), with shuffled pictures and with one box for all beside it.
+What is finished is not run again.
 
-    joint    the tower, which learned the captions' words before, learns on with the Q-Former
-    frozen   it stays as it is
-    lora     as frozen, and the language model learns in steps of low rank
-    blind    as joint, but the Q-Former does not read the phrase: its queries must say where everything is
+    joint    tower, Q-Former, projection and rows of the new words, which learn together
+    noise    the same, but the tower's table of positions begins as faint noise
+    blind    the same as joint, but the Q-Former does not read the phrase: its queries must say where everything is
 """
 
 import json
@@ -20,13 +20,24 @@ from typing import Literal
 import jax
 import tyro
 
-from experiments.grounding import shapes
+from experiments.icons import canvas, choose, folder
+from experiments.icons.choose import Choice, Icon
 from qformer_jax import cli, config
 from qformer_jax.evaluation.task import evaluate
 from qformer_jax.training import loop, start
 from qformer_jax.training.logs import records
 
-Variant = Literal['joint', 'frozen', 'lora', 'blind']
+RESULTS = Path(__file__).parent / 'results.jsonl'
+CONCEPTS = (
+    'bomb', 'bullseye', 'christmas tree', 'crescent moon', 'doughnut', 'droplet', 'frog', 'grapes', 'hamburger',
+    'jack o lantern', 'panda', 'pig', 'rainbow', 'red apple', 'taxi', 'vertical traffic light',
+)  # fmt: skip
+"""What is on the pages: concepts that eight vendors draw, and that 16 pixels tell apart."""
+ICONS = (0.25, 0.4)
+"""Smallest and largest edge of an icon, as shares of a page."""
+SPLITS = ('test', 'validation', 'vendor')
+"""New pages of pictures that training shows, of other pictures by the same vendors, and of a vendor it never shows."""
+Variant = Literal['joint', 'noise', 'blind']
 
 
 @dataclass(frozen=True)
@@ -34,111 +45,108 @@ class Options:
     """Train and judge grounding."""
 
     out: Path = Path('runs/grounding')
-    """Folder of everything that is written."""
-    data: Path | None = None
-    """Packed data set with phrases and boxes; default: shapes, drawn here."""
-    split: str = 'test'
-    """Split to judge on (of icons' canvases: `validation`, `vendor`)."""
-    variants: tuple[Variant, ...] = ('joint', 'frozen')
+    """Folder of data and runs."""
+    archives: Path = Path('runs/icons/archives')
+    """Folder of the icon sets' archives."""
+    variants: tuple[Variant, ...] = ('joint', 'noise', 'blind')
     """What to train."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of weights and data order."""
-    steps: int = 4000
-    """Steps of grounding; the towers' own stages take a fifth of them each."""
-    batch_size: int = 128
+    pages: int = 11000
+    """Pages to train on; each split to judge on has a twentieth of them."""
+    steps: int = 5000
+    """Steps of grounding."""
+    batch_size: int = 64
     """Rows a step."""
-    peak_rate: float = 2e-3
+    peak_rate: float = 1.5e-3
     """Learning rate after the warm-up."""
     image_size: int = 64
-    """Pixels along a side."""
-    patch_size: int = 8
-    """Pixels along a side of a patch."""
+    """Pixels along a side of a page, and eight of a patch."""
     width: int = 64
     """Width of all three networks."""
-    depth: int = 4
-    """Layers of the tower; Q-Former and language model have half of them, rounded up."""
-    max_text: int = 12
-    """Tokens of a phrase for the Q-Former."""
+    depth: int = 3
+    """Layers of tower and Q-Former; the language model has half of them, rounded up."""
 
 
-def network(o: Options) -> config.Blip2:
-    """Return the whole network; stages take its parts."""
+def pages(o: Options) -> Path:
+    """Draw the pages and pack them, unless that is done, and return the data set."""
+    packed, source = o.out / 'pages_packed', o.out / 'pages'
+    if not packed.exists():
+        if not (source / SPLITS[-1] / 'captions.jsonl').exists():
+            choice = Choice(o.archives, only=CONCEPTS, concepts=0, validation=len(CONCEPTS))
+            planned = plan(choose.icons(choice), o.pages)
+            folder.write(source, planned, lambda each: canvas.line(each, o.image_size, ICONS))
+        cli.run(['data', 'pack', 'folder', str(packed), '--path', str(source)])
+    return packed
+
+
+def plan(icons: dict[str, list[Icon]], count: int) -> dict[str, list[canvas.Canvas]]:
+    """Return what to draw in every split; `test` shows the pictures of `train` elsewhere, in other company."""
+    splits = {'train': icons['train'], 'test': icons['train']} | {name: icons[name] for name in SPLITS[1:]}
+    planned = canvas.plan(splits, 0, count)
+    return {split: each if split == 'train' else each[: -(-count // 20)] for split, each in planned.items()}
+
+
+def recipe(o: Options, name: Variant | Literal['language'], data: Path, seed: int) -> config.Run:
+    """Return the run of the language model, or of a variant."""
     size = {'width': o.width, 'heads': max(2, o.width // 32), 'mlp_width': 4 * o.width}
-    half = -(-o.depth // 2)
-    vit = config.Vit(image_size=o.image_size, patch_size=o.patch_size, depth=o.depth, attention_bias='all', **size)
-    qformer = config.Qformer(
-        feature_width=0, num_queries=4, depth=half, cross_attention_freq=1, vocab_size=0, max_positions=o.max_text,
-        embed_width=o.width, dropout=0.0, text_side='reads', **size,
+    lm = config.Opt(vocab_size=0, depth=-(-o.depth // 2), max_positions=64, **size)
+    steps = o.steps
+    model = config.Blip2(
+        vit=config.Vit(
+            image_size=o.image_size, patch_size=8, depth=o.depth, attention_bias='all',
+            positions='noise' if name == 'noise' else 'waves', **size,
+        ),
+        qformer=config.Qformer(
+            feature_width=0, num_queries=4, depth=o.depth, cross_attention_freq=1, vocab_size=0, max_positions=12,
+            dropout=0.0, text_side='reads', **size,
+        ),
+        lm=lm,
+        grounding=config.Grounding(),
     )  # fmt: skip
-    return config.Blip2(vit, qformer, lm=config.Opt(vocab_size=0, depth=half, max_positions=96, **size))
-
-
-def stage(o: Options, name: Variant | Literal['vision', 'language'], data: Path, seed: int) -> config.Run:
-    """Return the run of a tower's stage, or of a variant."""
-    m, tower = network(o), name in ('vision', 'language')
-    steps = o.steps // 5 if tower else o.steps
-    rules = [('lora/.*', 1.0)] if name == 'lora' else []
-    rules += [('(vit|lm)/.*' if name in ('frozen', 'lora') else 'lm/.*', None)] * (not tower)
-    run = config.Run(
-        stage=name if tower else 'instruct',
-        model=replace(m, grounding=config.Grounding(), lora=config.Lora(alpha=16.0) if name == 'lora' else None),
+    if name == 'language':
+        steps, model = 400, config.Blip2(vit=None, qformer=None, lm=lm)
+    return config.Run(
+        stage='language' if name == 'language' else 'instruct',
+        model=model,
         data=config.Data(
-            path=str(data),
-            max_text=o.max_text,
-            max_lm_text=64 if name == 'language' else 32,
-            crop_scale=(1.0, 1.0),
-            flip=False,
-            phrase_fraction=1.0,
+            str(data), validation_split='test', max_text=12, max_lm_text=24, crop_scale=(1.0, 1.0), flip=False,
+            phrase_fraction=float(name != 'language'),
         ),
-        objective=config.Objective(instruction_aware=not tower and name != 'blind'),
+        objective=config.Objective(instruction_aware=name in ('joint', 'noise')),
         optimizer=config.Optimizer(
-            peak_rate=o.peak_rate,
-            final_rate=o.peak_rate / 20,
-            warmup_steps=steps // 20,
-            clip_norm=1.0,
-            weight_decay=0.01,
-            rate_rules=(*rules, ('.*', 1.0)),
+            peak_rate=o.peak_rate, final_rate=o.peak_rate / 20, warmup_steps=steps // 20, clip_norm=1.0,
+            weight_decay=0.01, rate_rules=((('lm/.*', None),) if name != 'language' else ()) + (('.*', 1.0),),
         ),
-        training=config.Training(steps=steps, batch_size=o.batch_size, seed=seed, checkpoint_every=1000),
-    )
-    if tower:
-        parts = {'vit': m.vit if name == 'vision' else None, 'lm': m.lm if name == 'language' else None}
-        return replace(run, model=config.Blip2(qformer=None, **parts), data=replace(run.data, phrase_fraction=0.0))
-    return run
+        training=config.Training(steps=steps, batch_size=o.batch_size, seed=seed, checkpoint_every=-(-steps // 5)),
+    )  # fmt: skip
 
 
-def study(o: Options, variant: Variant, seed: int, data: Path) -> dict:
-    """Train a variant with what it begins from, and return its row."""
-    folder = o.out / f'seed{seed}'
-    for name in ('language', 'vision'):
-        loop.train(stage(o, name, data, seed), folder / name)
-    begins = config.Start(lm=str(folder / 'language'), vit=str(folder / 'vision'))
-    loop.train(replace(stage(o, variant, data, seed), start=begins), folder / variant)
-    done, lm = start.finished(folder / variant), start.finished(folder / 'language').last['lm']
+def judged(o: Options, variant: Variant, seed: int, data: Path) -> dict[str, object]:
+    """Train a variant with its language model, if that is not done, and return what it reaches."""
+    language, path = o.out / f'language-{seed}', o.out / f'{variant}-{seed}'
+    loop.train(recipe(o, 'language', data, seed), language)
+    done = loop.train(replace(recipe(o, variant, data, seed), start=config.Start(lm=str(language))), path)
+    log = records(path)
     return {
         'variant': variant,
         'seed': seed,
-        'split': o.split,
+        'steps': o.steps,
         'fingerprint': done.fingerprint,
         'hardware': f'{jax.device_count()} {jax.devices()[0].device_kind}',
-        'steps': o.steps,
-        'language model unchanged': done.last['lm'] == lm,
-        'loss': [row['loss'] for row in records(folder / variant) if 'loss' in row][-1],
-        **evaluate(folder / variant, 'grounding', o.split),
+        'language model unchanged': done.last['lm'] == start.finished(language).last['lm'],
+        'loss': {kind: [row['loss'] for row in log if row['kind'] == kind][-1] for kind in ('train', 'validation')},
+        **{split: evaluate(path, 'grounding', split) for split in SPLITS},
     }
 
 
 def main(o: Options) -> None:
-    """Run the study and write its results after every variant."""
-    data = o.data or o.out / 'shapes_packed'
-    if not o.data and not data.exists():
-        shapes.make(shapes.Options(o.out / 'shapes', size=o.image_size))
-        cli.run(['data', 'pack', 'folder', str(data), '--path', str(o.out / 'shapes')])
-    rows = []
+    """Write the results after every variant."""
+    data, rows = pages(o), []
     for seed in o.seeds:
         for variant in o.variants:
-            rows.append(study(o, variant, seed, data))
-            (o.out / 'results.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+            rows.append(judged(o, variant, seed, data))
+            RESULTS.write_text(''.join(json.dumps(row) + '\n' for row in rows))
             print(json.dumps(rows[-1]))
 
 
