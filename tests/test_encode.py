@@ -134,6 +134,13 @@ def test_another_tower_is_refused_before_training(line, features, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_a_tower_of_other_sizes_is_refused_and_how_it_began_is_not_a_size(features):
+    encoder = Encoder.load(features)
+    encoder.check(features, encoder.weights, dataclasses.replace(encoder.vit, positions='waves'))
+    with pytest.raises(UserError, match=r'of other sizes: model\.vit\.depth'):
+        encoder.check(features, encoder.weights, dataclasses.replace(encoder.vit, depth=encoder.vit.depth + 1))
+
+
 def test_evaluation_refuses_another_towers_features(line, features, tmp_path):
     other = with_another_tower(line / 'stage1', tmp_path / 'other')
     with pytest.raises(UserError, match='was encoded by the tower'):

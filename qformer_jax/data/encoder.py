@@ -48,7 +48,8 @@ class Encoder:
                 f"'{data}' was encoded by the tower in '{self.run}' ({self.weights[:12]}), not by this run's "
                 f'({weights[:12]}): give --start.vit {self.run}, or encode it again with this one (qformer data encode)'
             )
-        differs = [f.name for f in dataclasses.fields(Vit) if vit and getattr(vit, f.name) != getattr(self.vit, f.name)]
+        names = [f.name for f in dataclasses.fields(Vit) if f.name != 'positions']  # which tells of its first step only
+        differs = [name for name in names if vit and getattr(vit, name) != getattr(self.vit, name)]
         if differs:
             rows = (f'model.vit.{n} {getattr(self.vit, n)} there, {getattr(vit, n)} here' for n in differs)
             raise UserError(f"'{data}' was encoded by a tower of other sizes: {'; '.join(rows)}")
