@@ -1,6 +1,6 @@
 """One training for any number of queries, against one training for each number.
 
-    python -m experiments.nested --out runs/nested                                  (easy-VQA, an hour of a CPU core)
+    python -m experiments.nested --out runs/nested                                  (easy-VQA, 80 minutes of a CPU core)
     python -m experiments.nested --out runs/digits --data digits --counts 1 2 3 4 6 8    (handwritten digits: no tower)
 
 Five ways to m queries, each through stage 1 (retrieval) and stage 2 (captions):
