@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from data_sets import feature_record, png, record
+from tensorflow_datasets.core import shuffle
 
 from qformer_jax.data import pack as packing
 from qformer_jax.data.dataset import Dataset, decode
@@ -52,6 +53,17 @@ def test_any_reader_of_tfds_finds_the_same(packed):
     builder = tfds.builder_from_directory(packed)
     assert builder.info.splits['train'].num_examples == 20
     assert builder.as_data_source('test')[1]['image_id'] == b'1.png'
+
+
+def test_records_are_written_as_they_come_however_many(tmp_path, monkeypatch):
+    """tfds's other writer keeps a split in memory, and above a GiB asks for TensorFlow to put it on disk."""
+    monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 0)
+    monkeypatch.setattr(packing, '_SHARD', 3)
+    pack({'train': iter(RECORDS), 'test': iter(RECORDS[:3])}, tmp_path / 'set')
+    dataset = Dataset.open(tmp_path / 'set')
+    assert list(dataset.source('train')) == RECORDS and list(dataset.source('test')) == RECORDS[:3]
+    assert list(dataset.source('train[10%:50%]')) == RECORDS[2:10], 'a part of several files'
+    assert len(list((tmp_path / 'set').glob('records-train*'))) == 7
 
 
 def test_splits_follow_tfds_notation_and_pickle(packed):

@@ -10,9 +10,7 @@ What lies in the folder:
     OUT/encoder.json     the tower that made the features, where `qformer data encode` wrote the data set
 """
 
-import contextlib
 import hashlib
-import io
 import os
 import shutil
 import tempfile
@@ -35,6 +33,7 @@ WORDPIECE_SIZE = 8192
 """Largest number of entries of the trained WordPiece vocabulary."""
 BYTE_BPE_SIZE = 8192
 """Largest number of entries of the trained byte BPE vocabulary."""
+_SHARD = 8192  # records a file, at most
 
 
 def pack(
@@ -78,43 +77,34 @@ def pack(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-class Records(tfds.core.GeneratorBasedBuilder):
-    """The tensorflow_datasets builder; nested answers are flat with a count a question, since tfds needs TensorFlow to
-    nest lists of text."""
+def _info(folder: Path) -> tfds.core.DatasetInfo:
+    """Return what a record holds; nested answers are flat with a count a question, since tfds needs TensorFlow to nest
+    lists of text."""
+    text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
+    fields = {
+        'image_id': text,
+        'image': text,  # tfds's name for a string of bytes: stored as it is
+        'features': text,
+        'captions': texts,
+        'questions': texts,
+        'answers': texts,
+        'answer_counts': tfds.features.Sequence(tfds.features.Scalar(np.int32)),
+        'frames': texts,
+        'phrases': texts,
+        'boxes': text,
+    }
+    identity = tfds.core.DatasetIdentity('records', tfds.core.Version('1.0.0'), str(folder), __name__)
+    return tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(fields))
 
-    VERSION = tfds.core.Version('1.0.0')
 
-    def __init__(self, records_by_split: dict[str, Iterable[Record]], tally: '_Tally', data_dir: Path):
-        self._records_by_split, self._tally = records_by_split, tally
-        super().__init__(data_dir=data_dir, file_format='array_record')
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
-        fields = {
-            'image_id': text,
-            'image': text,  # tfds's name for a string of bytes: stored as it is
-            'features': text,
-            'captions': texts,
-            'questions': texts,
-            'answers': texts,
-            'answer_counts': tfds.features.Sequence(tfds.features.Scalar(np.int32)),
-            'frames': texts,
-            'phrases': texts,
-            'boxes': text,
-        }
-        # Unshuffled: row i of index.npz is record i. Training shuffles anyway.
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(fields), disable_shuffling=True)
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        return {split: self._generate_examples(split) for split in self._records_by_split}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, record in enumerate(self._records_by_split[split]):
-            example = encode(record)
-            self._tally.add(split, record, example)
-            yield number, example
-        if split not in self._tally.index:
-            raise UserError(f"split '{split}' has no record; give it one, or remove the split")
+def _examples(split: str, records: Iterable[Record], tally: '_Tally') -> Iterator[dict[str, Any]]:
+    """Yield a split's examples, as they are asked for; raises UserError when there is none."""
+    for record in records:
+        example = encode(record)
+        tally.add(split, record, example)
+        yield example
+    if split not in tally.index:
+        raise UserError(f"split '{split}' has no record; give it one, or remove the split")
 
 
 def encode(record: Record) -> dict[str, Any]:
@@ -175,14 +165,17 @@ def _trained_byte_bpe(tally: _Tally) -> LmTokenizer:
 def _write(records_by_split: dict[str, Iterable[Record]], scratch: Path) -> tuple[Path, _Tally]:
     """Write all records below `scratch`; return the data set's folder and what was seen of it."""
     columns = SpinnerColumn(), TextColumn('packing {task.description}'), MofNCompleteColumn(), TimeElapsedColumn()
+    packed = scratch / 'packed'
+    packed.mkdir()
     with Progress(*columns, console=Console(stderr=True)) as progress:
         tally = _Tally(progress)
-        builder = Records(records_by_split, tally, scratch)
-        tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints lines about downloads
-            builder.download_and_prepare()
+        # Row i of index.npz is record i: written as they come, by a writer that keeps none of them in memory.
+        writer = tfds.core.SequentialWriter(_info(packed), _SHARD, file_format='array_record')
+        writer.initialize_splits(list(records_by_split))
+        for split, records in records_by_split.items():
+            writer.add_examples({split: _examples(split, records, tally)})
+        writer.close_all()
     _refuse_unusable(tally)
-    packed = Path(builder.data_dir)
     np.savez(packed / INDEX, **{split: np.array(rows, np.int32) for split, rows in tally.index.items()})
     (packed / CONTENT).write_text(tally.hash.hexdigest() + '\n')
     return packed, tally
