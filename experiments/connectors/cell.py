@@ -138,9 +138,9 @@ class Cell:
         self.result.write_text(json.dumps(found, indent=1))
         return found
 
-    def judge_alignment(self, done: start.Finished, queries: int = 0) -> dict[str, float]:
-        """Return what the stage-1 run retrieves of the held-out vendor, with the first so many queries (0: all)."""
-        found = task.evaluate(done.folder, 'retrieval', 'vendor', self.features('icons'), queries)
+    def judge_alignment(self, done: start.Finished) -> dict[str, float]:
+        """Return what the stage-1 run retrieves of the held-out vendor."""
+        found = task.evaluate(done.folder, 'retrieval', 'vendor', self.features('icons'))
         return {
             'icon to name R@1': found['picture to text, re-ranked R@1'],
             'name to icon R@1': found['text to picture, re-ranked R@1'],
@@ -150,11 +150,11 @@ class Cell:
             'ITM, always no': found['ITM, always no'],
         }
 
-    def judge_answers(self, done: start.Finished, queries: int = 0) -> dict[str, float]:
+    def judge_answers(self, done: start.Finished) -> dict[str, float]:
         """Return how well it names icons of the held-out vendor, finds them, and answers easy-VQA's questions."""
-        captions = task.evaluate(done.folder, 'caption', 'vendor', self.features('icons'), queries)
-        places = task.evaluate(done.folder, 'vqa', 'vendor', self.features('canvases'), queries)
-        answers = task.evaluate(done.folder, 'vqa', 'test', self.features('easy_vqa'), queries)
+        captions = task.evaluate(done.folder, 'caption', 'vendor', self.features('icons'))
+        places = task.evaluate(done.folder, 'vqa', 'vendor', self.features('canvases'))
+        answers = task.evaluate(done.folder, 'vqa', 'test', self.features('easy_vqa'))
         return {
             'name, exact match': captions['exact match'],
             'shuffled minus matched (nats/token)': captions['shuffled minus matched'],
