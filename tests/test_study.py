@@ -16,6 +16,7 @@ from experiments.connectors.variants import VARIANTS, Variant
 from qformer_jax import config
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.tokenizers import train_wordpiece
+from qformer_jax.rules import match
 from qformer_jax.training import loop, start
 
 EVERY = (*VARIANTS, *ABLATIONS)
@@ -49,10 +50,20 @@ def test_features_in_other_words(arrays, tmp_path):
     assert (after.path / 'index.npz').stat().st_ino == (before.path / 'index.npz').stat().st_ino
 
 
-def test_a_variant_that_begins_as_minilm_has_its_sizes():
-    (variant,) = (v for v in ABLATIONS if v.begins)
-    recipe, found = minilm.config().model.qformer, variant.model.qformer
-    assert dataclasses.replace(recipe, vocab_size=0, feature_width=0) == found
+def test_variants_that_begin_as_minilm_have_its_sizes():
+    recipe = minilm.config().model.qformer
+    begun = [v.model.qformer for v in ABLATIONS if v.begins]
+    assert begun and all(dataclasses.replace(recipe, vocab_size=0, feature_width=0) == found for found in begun)
+
+
+@pytest.mark.parametrize('variant', [v for v in EVERY if v.rate_rules], ids=lambda variant: variant.name)
+def test_rates_of_a_variant_leave_its_text_side_at_rest(variant: Variant, monkeypatch, tmp_path):
+    begun = []
+    monkeypatch.setattr(loop, 'train', lambda run, folder: begun.append(run))
+    Cell(tmp_path, variant, 0, Budget()).instruct(1e-3, 40, tmp_path, 0)
+    paths = 'qformer/layer_0/text_mlp/out/kernel', 'qformer/word_embedding', 'qformer/layer_0/query_mlp/out/kernel'
+    text, words, queries = match(begun[0].optimizer.rate_rules, paths).values()
+    assert text is None and words is None and 0 < queries < 1
 
 
 def test_nested_queries_are_drawn(tmp_path):

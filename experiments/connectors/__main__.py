@@ -65,7 +65,8 @@ def _timed(cell: Cell) -> dict[str, float]:
     """Return what a step of instruction tuning takes, alone on the device; measured once."""
     file = cell.folder.parent / 'timing.json'
     if not file.exists():
-        file.write_text(json.dumps(cost.measured(start.finished(cell.folder / 'instruct').run)))
+        done = start.finished(cell.folder / 'instruct')
+        file.write_text(json.dumps(cost.measured(done.run, start.load_components(done))))
     return json.loads(file.read_text())
 
 

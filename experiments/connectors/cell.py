@@ -90,7 +90,7 @@ class Cell:
     def instruct(self, rate: float, steps: int, folder: Path, seed: int) -> start.Finished:
         """Train through the frozen language model, from stage 1 where there was one."""
         resting = () if self.variant.reads else ((TEXT_SIDE, None),)
-        rules = (('lm/.*', None), *self.variant.rate_rules, *resting, ('.*', 1.0))
+        rules = (('lm/.*', None), *resting, *self.variant.rate_rules, ('.*', 1.0))
         aligned = str(self.folder.parent / f'seed{seed}' / 'stage1') if self.variant.stage1 else ''
         run = config.Run(
             stage='instruct',

@@ -13,6 +13,7 @@ from qformer_jax.models import blip2
 from qformer_jax.parallel.mesh import data_mesh, put_batch, replicated
 from qformer_jax.rules import flatten, split
 from qformer_jax.training import optimizer, step
+from qformer_jax.typing import Params
 
 PATCHES = 65  # of a 112 px picture: a class token and 8 x 8
 TEXT = 24  # tokens of a row, question and answer
@@ -38,9 +39,8 @@ def of(run: config.Run) -> dict[str, float]:
     }
 
 
-def measured(run: config.Run) -> dict[str, float]:
+def measured(run: config.Run, params: Params) -> dict[str, float]:
     """Return what a training step takes on this device, alone: median seconds, and the bytes that XLA reserves."""
-    params = blip2.init(blip2.Blip2(run.model), jax.random.key(0))
     trainable, frozen = split(params, run.optimizer.rate_rules)
     transform = optimizer.make(run.optimizer, run.training.steps, trainable)
     state = step.new_state(trainable, transform, 0)
