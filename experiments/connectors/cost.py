@@ -6,11 +6,12 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 from qformer_jax import config
 from qformer_jax.analysis.flops import compiled_flops, flops
 from qformer_jax.models import blip2
-from qformer_jax.parallel.mesh import data_mesh, put_batch, replicated
+from qformer_jax.parallel.mesh import put_batch, replicated
 from qformer_jax.rules import flatten, split
 from qformer_jax.training import optimizer, step
 from qformer_jax.typing import Params
@@ -40,11 +41,11 @@ def of(run: config.Run) -> dict[str, float]:
 
 
 def measured(run: config.Run, params: Params) -> dict[str, float]:
-    """Return what a training step takes on this device, alone: median seconds, and the bytes that XLA reserves."""
+    """Return what a training step takes on one device, alone: median seconds, and the bytes that XLA reserves."""
     trainable, frozen = split(params, run.optimizer.rate_rules)
     transform = optimizer.make(run.optimizer, run.training.steps, trainable)
     state = step.new_state(trainable, transform, 0)
-    mesh = data_mesh()
+    mesh = jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     state, frozen = jax.device_put((state, frozen), replicated(mesh))
     batch = put_batch(mesh, _batch(run))
     with jax.set_mesh(mesh):
