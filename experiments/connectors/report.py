@@ -13,7 +13,9 @@ SHARES = (
     'ITM accuracy', 'name, exact match', 'place', 'easy-VQA',
 )  # fmt: skip
 NATS = 'shuffled minus matched (nats/token)'
-COSTS = ('LLM tokens', 'trained parameters', 'MFLOP, connector', 'MFLOP, LLM', 'ms a step', 'MiB a step')
+COSTS = (
+    'LLM tokens', 'trained parameters', 'MFLOP, connector', 'MFLOP, LLM', 'ms a step', 'MiB a step', 'peak rate',
+)  # fmt: skip
 QUALITY = ('name, exact match', 'place', 'easy-VQA')
 """What the picture averages."""
 
