@@ -16,11 +16,6 @@ OBJECTIVES = {
     "with CyCLIP's consistencies": Objective(cross_modal=0.25, in_modal=0.25),
 }
 
-RANDOM = replace(qformer("MiniLM's size and words, random", **minilm.SIZE), features=f'features_{MINILM}')
-BEGUN = replace(RANDOM, name='begins as MiniLM', begins=MINILM)
-GENTLE: Rules = (('.*', 0.3),)
-"""Stage 1's rate is not searched; from random numbers, MiniLM's size does not learn ITC at that of the others."""
-
 
 def layer_decay(depth: int, decay: float) -> Rules:
     """Return rates that fade towards the features: layer i of `depth` learns at decay ** (depth - 1 - i)."""
@@ -37,7 +32,6 @@ VARIANTS: tuple[Variant, ...] = (
     qformer('dropout 0.1', dropout=0.1),
     replace(BASELINE, name='layer-wise rates', rate_rules=layer_decay(BASELINE.model.qformer.depth, 0.7)),
     *(replace(BASELINE, name=name, features=folder) for folder, (name, _) in BLOCKS.items()),
-    RANDOM,
-    BEGUN,
-    *(replace(v, name=f'{v.name}, 0.3 of the rates', rate_rules=GENTLE) for v in (RANDOM, BEGUN)),
+    replace(qformer("MiniLM's size and words, random", **minilm.SIZE), features=f'features_{MINILM}'),
+    replace(qformer('begins as MiniLM', **minilm.SIZE), features=f'features_{MINILM}', begins=MINILM),
 )  # fmt: skip

@@ -56,8 +56,8 @@ def run(options: Options, variants: tuple[Variant, ...]) -> list[dict]:
             pass
     rows = []
     for variant in chosen:
-        found = [json.loads(c.result.read_text()) for c in _cells(options, variant) if c.result.exists()]
-        rows += [row | _timed(_cells(options, variant)[0]) for row in found]
+        done = [cell for cell in _cells(options, variant) if cell.result.exists()]
+        rows += [json.loads(cell.result.read_text()) | _timed(done[0]) for cell in done]
     return rows
 
 
@@ -65,7 +65,7 @@ def _timed(cell: Cell) -> dict[str, float]:
     """Return what a step of instruction tuning takes, alone on the device; measured once."""
     file = cell.folder.parent / 'timing.json'
     if not file.exists():
-        done = start.finished(cell.folder / 'instruct')
+        done = start.finished(cell.instructed(json.loads(cell.result.read_text())['peak rate']))
         file.write_text(json.dumps(cost.measured(done.run, start.load_components(done))))
     return json.loads(file.read_text())
 

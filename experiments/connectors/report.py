@@ -15,6 +15,7 @@ SHARES = (
 NATS = 'shuffled minus matched (nats/token)'
 COSTS = (
     'LLM tokens', 'trained parameters', 'MFLOP, connector', 'MFLOP, LLM', 'ms a step', 'MiB a step', 'peak rate',
+    'peak rate of stage 1',
 )  # fmt: skip
 QUALITY = ('name, exact match', 'place', 'easy-VQA')
 """What the picture averages."""
