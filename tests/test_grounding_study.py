@@ -1,5 +1,6 @@
 """The grounding study: which pages are drawn, and what each variant trains."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def test_what_each_variant_trains():
         assert run.objective.instruction_aware == (variant != 'blind')
         assert run.model.vit.positions == ('noise' if variant == 'noise' else 'waves')
     assert set(map(frozenset, parts.values())) == {frozenset({'vit', 'qformer', 'lm_projection', 'grounding'})}
+
+
+def test_results_stand_beside_those_that_are_there(tmp_path):
+    path = tmp_path / 'results.jsonl'
+    for steps, seed, test in ((9, 0, 0.1), (5, 1, 0.2), (5, 0, 0.3), (5, 1, 0.4)):
+        study.keep({'variant': 'joint', 'seed': seed, 'steps': steps, 'test': test}, path)
+    rows = map(json.loads, path.read_text().splitlines())
+    assert [(row['steps'], row['seed'], row['test']) for row in rows] == [(5, 0, 0.3), (5, 1, 0.4), (9, 0, 0.1)]
 
 
 def test_a_table_of_waves_tells_neighbours_from_far_places():

@@ -3,9 +3,9 @@
     python -m experiments.grounding --archives runs/icons/archives
 
 draws pages of one to four icons (`experiments/icons/canvas.py`), trains a language model on their captions, freezes it,
-and trains everything between the pixels and it, with rows for 1,030 new words. One line of JSON a variant and seed, in
-results.jsonl: the share of boxes that fit (IoU above 0.5), with shuffled pictures and with one box for all beside it.
-What is finished is not run again.
+and trains everything between the pixels and it, with rows for 1,030 new words. One line of JSON a variant, seed and
+number of steps, in results.jsonl beside what is there: the share of boxes that fit (IoU above 0.5), with shuffled
+pictures and with one box for all beside it. What is finished is not run again.
 
     joint    tower, Q-Former, projection and rows of the new words, which learn together
     noise    the same, but the tower's table of positions begins as faint noise
@@ -140,14 +140,26 @@ def judged(o: Options, variant: Variant, seed: int, data: Path) -> dict[str, obj
     }
 
 
+def keep(row: dict[str, object], path: Path = RESULTS) -> None:
+    """Put a row among the results, in the place of one of the same variant, seed and steps."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    known = {_place(each): each for each in map(json.loads, lines)} | {_place(row): row}
+    path.write_text(''.join(json.dumps(known[place]) + '\n' for place in sorted(known)))
+
+
+def _place(row: dict[str, object]) -> tuple[int, str, int]:
+    return row['steps'], row['variant'], row['seed']
+
+
 def main(o: Options) -> None:
-    """Write the results after every variant."""
-    data, rows = pages(o), []
+    """Keep the results after every variant."""
+    data = pages(o)
     for seed in o.seeds:
         for variant in o.variants:
-            rows.append(judged(o, variant, seed, data))
-            RESULTS.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-            print(json.dumps(rows[-1]))
+            row = judged(o, variant, seed, data)
+            keep(row)
+            print(json.dumps(row))
+    print(f'wrote {RESULTS}; next: qformer evaluate {o.out}/{o.variants[0]}-{o.seeds[0]} --task grounding --split test')
 
 
 if __name__ == '__main__':
