@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import small
 from small import change, recipe
 from test_quantize import LMS
+from tokenizers import Tokenizer
 
 from qformer_jax import boxes, cli, config
 from qformer_jax.data.dataset import Source
@@ -22,6 +25,7 @@ from qformer_jax.data.rows import RowMaker
 from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, prompt_ids, train_byte_bpe, train_wordpiece
 from qformer_jax.errors import UserError
 from qformer_jax.evaluation import grounding as metrics
+from qformer_jax.inference import exported
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.inference.locate import locate
 from qformer_jax.models import added, blip2, lora
@@ -266,6 +270,32 @@ def test_the_command_draws_and_a_converted_run_says_the_same(placed, tmp_path, c
     assert whole.run.model.grounding.in_table and 'grounding' not in whole.params
     (again,) = locate(whole, [picture], ['red'])
     assert [list(box) for box in again.found[0][1]] == found['boxes']
+
+
+def test_an_exported_run_says_the_same_without_this_package(placed, tmp_path, capsys):
+    run, dest, picture = placed / 'runs' / 'placed', tmp_path / 'out', placed / 'source' / 'test' / '2.png'
+    cli.run(['export', str(run), str(dest)])
+    assert '--where "PHRASE"' in capsys.readouterr().out
+    model, served = Blip2.load(run), exported.Served(dest)
+    assert served.tokenizers['tokens'].token_to_id('<grounding>') == model.lm_tokenizer.ids('<grounding>')[0]
+    for phrase in ('Red!', 'blue'):
+        (said,) = locate(model, [picture], [phrase])
+        assert served.where(picture, phrase) == list(said.found[0][1])
+    words = [sys.executable, str(dest / 'run.py'), str(picture), '--where', 'red']
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ' '.join(f'{edge:.3f}' for edge in locate(model, [picture], ['red'])[0].found[0][1][0]) + '\n'
+
+
+@pytest.mark.parametrize('spare', [0, 7])
+def test_a_saved_tokenizer_has_the_added_words_where_the_table_has_them(tmp_path, spare):
+    tokenizer = GroundedTokenizer(PLAIN, WORDS, PLAIN.vocab_size + spare)
+    tokenizer.save(tmp_path / 'words.json')
+    saved = Tokenizer.from_file(str(tmp_path / 'words.json'))
+    saved.encode_special_tokens = True
+    for text in (boxes.ask('a red circle') + boxes.spell([LEFT], 4), 'no </s> <object>', 'yes <patch_index_16>'):
+        assert saved.encode(text, add_special_tokens=False).ids == tokenizer.ids(text)
+    assert PLAIN.tokenizer.token_to_id('<object>') is None, 'the tokenizer itself has not changed'
 
 
 def test_a_run_names_the_rows_that_it_leaves_behind(placed, capsys):

@@ -12,9 +12,10 @@ class Export:
 
     encode, prefill and step (of a stage-1 run: image and text, to ITC vectors) are artefacts of `jax.export` for any
     number of rows and texts of any length. Weights are an argument of theirs, in one safetensors file. A serving
-    program sees arrays only; export.json names them. run.py, a page of code, shows how: it describes a picture or
-    answers a question with jax, numpy, safetensors, tokenizers and Pillow. A run of `qformer quantize` keeps its small
-    weights; artefacts read them by matrix products, which for one or two rows is slower than in this package.
+    program sees arrays only; export.json names them. run.py, a page of code, shows how: it describes a picture, answers
+    a question, or says where a phrase is (of a run with words for boxes), with jax, numpy, safetensors, tokenizers and
+    Pillow. A run of `qformer quantize` keeps its small weights; artefacts read them by matrix products, which for one
+    or two rows is slower than in this package.
     """
 
     run: tyro.conf.Positional[Path]
@@ -37,3 +38,5 @@ def export(options: Export) -> None:
     picture = 'PICTURE' if done.run.model.vit else 'FEATURES.npy'
     text = 'QUESTION' if done.run.model.lm else 'TEXT'
     print(f'next: python {options.dest / "run.py"} {picture} "{text}"')
+    if done.run.model.grounding:
+        print(f'or: python {options.dest / "run.py"} {picture} --where "PHRASE"')

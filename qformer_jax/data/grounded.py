@@ -2,6 +2,9 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
 
 from qformer_jax import boxes
 from qformer_jax.config import Blip2
@@ -26,6 +29,14 @@ class GroundedTokenizer(LmTokenizer):
         """Return the text of the ids, added words among them, without special tokens."""
         plain, parts = super().decode, itertools.groupby(map(int, ids), lambda i: i >= self._first)
         return ''.join(self._spelled(part) if added else plain(list(part)) for added, part in parts)
+
+    def save(self, path: Path) -> None:
+        """Write one `.json` in which the added words are words as any other, each of the id that it has here."""
+        whole = Tokenizer.from_str(self.tokenizer.to_str())
+        # Ids follow each other: rows of the language model's table without a word get names that no text has.
+        spare = [f'<spare_row_{row}>' for row in range(whole.get_vocab_size(), self._first)]
+        whole.add_tokens([AddedToken(word, lstrip=True, normalized=False) for word in (*spare, *self._words)])
+        whole.save(str(path))
 
     def _spelled(self, ids: Iterable[int]) -> str:
         return ''.join(self._words[i - self._first] for i in ids)

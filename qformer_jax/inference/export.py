@@ -26,7 +26,7 @@ from ..models.quantized import apart
 from ..models.vit import PIXEL_MEAN, PIXEL_STD
 from ..rules import flatten
 from ..training.exchange import all_or_nothing
-from . import exported
+from . import exported, locate
 from .blip2 import ANSWER, CAPTION, Blip2
 from .functions import SIZES, Function, functions
 from .prompts import PROMPT_BUCKET
@@ -89,6 +89,9 @@ def _about(model: Blip2) -> dict[str, Any]:
         about['tokens'] = _tokens(model.lm_tokenizer.marks, run.model)
         about['caption'] = {'prompt': run.data.caption_prompt[0], 'max_new_tokens': CAPTION.max_new_tokens}
         about['question'] = {'prompt': run.data.question_prompt[0], 'max_new_tokens': ANSWER.max_new_tokens}
+    if words := run.model.grounding:
+        about['phrase'] = {'prompt': run.data.phrase_prompt[0], 'max_new_tokens': locate.ANSWER.max_new_tokens}
+        about['phrase']['grid'] = words.grid
     if run.objective.instruction_aware or not run.model.lm:
         text = model.text_tokenizer
         ids = {'begin': text.cls_id, 'end': text.sep_id, 'pad': text.pad_id, 'length': run.data.max_text}

@@ -1,6 +1,7 @@
-"""Serves the files beside it: python run.py PICTURE ["TEXT"].
+"""Serves the files beside it: python run.py PICTURE ["TEXT" | --where "PHRASE"].
 
-A model that writes describes the picture, or answers TEXT; one that finds prints how well TEXT fits (ITC's cosine).
+A model that writes describes the picture, or answers TEXT; one that finds prints how well TEXT fits (ITC's cosine); one
+that has words for boxes prints those of PHRASE, a line each: left, top, right and bottom, as shares of the picture.
 Where a model was trained on feature arrays, PICTURE is a .npy file; for one of videos, it is a folder of frames.
 
 Needs jax, flatbuffers, numpy, safetensors, tokenizers and Pillow. Every size that comes for the first time is compiled;
@@ -78,7 +79,29 @@ class Served:
         """Return the caption of a picture or the answer to a question, greedily."""
         task = self.about['question' if question else 'caption']
         prompt = task['prompt'].format(question=clean(question.strip(), '')) if question else task['prompt']
-        reads = self.text(prompt) if 'text' in self.about else ()
+        return self.tokenizers['tokens'].decode(self.written(picture, task, prompt, prompt)).strip()
+
+    def where(self, picture, phrase):
+        """Return the boxes of a phrase, each from the middle of one cell of a grid to that of another."""
+        if 'phrase' not in self.about:
+            sys.exit('this model has no words for boxes: ask it with a TEXT')
+        task, boxes = self.about['phrase'], []
+        prompt = task['prompt'].format(phrase=clean(phrase, ' '))
+        ids = self.written(picture, task, prompt, re.sub('<[^>]*>', '', prompt))
+        words = ''.join(map(self.tokenizers['tokens'].id_to_token, ids))
+        for said in re.findall('<object>(.*?)</object>', words):
+            for part in said.split('</delimiter_of_multi_objects/>'):
+                cells = [divmod(int(cell), task['grid']) for cell in re.findall(r'<patch_index_(\d+)>', part)]
+                if len(cells) == 2 and cells[0][0] <= cells[1][0] and cells[0][1] <= cells[1][1]:
+                    (top, left), (bottom, right) = cells
+                    before, after = (0, 1) if top == bottom or left == right else (0.5, 0.5)  # a line: all around it
+                    edges = left + before, top + before, right + after, bottom + after
+                    boxes.append(tuple(edge / task['grid'] for edge in edges))
+        return boxes
+
+    def written(self, picture, task, prompt, asked):
+        """Return the ids that are written after a prompt, greedily; `asked` is what the Q-Former reads of it."""
+        reads = self.text(asked) if 'text' in self.about else ()
         prefix, exists = self.functions['encode'](*self.see(picture), *reads)
         in_front = exists.shape[1] if self.about['tokens']['in_front'] else 0
         ids, mask = self.prompt(prompt, in_front + task['max_new_tokens'])
@@ -87,7 +110,7 @@ class Served:
         while written[-1] != end and len(written) < task['max_new_tokens']:
             logits, state = self.functions['step'](np.array(written[-1:], np.int32), state)
             written.append(int(logits.argmax()))
-        return self.tokenizers['tokens'].decode([i for i in written if i != end]).strip()
+        return [i for i in written if i != end]
 
     def fit(self, picture, text):
         """Return the cosine of a text and the query of a picture that fits it best."""
@@ -102,4 +125,8 @@ if __name__ == '__main__':
     if not sys.argv[1:]:
         sys.exit(__doc__)
     served = Served(Path(__file__).parent)
-    print((served.write if 'tokens' in served.about else served.fit)(*sys.argv[1:]))
+    if sys.argv[2:3] == ['--where']:
+        for box in served.where(sys.argv[1], ' '.join(sys.argv[3:])):
+            print(*(f'{edge:.3f}' for edge in box))
+    else:
+        print((served.write if 'tokens' in served.about else served.fit)(*sys.argv[1:]))
