@@ -4,7 +4,7 @@
 
 Stage 1 on the captions of all three data sets (where there is a text side), then instruction tuning through the frozen
 language model: what is on the icon, where is it, and easy-VQA's questions. Each stage's peak rate is the better one of
-two, which seed 0 trains both.
+two: seed 0 trains with both, and all seeds take what served it best.
 """
 
 import json
