@@ -81,12 +81,12 @@ def run_of(name):
                       training=config.Training(steps=3, batch_size=16))
 
 
-def start(run, mesh):
-    model = blip2.Blip2(run.model)
-    trainable, frozen = split(blip2.init(model, jax.random.key(0)), run.optimizer.rate_rules)
+def start(run, params, mesh):
+    trainable, frozen = split(params, run.optimizer.rate_rules)
     transform = optimizer.make(run.optimizer, 3, trainable)
     state = jax.device_put(step.new_state(trainable, transform, 0), replicated(mesh))
-    return step.make_step(run, model, transform, mesh), state, jax.device_put(frozen, replicated(mesh))
+    advance = step.make_step(run, blip2.Blip2(run.model), transform, mesh)
+    return advance, state, jax.device_put(frozen, replicated(mesh))
 
 
 def values(metrics):
@@ -96,10 +96,10 @@ def values(metrics):
 found = {}
 for name in MODELS:
     run, meshes = run_of(name), (data_mesh(), jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,)))
-    seen = {}
+    seen, params = {}, jax.device_get(blip2.init(blip2.Blip2(run.model), jax.random.key(0)))
     for mesh in meshes:
         with jax.set_mesh(mesh):
-            advance, state, frozen = start(run, mesh)
+            advance, state, frozen = start(run, params, mesh)
             rows = put_batch(mesh, batch())
             state, metrics = advance(state, frozen, rows)
             seen[str(mesh.size)] = values(metrics)
