@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import small
 from small import change, recipe
+from test_export import ALONE
 from test_quantize import LMS
 from tokenizers import Tokenizer
 
@@ -281,7 +282,7 @@ def test_an_exported_run_says_the_same_without_this_package(placed, tmp_path, ca
     for phrase in ('Red!', 'blue'):
         (said,) = locate(model, [picture], [phrase])
         assert served.where(picture, phrase) == list(said.found[0][1])
-    words = [sys.executable, str(dest / 'run.py'), str(picture), '--where', 'red']
+    words = [sys.executable, '-I', '-c', ALONE, str(dest / 'run.py'), str(picture), '--where', 'red']
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ' '.join(f'{edge:.3f}' for edge in locate(model, [picture], ['red'])[0].found[0][1][0]) + '\n'

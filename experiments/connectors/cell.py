@@ -27,8 +27,7 @@ from qformer_jax.training import loop, start
 from qformer_jax.training.logs import records
 
 STAGE1_RATES = (3e-4, 1e-3)
-RATES = (5e-4, 2e-3)
-"""Of instruction tuning."""
+INSTRUCT_RATES = (5e-4, 2e-3)
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class Cell:
         if self.variant.stage1:
             rate = min(STAGE1_RATES, key=lambda rate: _reached(first.stage1(rate))['loss'])
             aligned = first.stage1(rate)
-        return rate, max(RATES, key=lambda rate: _reached(first.instruct(rate, aligned))['token_accuracy'])
+        return rate, max(INSTRUCT_RATES, key=lambda rate: _reached(first.instruct(rate, aligned))['token_accuracy'])
 
     def run(self) -> dict:
         """Train and judge, or read what is known."""

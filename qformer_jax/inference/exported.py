@@ -122,7 +122,7 @@ class Served:
 
 
 if __name__ == '__main__':
-    if not sys.argv[1:]:
+    if not sys.argv[1:] or sys.argv[2:] == ['--where']:
         sys.exit(__doc__)
     served = Served(Path(__file__).parent)
     if sys.argv[2:3] == ['--where']:
