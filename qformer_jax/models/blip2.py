@@ -5,6 +5,8 @@ parameters of a stage are a subset of the next stage's. Another connector may st
 it, behind its queries (BLIVA, Hu et al. 2023).
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -247,5 +249,10 @@ def applied(params: Params, c: config.Blip2) -> Params:
 
 
 def shapes(c: config.Blip2) -> Params:
-    """Return the parameters' shapes without making them: milliseconds for the published sizes."""
+    """Return the parameters' shapes without making them; traced once a config, a fresh dict each time."""
+    return jax.tree.map(lambda x: x, _traced(c))
+
+
+@functools.cache
+def _traced(c: config.Blip2) -> Params:
     return jax.eval_shape(lambda key: init(Blip2(c), key), jax.eval_shape(lambda: jax.random.key(0)))
