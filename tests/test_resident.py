@@ -1,6 +1,7 @@
 """Features that lie on the device train as features that are sent: to the bit, for one data set and for several."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -55,6 +56,25 @@ def test_rows_name_what_they_leave_out(arrays, second):
             np.testing.assert_array_equal(joined[name], whole[name])
         ids |= set(whole['image_id'].tolist())
     assert min(ids) < 18 <= max(ids)
+
+
+def test_the_next_run_finds_them_there_unless_the_records_changed(arrays, second, tmp_path):
+    folder, source = tmp_path / 'data', small.write_arrays(tmp_path / 'source')
+    shutil.copytree(second, folder)
+    run = small.change(tiny(arrays, second), 'data', path=str(folder), mixed_with=())
+
+    def load() -> resident.Resident:
+        dataset = language_model.open_dataset(run)
+        with loop.jax.set_mesh(mesh := loop.data_mesh()):
+            return resident.load(start.complete(run, dataset), dataset, mesh)
+
+    first = load()
+    assert load() is first
+    shutil.rmtree(folder)
+    np.save(source / 'train' / '20.npy', np.full((2, 6), 7.0, np.float32))
+    tokenizers = ['--text-tokenizer', str(second / 'wordpiece.json'), '--lm-tokenizer', str(second / 'byte_bpe.json')]
+    cli.run(['data', 'pack', 'features', str(folder), '--path', str(source), *tokenizers])
+    assert (load().features == 7).any() and not (first.features == 7).any()
 
 
 def test_what_does_not_fit_is_sent(arrays, monkeypatch):
