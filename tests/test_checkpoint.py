@@ -101,7 +101,7 @@ def steps_on_disk(folder):
 
 def test_nothing_saved_is_none(checkpoints):
     assert checkpoints.restore(abstract(make_state(0)), make_iterator()) is None
-    assert checkpoints.best(abstract(make_state(0))) is None
+    assert checkpoints.best(abstract(make_state(0)), held=0) is None
 
 
 def test_state_data_place_and_info_come_back(copied, capfd):
@@ -113,16 +113,17 @@ def test_the_newest_two_and_the_best_are_kept(checkpoints, tmp_path):
     for step, loss in ((1, 5.0), (2, 1.0), (3, None), (4, math.nan), (5, 2.0)):
         save(checkpoints, step, loss)
     assert steps_on_disk(tmp_path / 'checkpoints') == {2, 4, 5}
-    state, step = checkpoints.best(abstract(make_state(0)))
+    state, step = checkpoints.best(abstract(make_state(0)), held=0)
     assert step == 2
     assert_equal(state, make_state(2))
+    assert checkpoints.best(abstract(make_state(0)), held=2) is None
     save(checkpoints, 6, 0.5)
     assert steps_on_disk(tmp_path / 'checkpoints') == {5, 6}
 
 
 def test_without_validation_losses_there_is_no_best(checkpoints):
     save(checkpoints, 1, None)
-    assert checkpoints.best(abstract(make_state(0))) is None
+    assert checkpoints.best(abstract(make_state(0)), held=0) is None
 
 
 def test_saving_a_step_again_replaces_it(checkpoints):
@@ -192,7 +193,7 @@ def test_a_changed_word_in_the_info_is_damage(copied):
 def test_a_damaged_best_is_named_and_the_next_best_used(copied, capsys, part):
     folder, checkpoints = copied
     damage(folder, 1, part)
-    state, step = checkpoints.best(abstract(make_state(0)))
+    state, step = checkpoints.best(abstract(make_state(0)), held=0)
     assert step == 3
     assert_equal(state, make_state(3))
     assert 'checkpoint 1 is damaged' in capsys.readouterr().err

@@ -92,14 +92,15 @@ class Checkpoints:
         parts = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=CheckpointRestore(iterator))
         return self._orbax.restore(self._folder / str(step), args=parts)['state'], step, self._read_seal(step)['info']
 
-    def best(self, abstract_state: Any) -> tuple[Any, int] | None:
-        """Return (state, step) of the intact checkpoint with the lowest validation loss; None when none has one.
+    def best(self, abstract_state: Any, held: int) -> tuple[Any, int] | None:
+        """Return (state, step) of the intact checkpoint with the lowest validation loss.
 
-        Damaged checkpoints are named on stderr; UserError when there are only damaged ones.
+        None when none has a loss, and when it is step `held`: the caller has that state, and a second copy of it may
+        not fit. Damaged checkpoints are named on stderr; UserError when there are only damaged ones.
         """
         self.wait()
         step = self._first_intact(self._by_loss())
-        if step is None:
+        if step in (None, held):
             return None
         parts = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
         return self._orbax.restore(self._folder / str(step), args=parts)['state'], step

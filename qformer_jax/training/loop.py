@@ -229,10 +229,8 @@ def _finish(trainer: Trainer) -> start.Finished:
     if frozen['before'] != frozen['after']:
         raise RuntimeError(f'frozen parameters changed during training: {frozen}')
     last = _export(trainer, trainer.state)
-    best = {}
-    found = trainer.checkpoints.best(jax.tree.map(_abstract, trainer.state))
-    if found and found[1] != trainer.run.training.steps:
-        best = _export(trainer, found[0])
+    found = trainer.checkpoints.best(jax.tree.map(_abstract, trainer.state), held=trainer.run.training.steps)
+    best = _export(trainer, found[0]) if found else {}
     path = trainer.folder / start.FINISHED
     partial = path.with_suffix('.partial')
     partial.write_text(json.dumps({'last': last, 'best': best, 'frozen': frozen}, indent=1, sort_keys=True))
