@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -162,13 +163,20 @@ def test_accumulation_is_the_whole_batch(pictures):
 
 def one_step(run: config.Run, batch: dict) -> tuple[step.State, dict]:
     """Return state and metrics after one step from the run's initial parameters."""
+    advance, arguments = first_step(run, batch)
+    with jax.set_mesh(data_mesh()):
+        return advance(*arguments)
+
+
+def first_step(run: config.Run, batch: dict) -> tuple[Callable, tuple]:
+    """Return the jitted step, and what the first one is given."""
     mesh = data_mesh()
     with jax.set_mesh(mesh):
         params = blip2.init(blip2.Blip2(run.model), jax.random.key(0))
         trainable, frozen = split(params, run.optimizer.rate_rules)
         adamw = optimizer.make(run.optimizer, run.training.steps, trainable)
         advance = step.make_step(run, blip2.Blip2(run.model), adamw, mesh)
-        return advance(step.new_state(trainable, adamw, 0), frozen, put_batch(mesh, batch))
+        return advance, (step.new_state(trainable, adamw, 0), frozen, put_batch(mesh, batch))
 
 
 def test_accumulation_is_refused_where_it_would_take_negatives_away(pictures, tmp_path):
@@ -246,6 +254,19 @@ def test_the_step_compiles_once(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(step, 'make_step', lambda *a: made.append(real(*a)) or made[-1])
     loop.train(recipe('language', pictures, steps=8), tmp_path / 'run')
     assert [advance._cache_size() for advance in made] == [1]
+
+
+def test_runs_that_differ_in_their_rates_share_one_program(pictures):
+    """A search over rates finds the program in the compilation cache."""
+    run = start.complete(recipe('stage1', pictures), Dataset.open(pictures))
+    batch = next(pipeline.batches(run, Dataset.open(pictures), 'train', training=True))
+    changes = {}, {'peak_rate': 3e-4, 'final_rate': 1e-5, 'warmup_steps': 2}, {'weight_decay': 0.5}
+    programs = []
+    for each in changes:
+        advance, arguments = first_step(change(run, 'optimizer', **each), batch)
+        with jax.set_mesh(data_mesh()):
+            programs.append(advance.lower(*arguments).as_text())
+    assert programs[0] == programs[1] != programs[2]
 
 
 def test_components_come_from_checkpoint_then_pretrained_then_scratch(pictures, line, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """AdamW with a learning-rate multiple per parameter, and the two schedules by name (BLIP-2, section 3.4)."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import optax
 
 from .. import config
 from ..rules import flatten, match, unflatten
-from ..typing import Params
+from ..typing import Array, Float, Int, Params
 
 DECAY_RULES = (
     (r'(.*[/_])?(bias|scale|temperature|gate)', False),  # what LAVIS leaves out: vectors, gains, biases, scalars
@@ -45,6 +46,28 @@ def lavis_schedule(o: config.Optimizer, steps: int) -> optax.Schedule:
     return rate
 
 
+class RatesState(NamedTuple):
+    """Which update is next, and the rate of each."""
+
+    count: Int['']
+    rates: Float['N']
+
+
+def scale_by_rates(rates: Array) -> optax.GradientTransformation:
+    """Step against the gradient, by the rate of each update.
+
+    The rates are data, not part of the program: runs that differ in nothing else share one, and a search over rates
+    finds it in the compilation cache.
+    """
+
+    def update(updates, state, params=None):
+        del params
+        rate = state.rates[state.count]
+        return jax.tree.map(lambda u: -rate * u, updates), RatesState(state.count + 1, state.rates)
+
+    return optax.GradientTransformation(lambda params: RatesState(jnp.int32(0), rates), update)
+
+
 def make(o: config.Optimizer, steps: int, trainable: Params) -> optax.GradientTransformationExtraArgs:
     """Return the optimizer; a step whose gradients are not finite leaves parameters and moments as they were."""
     paths = flatten(trainable)
@@ -55,6 +78,6 @@ def make(o: config.Optimizer, steps: int, trainable: Params) -> optax.GradientTr
         optax.scale_by_adam(o.beta1, o.beta2, eps=1e-8),
         optax.add_decayed_weights(o.weight_decay, mask=decays),
         optax.stateless(lambda updates, _: jax.tree.map(lambda u, multiple: u * multiple, updates, multiples)),
-        optax.scale_by_learning_rate(schedule(o, steps)),
+        scale_by_rates(jax.vmap(schedule(o, steps))(jnp.arange(steps))),
     )
     return optax.apply_if_finite(adamw, max_consecutive_errors=2**31 - 2)  # the loop stops long before
