@@ -13,7 +13,7 @@ from experiments import nested
 from experiments.ablations import minilm, prepare
 from experiments.ablations.variants import VARIANTS as ABLATIONS
 from experiments.connectors import cost, language, report
-from experiments.connectors.cell import VALIDATION, Budget, Cell
+from experiments.connectors.cell import Budget, Cell
 from experiments.connectors.variants import VARIANTS, Variant
 from qformer_jax import config
 from qformer_jax.data.dataset import Dataset
@@ -98,7 +98,7 @@ def test_a_search_trains_seed_0_to_the_end_with_each_rate(monkeypatch, tmp_path)
 
     def evaluate(folder, name, split, data):
         share = right[folder.name]
-        return defaultdict(lambda: share if split in ('validation', VALIDATION) else 1 - share)
+        return defaultdict(lambda: share if split == 'validation' else 1 - share)
 
     monkeypatch.setattr(loop, 'train', train)
     monkeypatch.setattr(task, 'evaluate', evaluate)

@@ -28,8 +28,6 @@ from qformer_jax.training.logs import records
 
 STAGE1_RATES = (3e-4, 1e-3)
 INSTRUCT_RATES = (5e-4, 2e-3)
-VALIDATION = 'train[:5%]'
-"""Of each data set; the rest is trained on."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,8 @@ class Cell:
         """Return what both stages read."""
         first, *others = map(str, map(self.features, DATA))
         return config.Data(
-            path=first, mixed_with=tuple(others), train_split='train[5%:]', validation_split=VALIDATION, max_text=16,
-            max_lm_text=24, crop_scale=(1.0, 1.0), flip=False, question_prompt=('{question}',),
-            caption_prompt=(CAPTION,),
+            path=first, mixed_with=tuple(others), validation_split='validation', max_text=16, max_lm_text=24,
+            crop_scale=(1.0, 1.0), flip=False, question_prompt=('{question}',), caption_prompt=(CAPTION,),
         )  # fmt: skip
 
     def stage1(self, rate: float) -> start.Finished:
@@ -120,10 +117,8 @@ class Cell:
         """Return what seed 0 reaches in validation with each peak rate, trained to the end.
 
         First the loss of stage 1 ({} where there is none), then, behind the better of these, the share of right answers
-        after instruction tuning. The loss, or the share of right tokens, over the first twentieth would not do there:
-        icons lie concept by concept, so that all of its names are unknown, and with 77 % of the tokens right one rate
-        of a C-Abstractor names twice as many icons as the other. Nor would fewer steps: a rate that is too high may
-        lead after a quarter of them.
+        after instruction tuning: its loss would not do, which rises with each name that is confidently missed, when
+        more and more of them are right, nor would fewer steps, where a rate that is too high may lead.
         """
         first, aligned, losses = replace(self, seed=0), None, {}
         if self.variant.stage1:
@@ -182,7 +177,7 @@ class Cell:
 
     def served(self, done: start.Finished) -> float:
         """Return the mean share of names, places and answers that are right in validation."""
-        captions, places, answers = self._asked(done, 'validation', VALIDATION)
+        captions, places, answers = self._asked(done, 'validation', 'validation')
         return (captions['exact match'] + places['accuracy'] + answers['accuracy']) / 3
 
     def _asked(self, done: start.Finished, icons: str, easy_vqa: str) -> list[dict[str, float]]:

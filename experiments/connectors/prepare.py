@@ -11,6 +11,7 @@ Makes, under OUT, once:
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,10 @@ import tyro
 
 from experiments.connectors import language
 from qformer_jax import cli, config
+from qformer_jax.data import pack as packing
 from qformer_jax.data import sources
 from qformer_jax.data.pack import BYTE_BPE, WORDPIECE
+from qformer_jax.data.records import Record
 from qformer_jax.training import loop
 
 DATA = ('icons', 'canvases', 'easy_vqa')
@@ -53,15 +56,22 @@ def pack(options: Options) -> None:
         source = language.write(options.out / 'texts', splits)
         _run('data', 'pack', 'features', packed / 'language', '--path', source)
     first = packed / 'language'
-    tokenizers = '--text-tokenizer', first / WORDPIECE, '--lm-tokenizer', first / BYTE_BPE
+    tokenizers = first / WORDPIECE, first / BYTE_BPE
     ask_where(options.canvases)
-    for name, *source in (
-        ('icons', 'folder', '--path', options.icons),
-        ('canvases', 'folder', '--path', options.canvases),
-        ('easy_vqa', 'easy-vqa'),
-    ):
-        if not (packed / name).exists():
-            _run('data', 'pack', source[0], packed / name, *source[1:], *tokenizers)
+    if not (packed / 'icons').exists():
+        packing.pack(sources.folder(options.icons), packed / 'icons', *tokenizers)
+    if not (packed / 'canvases').exists():
+        packing.pack(sources.folder(options.canvases), packed / 'canvases', *tokenizers)
+    if not (packed / 'easy_vqa').exists():
+        packing.pack(easy_vqa(), packed / 'easy_vqa', *tokenizers)
+
+
+def easy_vqa() -> dict[str, Iterable[Record]]:
+    """Return easy-VQA with a twentieth of its training pictures as `validation`, which the other two have."""
+    found = sources.easy_vqa()
+    train = list(found['train'])
+    count = len(train) // 20
+    return {'train': train[count:], 'validation': train[:count], 'test': found['test']}
 
 
 def _texts(icons: Path, split: str) -> list[dict]:
