@@ -6,8 +6,10 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import small
 
 from experiments import nested
 from experiments.ablations import minilm, prepare
@@ -19,7 +21,8 @@ from qformer_jax import config
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.tokenizers import train_wordpiece
 from qformer_jax.evaluation import task
-from qformer_jax.rules import match
+from qformer_jax.models import blip2
+from qformer_jax.rules import flatten, match, split
 from qformer_jax.training import loop, start
 
 EVERY = (*VARIANTS, *ABLATIONS)
@@ -113,6 +116,14 @@ def test_a_search_trains_seed_0_to_the_end_with_each_rate(monkeypatch, tmp_path)
 
 def _finished(folder: Path) -> start.Finished:
     return start.Finished(folder, '', config.Run('instruct'), {}, {}, {})
+
+
+def test_a_step_takes_time_and_holds_what_it_trains(arrays):
+    run = start.complete(small.without_tower(small.recipe('stage2', arrays)), Dataset.open(arrays))
+    params = jax.device_get(blip2.init(blip2.Blip2(run.model), jax.random.key(0)))
+    found = cost.measured(run, params)
+    trained, frozen = (sum(x.nbytes for x in flatten(p).values()) for p in split(params, run.optimizer.rate_rules))
+    assert found['ms a step'] > 0 and found['MiB a step'] * 2**20 > 3 * trained + frozen, 'and both moments of AdamW'
 
 
 def test_places_and_contexts():
