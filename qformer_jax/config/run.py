@@ -52,7 +52,8 @@ class Data:
     mixed_with: tuple[str, ...] = ()
     """More such folders: every row is drawn from one of them all, by the square root of their sizes."""
     train_split: str = 'train'
-    """Split to train on, in tensorflow_datasets' notation: `train`, `train[10%:]`."""
+    """Split to train on, in tensorflow_datasets' notation: `train`, `train[10%:]`. A part is by position: where like
+    records lie together, it is no fair sample."""
     validation_split: str = ''
     """Split for validation losses; empty: no validation."""
     max_text: int = 32
