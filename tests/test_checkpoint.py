@@ -126,6 +126,14 @@ def test_without_validation_losses_there_is_no_best(checkpoints):
     assert checkpoints.best(abstract(make_state(0)), held=0) is None
 
 
+def test_a_state_of_other_arrays_is_named_and_stays(checkpoints, tmp_path):
+    save(checkpoints, 1)
+    other = abstract({'state': make_state(0), 'rates': jax.numpy.zeros(3)})
+    with pytest.raises(UserError, match=r'/1: the state of another version .*do not match.*; finish the run with that'):
+        checkpoints.restore(other, make_iterator())
+    assert steps_on_disk(tmp_path / 'checkpoints') == {1}
+
+
 def test_saving_a_step_again_replaces_it(checkpoints):
     save(checkpoints, 2)
     checkpoints.save(2, make_state(9), make_iterator(9), {})

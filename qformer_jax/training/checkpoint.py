@@ -80,7 +80,8 @@ class Checkpoints:
         """Return (state, step, info) of the newest intact checkpoint, and move `iterator` to its place.
 
         `abstract_state` holds ShapeDtypeStructs with shardings. None when nothing was ever sealed. Damaged
-        checkpoints are named on stderr and deleted; UserError when there are only damaged ones.
+        checkpoints are named on stderr and deleted; UserError when there are only damaged ones, or a state of other
+        arrays.
         """
         self.wait()
         steps = self._sealed()
@@ -90,7 +91,7 @@ class Checkpoints:
         if step is None:
             return None
         parts = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=CheckpointRestore(iterator))
-        return self._orbax.restore(self._folder / str(step), args=parts)['state'], step, self._read_seal(step)['info']
+        return self._read(step, parts), step, self._read_seal(step)['info']
 
     def best(self, abstract_state: Any, held: int) -> tuple[Any, int] | None:
         """Return (state, step) of the intact checkpoint with the lowest validation loss.
@@ -103,7 +104,18 @@ class Checkpoints:
         if step in (None, held):
             return None
         parts = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        return self._orbax.restore(self._folder / str(step), args=parts)['state'], step
+        return self._read(step, parts), step
+
+    def _read(self, step: int, parts: ocp.args.Composite) -> Any:
+        """Return the state of a step; raises UserError where it is none of this program's."""
+        try:
+            return self._orbax.restore(self._folder / str(step), args=parts)['state']
+        except ValueError as error:
+            reason = ' '.join(str(error).splitlines()[:2])
+            raise UserError(
+                f'{self._folder / str(step)}: the state of another version of this program, it seems ({reason}); '
+                'finish the run with that one, or begin it in a new folder'
+            ) from error
 
     def _finish(self, step: int, info: dict) -> None:
         """Wait until orbax has written `step`, seal it, and delete what is no longer kept (in the thread)."""
