@@ -53,8 +53,8 @@ def fits(run: config.Run, dataset: Dataset) -> bool:
 def load(run: config.Run, dataset: Dataset, mesh: Mesh) -> Resident:
     """Return all features of the training split on the devices, reading them with progress.
 
-    The next run of this process finds them there, where it reads the same: a sweep over small networks would spend
-    more time on reading than on steps.
+    The next run of this process finds them there, where it reads the same: in a sweep over small networks reading is
+    no small part of a run.
     """
     return _read(dataset, dataset.fingerprint, run.data.train_split, pipeline.patches(run, dataset), mesh)
 
