@@ -58,12 +58,14 @@ def pack(options: Options) -> None:
     first = packed / 'language'
     tokenizers = first / WORDPIECE, first / BYTE_BPE
     ask_where(options.canvases)
-    if not (packed / 'icons').exists():
-        packing.pack(sources.folder(options.icons), packed / 'icons', *tokenizers)
-    if not (packed / 'canvases').exists():
-        packing.pack(sources.folder(options.canvases), packed / 'canvases', *tokenizers)
-    if not (packed / 'easy_vqa').exists():
-        packing.pack(easy_vqa(), packed / 'easy_vqa', *tokenizers)
+    read = {
+        'icons': lambda: sources.folder(options.icons),
+        'canvases': lambda: sources.folder(options.canvases),
+        'easy_vqa': easy_vqa,
+    }
+    for name in DATA:
+        if not (packed / name).exists():
+            packing.pack(read[name](), packed / name, *tokenizers)
 
 
 def easy_vqa() -> dict[str, Iterable[Record]]:

@@ -9,7 +9,7 @@ import optax
 
 from .. import config
 from ..rules import flatten, match, unflatten
-from ..typing import Array, Float, Int, Params
+from ..typing import Float, Int, Params
 
 DECAY_RULES = (
     (r'(.*[/_])?(bias|scale|temperature|gate)', False),  # what LAVIS leaves out: vectors, gains, biases, scalars
@@ -53,7 +53,7 @@ class RatesState(NamedTuple):
     rates: Float['N']
 
 
-def scale_by_rates(rates: Array) -> optax.GradientTransformation:
+def scale_by_rates(rates: Float['N']) -> optax.GradientTransformation:
     """Step against the gradient, by the rate of each update.
 
     The rates are data, not part of the program: runs that differ in nothing else share one, and a search over rates
@@ -61,9 +61,7 @@ def scale_by_rates(rates: Array) -> optax.GradientTransformation:
     """
 
     def update(updates, state, params=None):
-        del params
-        rate = state.rates[state.count]
-        return jax.tree.map(lambda u: -rate * u, updates), RatesState(state.count + 1, state.rates)
+        return optax.tree.scale(-state.rates[state.count], updates), RatesState(state.count + 1, state.rates)
 
     return optax.GradientTransformation(lambda params: RatesState(jnp.int32(0), rates), update)
 
