@@ -39,7 +39,10 @@ def of_variant(rows: Sequence[dict]) -> dict[str, list[dict]]:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Return a Markdown table, a row a variant; where the range reaches the best one's, the mean is bold: a tie."""
+    """Return a Markdown table, a row a variant; where the range reaches the best one's, the mean is bold: a tie.
+
+    Variants that have fewer seeds than others, as when a study was stopped, say so behind their names.
+    """
     measures = [name for name in (*SHARES, NATS) if any(name in row for row in rows)]
     ties = {name: _lowest_of_best(rows, name) for name in measures}
     costs = [name for name in COSTS if any(name in row for row in rows)]
@@ -47,7 +50,10 @@ def table(rows: Sequence[dict]) -> str:
         '| connector | ' + ' | '.join([*measures, *costs]) + ' |',
         '|---|' + '---:|' * (len(measures) + len(costs)),
     ]
-    for name, group in of_variant(rows).items():
+    groups = of_variant(rows)
+    most = max(map(len, groups.values()))
+    for name, group in groups.items():
+        name += f' ({len(group)} of {most} seeds)' if len(group) < most else ''
         cells = [_cell(group, measure, ties[measure]) for measure in measures]
         lines.append(f'| {name} | ' + ' | '.join([*cells, *(_cost(group[0], cost) for cost in costs)]) + ' |')
     return '\n'.join(lines)
