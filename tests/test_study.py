@@ -86,10 +86,13 @@ def test_names_are_folders_of_their_own():
 
 
 def test_a_search_trains_seed_0_to_the_end_with_each_rate(monkeypatch, tmp_path):
-    """What serves best in validation (and not in the test) is what the cell goes on with, and other seeds train."""
+    """What serves best in validation (and not in the test) is what the cell goes on with, and other seeds train.
+
+    Seed 1 asks nothing of seed 0's runs again.
+    """
     losses = {'stage1_0.0003': 2.0, 'stage1_0.001': 3.0, 'instruct_0.0005': 9.0, 'instruct_0.002': 1.0}
     right = {'instruct_0.0005': 0.75, 'instruct_0.002': 0.5, 'stage1_0.0003': 0.5}
-    trained = []
+    trained, served = [], []
 
     def train(run, folder):
         if folder not in trained:
@@ -101,6 +104,7 @@ def test_a_search_trains_seed_0_to_the_end_with_each_rate(monkeypatch, tmp_path)
 
     def evaluate(folder, name, split, data):
         share = right[folder.name]
+        served.extend([folder.name] if split == 'validation' else [])
         return defaultdict(lambda: share if split == 'validation' else 1 - share)
 
     monkeypatch.setattr(loop, 'train', train)
@@ -110,6 +114,7 @@ def test_a_search_trains_seed_0_to_the_end_with_each_rate(monkeypatch, tmp_path)
         found = Cell(tmp_path, VARIANTS[0], seed, Budget()).run()
         assert (found['peak rate of stage 1'], found['peak rate']) == (3e-4, 5e-4)
         assert found['search'] == {'loss of stage 1': {3e-4: 2.0, 1e-3: 3.0}, 'right answers': {5e-4: 0.75, 2e-3: 0.5}}
+    assert served == ['instruct_0.0005'] * 3 + ['instruct_0.002'] * 3, 'icons, canvases and easy-VQA'
     places = [str(folder.relative_to(folder.parents[1])) for folder in trained]
     assert places == [*(f'seed0/{name}' for name in losses), 'seed1/stage1_0.0003', 'seed1/instruct_0.0005']
 
