@@ -14,6 +14,7 @@ import small
 from experiments import nested
 from experiments.ablations import minilm, prepare
 from experiments.ablations.variants import VARIANTS as ABLATIONS
+from experiments.connectors import __main__ as study
 from experiments.connectors import cost, language, report
 from experiments.connectors.cell import Budget, Cell
 from experiments.connectors.variants import VARIANTS, Variant
@@ -117,6 +118,22 @@ def test_a_search_trains_seed_0_to_the_end_with_each_rate(monkeypatch, tmp_path)
     assert served == ['instruct_0.0005'] * 3 + ['instruct_0.002'] * 3, 'icons, canvases and easy-VQA'
     places = [str(folder.relative_to(folder.parents[1])) for folder in trained]
     assert places == [*(f'seed0/{name}' for name in losses), 'seed1/stage1_0.0003', 'seed1/instruct_0.0005']
+
+
+def test_the_table_has_what_is_finished_and_names_what_is_missing(monkeypatch, tmp_path):
+    """Of three connectors, one is finished, one is chosen and ends without a result, and one is left for later."""
+    variants, options = VARIANTS[:3], study.Options(tmp_path, seeds=(0, 1), only=(VARIANTS[1].name,))
+    for seed, row in enumerate(ROWS[:2]):
+        cell = Cell(tmp_path, variants[0], seed, options.budget)
+        cell.folder.mkdir(parents=True)
+        cell.result.write_text(json.dumps(row | COST))
+    begun = []
+    monkeypatch.setattr(study, '_process', lambda options, number, variant: begun.append(variant))
+    monkeypatch.setattr(study, '_timed', lambda cell: {'ms a step': 1.0})
+    with pytest.raises(SystemExit, match='2 cells are missing'):
+        study.study(options, variants, tmp_path)
+    assert begun == [variants[1]]
+    assert [json.loads(line)['seed'] for line in (tmp_path / 'results.jsonl').read_text().splitlines()] == [0, 1]
 
 
 def _finished(folder: Path) -> start.Finished:

@@ -41,13 +41,12 @@ class Options:
     """GPUs that they share in turn."""
     budget: Budget = field(default_factory=Budget)
     only: tuple[str, ...] = ()
-    """Names of connectors; all, where none is given."""
+    """Names of connectors to train, all where none is given; the table has whatever is finished."""
 
 
 def run(options: Options, variants: tuple[Variant, ...]) -> list[dict]:
-    """Run all cells that are not finished, a process a variant, and return what is known of each."""
-    chosen = _chosen(options, variants)
-    waiting = [v for v in chosen if any(not c.result.exists() for c in _cells(options, v))]
+    """Run the chosen cells that are not finished, a process a variant, and return what is known of any."""
+    waiting = [variant for variant in _chosen(options, variants) if _missing(options, variant)]
     with ThreadPoolExecutor(options.processes) as pool:
         for _ in track(
             pool.map(lambda place: _process(options, *place), enumerate(waiting)),
@@ -55,7 +54,7 @@ def run(options: Options, variants: tuple[Variant, ...]) -> list[dict]:
         ):  # fmt: skip
             pass
     rows = []
-    for variant in chosen:
+    for variant in variants:
         done = [cell for cell in _cells(options, variant) if cell.result.exists()]
         rows += [json.loads(cell.result.read_text()) | _timed(done[0]) for cell in done]
     return rows
@@ -78,6 +77,10 @@ def _cells(options: Options, variant: Variant) -> list[Cell]:
     return [Cell(options.out, variant, seed, options.budget) for seed in options.seeds]
 
 
+def _missing(options: Options, variant: Variant) -> list[Cell]:
+    return [cell for cell in _cells(options, variant) if not cell.result.exists()]
+
+
 def _process(options: Options, number: int, variant: Variant) -> None:
     """Train and judge a variant's cells in a process of its own; what it says goes into a log."""
     log = options.out / 'logs' / f'{_cells(options, variant)[0].folder.parent.name}.log'
@@ -97,7 +100,7 @@ def study(options: Options, variants: tuple[Variant, ...], folder: Path) -> None
     rows = run(options, variants)
     if rows:
         print(f'{len(rows)} cells; wrote {", ".join(map(str, report.write(rows, folder)))}')
-    missing = len(options.seeds) * len(_chosen(options, variants)) - len(rows)
+    missing = sum(len(_missing(options, variant)) for variant in _chosen(options, variants))
     if missing:
         sys.exit(f'{missing} cells are missing: see above; the same command goes on')
 
