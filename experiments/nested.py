@@ -29,6 +29,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from qformer_jax import recipes
+from qformer_jax.errors import command
 
 from .digits.make import make
 from .easy_vqa.line import Line
@@ -181,4 +182,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

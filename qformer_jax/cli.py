@@ -4,7 +4,6 @@ Exit codes: 0 done (or stopped in good order by a signal), 1 a case of `verify` 
 says what and how to go on.
 """
 
-import errno
 import sys
 from collections.abc import Callable
 
@@ -25,7 +24,7 @@ from .commands.search import Embed, Search, embed, search
 from .commands.train import train
 from .commands.verify import Verify, verify
 from .commands.write import Ask, Caption, ask, caption
-from .errors import Stopped, UserError, nearest
+from .errors import UserError, command, nearest
 
 HELP = """\
 qformer: train a Q-Former between a frozen vision tower and a frozen language model, and use it (BLIP-2).
@@ -90,18 +89,4 @@ def run(arguments: list[str]) -> None:
 
 def main() -> None:
     """Entry point of `qformer`."""
-    try:
-        run(sys.argv[1:])
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-    except UserError as error:
-        sys.exit(_complain(str(error)))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        sys.exit(_complain(f'disk full: could not write {error.filename or ""}'))
-
-
-def _complain(message: str) -> int:
-    print(f'error: {message}', file=sys.stderr)
-    return 2
+    command(lambda: run(sys.argv[1:]))

@@ -1,11 +1,12 @@
-"""The two exceptions that the command line turns into one line: wrong input, and an orderly stop."""
+"""The two exceptions that a command turns into one line: wrong input, and an orderly stop."""
 
 import contextlib
 import difflib
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 
@@ -21,6 +22,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (nearest: 'x')` for the known name most like `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (nearest: '{matches[0]}')" if matches else ''
+
+
+def command(function: Callable[[], object]) -> None:
+    """Do what a command does; a number that it returns is its exit code; a stop or wrong input is said in one line."""
+    try:
+        if isinstance(code := function(), int):
+            sys.exit(code)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+    except UserError as error:
+        sys.exit(_complain(str(error)))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit(_complain(f'disk full: could not write {error.filename or ""}'))
+
+
+def _complain(message: str) -> int:
+    print(f'error: {message}', file=sys.stderr)
+    return 2
 
 
 @contextlib.contextmanager

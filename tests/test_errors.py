@@ -12,7 +12,8 @@ import pytest
 import small
 from small import change, recipe, without_tower
 
-from qformer_jax import cli, config
+import experiments
+from qformer_jax import cli, config, errors
 from qformer_jax.evaluation import task
 from qformer_jax.training import loop, start
 
@@ -284,3 +285,25 @@ def test_a_full_disk_while_evaluating(complaint, line, monkeypatch):
     monkeypatch.setattr(task, 'TASKS', task.TASKS | {'caption': lambda *_: task.Judged({}, [])})
     monkeypatch.setattr(Path, 'write_text', fill_the_disk)
     assert 'disk full' in complaint('evaluate', line / 'stage2', '--task', 'caption', '--split', 'train')
+
+
+EXPERIMENTS = [p for p in Path(experiments.__file__).parent.rglob('*.py') if 'tyro.cli(' in p.read_text()]
+
+
+@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda path: '/'.join(path.parts[-2:]))
+def test_an_experiment_ends_wrong_input_as_the_command_does(path):
+    _, _, called = path.read_text().partition("if __name__ == '__main__':")
+    assert 'command(lambda: ' in called
+
+
+def test_a_command_ends_with_the_number_that_it_returns_and_in_good_order_when_it_is_stopped(capsys):
+    with pytest.raises(SystemExit) as stop:
+        errors.command(lambda: 1)
+    assert stop.value.code == 1
+    errors.command(lambda: 'a fingerprint')
+
+    def stopped():
+        raise errors.Stopped('stopped after step 3')
+
+    errors.command(stopped)
+    assert capsys.readouterr().err == 'stopped after step 3\n'

@@ -16,11 +16,13 @@ from experiments.ablations import minilm, prepare
 from experiments.ablations.variants import VARIANTS as ABLATIONS
 from experiments.connectors import __main__ as study
 from experiments.connectors import cost, language, report
+from experiments.connectors import prepare as connectors_prepare
 from experiments.connectors.cell import Budget, Cell
 from experiments.connectors.variants import VARIANTS, Variant
 from qformer_jax import config
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.tokenizers import train_wordpiece
+from qformer_jax.errors import UserError
 from qformer_jax.evaluation import task
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten, match, split
@@ -127,6 +129,8 @@ def test_the_table_has_what_is_finished_and_names_what_is_missing(monkeypatch, t
         cell = Cell(tmp_path, variants[0], seed, options.budget)
         cell.folder.mkdir(parents=True)
         cell.result.write_text(json.dumps(row | COST))
+    for needed in (*(f'features/{name}' for name in prepare.DATA), 'runs/language'):
+        (tmp_path / needed).mkdir(parents=True)
     begun = []
     monkeypatch.setattr(study, '_process', lambda options, number, variant: begun.append(variant))
     monkeypatch.setattr(study, '_timed', lambda cell: {'ms a step': 1.0})
@@ -134,6 +138,19 @@ def test_the_table_has_what_is_finished_and_names_what_is_missing(monkeypatch, t
         study.study(options, variants, tmp_path)
     assert begun == [variants[1]]
     assert [json.loads(line)['seed'] for line in (tmp_path / 'results.jsonl').read_text().splitlines()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ('only', 'said'), [('Q-Fromer', r"nearest: 'Q-Former'.*linear"), ('Q-Former', r"'Q-Former' reads .*icons.*prepare")]
+)
+def test_a_name_that_is_not_in_the_study_and_data_that_nobody_made(only, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        study.run(study.Options(tmp_path, only=(only,)), VARIANTS)
+
+
+def test_pictures_that_nobody_drew(tmp_path):
+    with pytest.raises(UserError, match=r'icons: no train/captions.jsonl.*experiments.icons.make --out'):
+        connectors_prepare.main(connectors_prepare.Options(tmp_path, tmp_path / 'icons', tmp_path / 'canvases'))
 
 
 def _finished(folder: Path) -> start.Finished:

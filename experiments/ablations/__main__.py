@@ -14,9 +14,11 @@ import tyro
 from experiments.ablations.variants import VARIANTS
 from experiments.connectors.__main__ import Options, study
 from experiments.connectors.variants import VARIANTS as CONNECTORS
+from qformer_jax.errors import command
 
 HERE = Path(__file__).parent
 COMPARED = ('Q-Former', 'Q-Former, no stage 1')
 
 if __name__ == '__main__':
-    study(tyro.cli(Options), (*(v for v in CONNECTORS if v.name in COMPARED), *VARIANTS), HERE)
+    compared = (v for v in CONNECTORS if v.name in COMPARED)
+    command(lambda: study(tyro.cli(Options), (*compared, *VARIANTS), HERE))

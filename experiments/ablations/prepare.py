@@ -15,12 +15,14 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from experiments.connectors.prepare import DATA
 from qformer_jax import cli
 from qformer_jax.data.pack import WORDPIECE
+from qformer_jax.errors import command
 
 BLOCKS = {
     'features_block_4': ('block 4 of the tower', (3,)),
@@ -41,7 +43,7 @@ class Options:
     """The run that holds the frozen tower."""
     minilm: Path | None = None
     """Folder with MiniLM's model.safetensors, config.json and tokenizer.json; None: it is converted already."""
-    blocks: tuple[str, ...] = tuple(BLOCKS)
+    blocks: tuple[Literal[*BLOCKS], ...] = tuple(BLOCKS)
     """Which of the folders of features to make."""
 
 
@@ -82,4 +84,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

@@ -21,7 +21,9 @@ from rich.progress import track
 
 from experiments.connectors import cost, report
 from experiments.connectors.cell import Budget, Cell
+from experiments.connectors.prepare import DATA
 from experiments.connectors.variants import VARIANTS, Variant
+from qformer_jax.errors import UserError, command, nearest
 from qformer_jax.training import start
 
 HERE = Path(__file__).parent
@@ -45,8 +47,12 @@ class Options:
 
 
 def run(options: Options, variants: tuple[Variant, ...]) -> list[dict]:
-    """Run the chosen cells that are not finished, a process a variant, and return what is known of any."""
+    """Run the chosen cells that are not finished, a process a variant, and return what is known of any.
+
+    Raises UserError for a connector that is not in the study, or whose data nobody has prepared.
+    """
     waiting = [variant for variant in _chosen(options, variants) if _missing(options, variant)]
+    _check_prepared(options, waiting)
     with ThreadPoolExecutor(options.processes) as pool:
         for _ in track(
             pool.map(lambda place: _process(options, *place), enumerate(waiting)),
@@ -70,6 +76,10 @@ def _timed(cell: Cell) -> dict[str, float]:
 
 
 def _chosen(options: Options, variants: tuple[Variant, ...]) -> list[Variant]:
+    names = [variant.name for variant in variants]
+    for name in options.only:
+        if name not in names:
+            raise UserError(f"--only '{name}' is not in this study{nearest(name, names)}; it has {'; '.join(names)}")
     return [v for v in variants if not options.only or v.name in options.only]
 
 
@@ -79,6 +89,19 @@ def _cells(options: Options, variant: Variant) -> list[Cell]:
 
 def _missing(options: Options, variant: Variant) -> list[Cell]:
     return [cell for cell in _cells(options, variant) if not cell.result.exists()]
+
+
+def _check_prepared(options: Options, waiting: list[Variant]) -> None:
+    """Raise UserError where something is missing that cells read."""
+    for variant in waiting:
+        cell = Cell(options.out, variant, options.seeds[0], options.budget)
+        runs = (options.out / 'runs' / name for name in ('language', variant.begins) if name)
+        for needed in (*map(cell.features, DATA), *runs):
+            if not needed.exists():
+                raise UserError(
+                    f"'{variant.name}' reads {needed}, which is not there: python -m experiments.connectors.prepare "
+                    'makes it, or for another tower block or MiniLM python -m experiments.ablations.prepare'
+                )
 
 
 def _process(options: Options, number: int, variant: Variant) -> None:
@@ -106,4 +129,4 @@ def study(options: Options, variants: tuple[Variant, ...], folder: Path) -> None
 
 
 if __name__ == '__main__':
-    study(tyro.cli(Options), VARIANTS, HERE)
+    command(lambda: study(tyro.cli(Options), VARIANTS, HERE))

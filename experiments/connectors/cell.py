@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 import tyro
@@ -21,6 +22,7 @@ from experiments.connectors.language import CAPTION
 from experiments.connectors.prepare import DATA
 from experiments.connectors.variants import VARIANTS, Variant
 from qformer_jax import config
+from qformer_jax.errors import command
 from qformer_jax.evaluation import task
 from qformer_jax.rules import TEXT_SIDE
 from qformer_jax.training import loop, start
@@ -207,7 +209,7 @@ class Options:
 
     out: Path
     """Folder that `python -m experiments.connectors.prepare` filled."""
-    name: str
+    name: Literal[*(variant.name for variant in (*VARIANTS, *ABLATIONS))]
     """Of the variant."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of weights and data order."""
@@ -222,4 +224,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

@@ -24,6 +24,7 @@ from qformer_jax.data import pack as packing
 from qformer_jax.data import sources
 from qformer_jax.data.pack import BYTE_BPE, WORDPIECE
 from qformer_jax.data.records import Record
+from qformer_jax.errors import UserError, command
 from qformer_jax.training import loop
 
 DATA = ('icons', 'canvases', 'easy_vqa')
@@ -131,7 +132,11 @@ def _run(*words: object) -> None:
 
 
 def main(options: Options) -> None:
-    """Prepare everything, as far as the tower allows."""
+    """Prepare everything, as far as the tower allows; raises UserError where there are no pictures."""
+    for folder, by in ((options.icons, 'make'), (options.canvases, 'canvas --size 112')):
+        if not (folder / 'train' / 'captions.jsonl').exists():
+            then = f'python -m experiments.icons.{by} --out {folder}'
+            raise UserError(f'{folder}: no train/captions.jsonl; make it with: {then}')
     pack(options)
     if options.tower:
         encode(options)
@@ -141,4 +146,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

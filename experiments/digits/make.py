@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 from sklearn.datasets import load_digits
 
+from qformer_jax.errors import command
 from qformer_jax.typing import Float
 
 NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
@@ -50,4 +51,4 @@ def make(out: Path, /) -> None:
 
 
 if __name__ == '__main__':
-    tyro.cli(make)
+    command(lambda: tyro.cli(make))

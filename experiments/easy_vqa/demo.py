@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qformer_jax.data.dataset import Dataset
-from qformer_jax.errors import Stopped, UserError
+from qformer_jax.errors import command
 from qformer_jax.training.logs import records
 
 from .line import STAGES, Line
@@ -152,7 +152,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == '__main__':
-    try:
-        raise SystemExit(main(tyro.cli(Options)))
-    except (Stopped, UserError) as stop:
-        raise SystemExit(f'{stop}\nrun the same command again to continue') from None
+    command(lambda: main(tyro.cli(Options)))

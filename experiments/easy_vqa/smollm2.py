@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qformer_jax.data.dataset import Dataset
+from qformer_jax.errors import command
 from qformer_jax.evaluation import vqa
 from qformer_jax.inference.blip2 import Blip2
 
@@ -159,4 +160,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == '__main__':
-    raise SystemExit(main(tyro.cli(Options)))
+    command(lambda: main(tyro.cli(Options)))

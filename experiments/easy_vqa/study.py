@@ -14,6 +14,8 @@ from pathlib import Path
 import jax
 import tyro
 
+from qformer_jax.errors import command
+
 from .line import STAGES, Line
 
 RESULTS = Path(__file__).parent / 'results.jsonl'
@@ -84,4 +86,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

@@ -23,6 +23,7 @@ import tyro
 from experiments.icons import canvas, choose, folder
 from experiments.icons.choose import Choice, Icon
 from qformer_jax import cli, config
+from qformer_jax.errors import command
 from qformer_jax.evaluation.task import evaluate
 from qformer_jax.training import loop, start
 from qformer_jax.training.logs import records
@@ -163,4 +164,4 @@ def main(o: Options) -> None:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

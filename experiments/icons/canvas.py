@@ -17,6 +17,7 @@ from PIL import Image
 from experiments.icons import choose, folder
 from experiments.icons.choose import Choice, Icon
 from experiments.icons.draw import draw, inked, png
+from qformer_jax.errors import command
 
 Corners = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; the last two are one past the icon."""
@@ -121,4 +122,4 @@ def make(options: Options) -> str:
 
 
 if __name__ == '__main__':
-    folder.main(Options, make)
+    command(lambda: make(tyro.cli(Options)))

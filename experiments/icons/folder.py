@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
 from rich.console import Console
 from rich.progress import track
 
@@ -48,12 +46,3 @@ def write(out: Path, splits: Mapping[str, Sequence[Item]], line: Callable[[Item]
     print(f'wrote {out}: {counts}; {total / 2**20:.1f} MiB, fingerprint {fingerprint}')
     print(f'next: qformer data pack folder {out}_packed --path {out}')
     return fingerprint
-
-
-def main(kind: type, function: Callable[[Any], Any]) -> None:
-    """Call `function` with options of `kind` from the command line; wrong input is said in one line, exit code 2."""
-    try:
-        function(tyro.cli(kind))
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)

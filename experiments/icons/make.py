@@ -12,6 +12,7 @@ import tyro
 from experiments.icons import choose, folder
 from experiments.icons.choose import Choice, Icon
 from experiments.icons.draw import draw, on_white, png
+from qformer_jax.errors import command
 
 
 @dataclass(frozen=True)
@@ -37,4 +38,4 @@ def make(options: Options) -> str:
 
 
 if __name__ == '__main__':
-    folder.main(Options, make)
+    command(lambda: make(tyro.cli(Options)))

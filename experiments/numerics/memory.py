@@ -25,6 +25,7 @@ from qformer_jax import config, sizes
 from qformer_jax.convert import huggingface, huggingface_config, stream
 from qformer_jax.convert.table import to_theirs
 from qformer_jax.convert.tensors import State, Tensor
+from qformer_jax.errors import command
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten
 
@@ -96,4 +97,4 @@ def convert(source: Path, dest: Path, to: str) -> None:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

@@ -27,6 +27,7 @@ from qformer_jax import config, sizes
 from qformer_jax.convert import bert, dinov2, onnx
 from qformer_jax.convert.table import check_complete, to_ours, to_theirs
 from qformer_jax.convert.tensors import State, in_memory, read_all
+from qformer_jax.errors import command
 from qformer_jax.models import blip2, masks
 from qformer_jax.models.qformer import Qformer
 from qformer_jax.models.vit import Vit
@@ -163,4 +164,4 @@ def run_file(path: Path) -> np.ndarray:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

@@ -25,6 +25,7 @@ from qformer_jax import config, sizes
 from qformer_jax.convert import gguf, huggingface_config, llama
 from qformer_jax.convert.table import TRANSPOSE, Table, check_complete, to_ours, to_theirs
 from qformer_jax.convert.tensors import State, read_all
+from qformer_jax.errors import command
 from qformer_jax.inference import decode
 from qformer_jax.inference.search import Settings
 from qformer_jax.models import blip2
@@ -169,4 +170,4 @@ def compare_texts(tokenizer: Tokenizer, params: Params, theirs: transformers.Lla
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 
 from qformer_jax import config, sizes
+from qformer_jax.errors import command
 from qformer_jax.inference import decode, quantize
 from qformer_jax.inference.search import Settings, search
 from qformer_jax.models import blip2, quantized
@@ -197,4 +198,4 @@ def through(product: Callable, x: Array, weights: list) -> Array:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

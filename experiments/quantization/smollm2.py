@@ -17,6 +17,7 @@ import tyro
 from experiments.numerics.smollm2 import MODEL, PARAGRAPH, logits, parameters, perplexity
 from qformer_jax.convert import gguf, llama
 from qformer_jax.convert.files import open_checkpoint
+from qformer_jax.errors import command
 from qformer_jax.inference import quantize
 from qformer_jax.models.quantized import Quantized
 from qformer_jax.rules import flatten
@@ -49,4 +50,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))

@@ -12,12 +12,14 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from experiments.icons import choose, moving
 from experiments.icons.choose import Choice
 from qformer_jax import cli, config
+from qformer_jax.errors import command
 from qformer_jax.evaluation import task
 from qformer_jax.rules import TEXT_SIDE
 from qformer_jax.training import loop
@@ -53,7 +55,7 @@ class Options:
     """Folder of data and runs."""
     archives: Path = Path('runs/icons/archives')
     """Folder of the icon sets' archives."""
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[Literal[*VARIANTS], ...] = tuple(VARIANTS)
     """Which of them."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of what stands between the towers; they share the towers."""
@@ -138,4 +140,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    command(lambda: main(tyro.cli(Options)))
