@@ -129,7 +129,7 @@ def test_the_table_has_what_is_finished_and_names_what_is_missing(monkeypatch, t
         cell = Cell(tmp_path, variants[0], seed, options.budget)
         cell.folder.mkdir(parents=True)
         cell.result.write_text(json.dumps(row | COST))
-    for needed in (*(f'features/{name}' for name in prepare.DATA), 'runs/language'):
+    for needed in (*(f'features/{name}' for name in connectors_prepare.DATA), 'runs/language'):
         (tmp_path / needed).mkdir(parents=True)
     begun = []
     monkeypatch.setattr(study, '_process', lambda options, number, variant: begun.append(variant))

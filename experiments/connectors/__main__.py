@@ -95,9 +95,8 @@ def _check_prepared(options: Options, waiting: list[Variant]) -> None:
     """Raise UserError where something is missing that cells read."""
     for variant in waiting:
         cell = Cell(options.out, variant, options.seeds[0], options.budget)
-        runs = (options.out / 'runs' / name for name in ('language', variant.begins) if name)
-        for needed in (*map(cell.features, DATA), *runs):
-            if not needed.exists():
+        for needed in (*map(cell.features, DATA), cell.language, cell.begins):
+            if needed and not needed.exists():
                 raise UserError(
                     f"'{variant.name}' reads {needed}, which is not there: python -m experiments.connectors.prepare "
                     'makes it, or for another tower block or MiniLM python -m experiments.ablations.prepare'

@@ -67,6 +67,16 @@ class Cell:
         """Return the data set of that name, as this variant reads it."""
         return self.out / self.variant.features / name
 
+    @property
+    def language(self) -> Path:
+        """The frozen language model."""
+        return self.out / 'runs' / 'language'
+
+    @property
+    def begins(self) -> Path | None:
+        """The run that stage 1 begins as, where it is not random."""
+        return self.out / 'runs' / self.variant.begins if self.variant.begins else None
+
     def data(self) -> config.Data:
         """Return what both stages read."""
         first, *others = map(str, map(self.features, DATA))
@@ -85,7 +95,7 @@ class Cell:
             objective=replace(self.variant.objective, instruction_aware=False),
             optimizer=_optimizer(rate, self.budget.stage1_steps, (*self.variant.rate_rules, ('.*', 1.0))),
             training=self._training(self.budget.stage1_steps),
-            start=config.Start(checkpoint=str(self.out / 'runs' / self.variant.begins) if self.variant.begins else ''),
+            start=config.Start(checkpoint=str(self.begins or '')),
         )
         return loop.train(run, self.folder / f'stage1_{rate:g}')
 
@@ -100,9 +110,7 @@ class Cell:
             objective=replace(self.variant.objective, static_queries=0.0),
             optimizer=_optimizer(rate, self.budget.steps, rules),
             training=self._training(self.budget.steps),
-            start=config.Start(
-                checkpoint=str(aligned.folder) if aligned else '', lm=str(self.out / 'runs' / 'language')
-            ),
+            start=config.Start(checkpoint=str(aligned.folder) if aligned else '', lm=str(self.language)),
         )
         return loop.train(run, self.instructed(rate))
 
