@@ -17,6 +17,7 @@ from qformer_jax.convert import dinov2
 from qformer_jax.convert.assemble import assemble
 from qformer_jax.convert.table import convert
 from qformer_jax.convert.tensors import read_all
+from qformer_jax.errors import UserError
 from qformer_jax.models import blip2
 from qformer_jax.models.vit import Vit, resize_positions
 from qformer_jax.rules import unflatten
@@ -94,3 +95,9 @@ def test_nnx_users_wrap_the_tower():
     params = nnx.to_pure_dict(nnx.state(tower, nnx.Param))
     params = jax.tree.map(jnp.asarray, params)
     assert_close(tower(pixels).features, Vit(reference.EVA).apply({'params': params}, pixels).features)
+
+
+@pytest.mark.parametrize('size, fits', [(100, '98 or 112'), (7, '14 or 28'), (0, '14 or 28')])
+def test_pictures_that_patches_do_not_fill_are_refused(size, fits):
+    with pytest.raises(UserError, match=rf'image_size is {size}, which patches of 14 pixels do not fill: take {fits}'):
+        config.Vit(image_size=size)

@@ -48,6 +48,12 @@ class Vit:
         wrong = [tap for tap in self.taps if not 0 <= tap < self.depth]
         if wrong:
             raise UserError(f'model.vit.taps has {wrong[0]}, but the blocks are numbered 0 to {self.depth - 1}')
+        fits = max(self.image_size // self.patch_size, 1) * self.patch_size
+        if self.image_size != fits:
+            raise UserError(
+                f'model.vit.image_size is {self.image_size}, which patches of {self.patch_size} pixels do not fill: '
+                f'take {fits} or {fits + self.patch_size}'
+            )
 
     @property
     def feature_width(self) -> int:
