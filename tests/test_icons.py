@@ -230,6 +230,24 @@ def test_videos_are_read_back_as_frames(choice, tmp_path):
     assert records[0].captions[0].endswith(' moves left') and records[0].questions == (moving.QUESTION,)
 
 
+@pytest.mark.parametrize(
+    'drawn, options, said',
+    [
+        (make, {'size': 0}, r'0 x 0 pixels shows nothing.*--size'),
+        (canvas, {'size': 7}, r'1 x 1 pixels shows nothing.*--size'),
+        (canvas, {'icons': (0.4, 0.2)}, r'--icons 0\.4 0\.2 are not.*--size 224'),
+        (canvas, {'icons': (0.5, 1.5)}, r'--icons 0\.5 1\.5 are not'),
+        (canvas, {'size': 7, 'icons': (0.2, 0.25)}, r'a pixel apart'),
+        (moving, {'step': 32}, r'--step 32 --size 64: .*less than half of the size'),
+        (moving, {'frames': 1}, r'--frames 1 .*two frames'),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(choice, tmp_path, drawn, options, said):
+    with pytest.raises(UserError, match=said):
+        drawn.make(drawn.Options(tmp_path / 'set', choice, **options))
+    assert not list(tmp_path.glob('set*')), 'and nothing is left of it'
+
+
 def test_the_tower_is_its_own_recipe_and_found_in_the_wheel(tmp_path):
     run, card = recipes.load(tower.__file__)
     assert run == tower.config() and card.startswith('The frozen tower')

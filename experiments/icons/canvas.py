@@ -17,7 +17,7 @@ from PIL import Image
 from experiments.icons import choose, folder
 from experiments.icons.choose import Choice, Icon
 from experiments.icons.draw import draw, inked, png
-from qformer_jax.errors import command
+from qformer_jax.errors import UserError, command
 
 Corners = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; the last two are one past the icon."""
@@ -116,7 +116,13 @@ def line(canvas: Canvas, size: int, edges: tuple[float, float]) -> folder.Line:
 
 
 def make(options: Options) -> str:
-    """Write the folder and return its fingerprint."""
+    """Write the folder and return its fingerprint; raises UserError for edges that no page has."""
+    smallest, largest = options.icons
+    if not (smallest > 0 and largest <= 1 and int(options.size * smallest) < int(options.size * largest)):
+        raise UserError(
+            f'--icons {smallest:g} {largest:g} are not the smallest and the largest edge of icons on a page of --size '
+            f'{options.size} pixels: they are shares of it, at least a pixel apart'
+        )
     canvases = plan(choose.icons(options.choice), options.choice.seed, options.train)
     return folder.write(options.out, canvases, lambda canvas: line(canvas, options.size, options.icons))
 

@@ -6,12 +6,16 @@ from PIL import Image
 
 from qformer_jax.errors import UserError
 
+_LEAST = 4  # pixels: of 2 x 2, some icons show nothing
+
 
 def draw(svg: str, size: int) -> Image.Image:
     """Return the icon, `size` x `size` pixels in RGBA, transparent where nothing is drawn.
 
-    Raises UserError when the package resvg-py is not installed.
+    Raises UserError below 4 pixels, and when the package resvg-py is not installed.
     """
+    if size < _LEAST:
+        raise UserError(f'an icon of {size} x {size} pixels shows nothing, it takes {_LEAST}: give a larger --size')
     try:
         from resvg_py import svg_to_bytes
     except ImportError:

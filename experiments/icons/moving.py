@@ -19,7 +19,7 @@ from PIL import Image
 from experiments.icons import choose, folder
 from experiments.icons.choose import Choice, Icon
 from experiments.icons.draw import draw, on_white, png
-from qformer_jax.errors import command
+from qformer_jax.errors import UserError, command
 
 DIRECTIONS = {'left': (-1, 0), 'right': (1, 0), 'up': (0, -1), 'down': (0, 1)}
 """Direction -> step to the right and downwards."""
@@ -97,7 +97,12 @@ def line(video: Video, options: Options) -> folder.Line:
 
 
 def make(options: Options) -> str:
-    """Write the folder and return its fingerprint."""
+    """Write the folder and return its fingerprint; raises UserError for videos that have no answer."""
+    if options.frames < 2 or not 0 < 2 * options.step < options.size:
+        raise UserError(
+            f'--frames {options.frames} --step {options.step} --size {options.size}: which way an icon moves takes two '
+            'frames, and a step of less than half of the size, or the way back is as short'
+        )
     videos = plan(choose.icons(options.choice), options.choice.seed, options.train, options.size)
     return folder.write(options.out, videos, lambda video: line(video, options))
 
