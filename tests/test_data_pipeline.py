@@ -37,7 +37,7 @@ def arrays(tmp_path_factory):
     return out
 
 
-VIT = Vit(image_size=16)
+VIT = Vit(image_size=16, patch_size=8)
 
 
 def run(path, stage='stage1', vit: Vit | None = VIT, batch=4, **data) -> Run:
