@@ -169,6 +169,47 @@ def test_a_batch_larger_than_the_data_set(complaint, pictures, tmp_path):
     assert "batch_size 32 exceeds the 24 records of 'train'" in complaint(*train_words(run, tmp_path))
 
 
+@pytest.mark.parametrize(
+    'option, value, words',
+    [
+        ('model.qformer.num-queries', 0, 'it must be at least 1'),
+        ('model.qformer.cross-attention-freq', 0, 'it must be at least 1'),
+        ('model.vit.depth', -2, 'it must be at least 1'),
+        ('model.qformer.dropout', 1.5, 'it must be at least 0 and at most 1'),
+        ('optimizer.peak-rate', -0.1, 'it must be at least 0'),
+        ('optimizer.weight-decay', 'nan', 'it must be at least 0'),
+        ('objective.itm', -1.0, 'it must be at least 0'),
+        ('optimizer.warmup-steps', -1, 'it must be at least 0'),
+        ('training.accumulate', 0, 'it must be at least 1'),
+    ],
+)
+def test_a_number_that_makes_no_sense(complaint, pictures, tmp_path, option, value, words):
+    said = complaint(*train_words(recipe('stage1', pictures), tmp_path), f'--{option}', value)
+    assert said == f'error: {option} is {value}, {words}' and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('part', ['qformer', 'vit'])
+def test_heads_that_do_not_divide_a_width(complaint, pictures, tmp_path, part):
+    said = complaint(*train_words(recipe('stage1', pictures), tmp_path), f'--model.{part}.heads', 3)
+    assert said.startswith(f'error: {part}/') and 'attention: 3 heads do not divide a width of ' in said
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    'stage, option, words',
+    [
+        ('stage1', 'model.qformer.max-positions', 'tokens do not fit the Q-Former: it has 3 positions'),
+        (
+            'language',
+            'model.lm.max-positions',
+            'do not fit the language model: it has 3 positions',
+        ),
+    ],
+)
+def test_texts_longer_than_a_table_of_positions(complaint, pictures, tmp_path, stage, option, words):
+    assert words in complaint(*train_words(recipe(stage, pictures), tmp_path), f'--{option}', 3)
+
+
 def test_features_into_a_run_that_has_a_tower(complaint, arrays, tmp_path):
     assert 'holds feature arrays' in complaint(*train_words(recipe('stage1', arrays), tmp_path))
 

@@ -177,7 +177,7 @@ def test_everything_that_writes_goes_through_gates(trained, pictures, tmp_path):
     'stage, changes, says',
     [
         ('stage2', {'lm': config.T5()}, 'model.gates stand between the blocks of a decoder, .* and this is T5'),
-        ('stage2', {'gates': config.Gates(heads=3)}, r'heads \(3\) divide the language model'),
+        ('stage2', {'gates': config.Gates(heads=3)}, r'heads is 3, and must divide the language model'),
         ('stage1', {}, r"model.gates read pictures in 'stage2' and 'instruct', not in 'stage1'"),
     ],
 )

@@ -120,9 +120,9 @@ def test_two_views_differ_by_their_dropout_only(train):
 @pytest.mark.parametrize(
     'weights, words',
     [
-        ({'itm': -1.0}, 'must be 0 or more'),
-        ({'itc': 0.0, 'itm': 0.0, 'itg': 0.0}, 'one of them above 0'),
-        ({'intra_modal': float('nan')}, 'must be 0 or more'),
+        ({'itm': -1.0}, r'objective\.itm is -1\.0, it must be at least 0'),
+        ({'itc': 0.0, 'itm': 0.0, 'itg': 0.0}, 'one must be above 0'),
+        ({'intra_modal': float('nan')}, r'objective\.intra-modal is nan, it must be at least 0'),
         ({'intra_modal': 0.1}, 'dropout, and model.qformer.dropout is 0'),
     ],
 )

@@ -9,6 +9,7 @@ from flax import struct
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from ..errors import UserError
 from ..typing import Array, Bool, Float
 from .added import Extended
 from .lora import Adapted
@@ -119,7 +120,10 @@ def tied_logits(x: Float['B T D'], table: Float['N D'] | Quantized | Extended) -
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose keys and values can be projected once and used by many queries."""
+    """Multi-head attention whose keys and values can be projected once and used by many queries.
+
+    Raises UserError where the heads do not divide the width.
+    """
 
     width: int
     heads: int
@@ -128,6 +132,9 @@ class Attention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
+        if self.width % self.heads:
+            place = '/'.join(self.path)
+            raise UserError(f'{place}: {self.heads} heads do not divide a width of {self.width}, change either')
         self.query = dense(self.width, self.dtype)
         self.key = dense(self.width, self.dtype, self.key_bias)
         self.value = dense(self.width, self.dtype)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from .. import config
+from ..errors import UserError
 from ..typing import Array, Bool, Float, Int, Size
 from . import cache as caches
 from . import masks
@@ -86,9 +87,15 @@ class Opt(nn.Module):
     ) -> LmOutput:
         """Run the decoder over token vectors (or a soft prefix); with a cache, after the positions that it holds.
 
-        `before` says what to do to the hidden states before which block (`gates.py`).
+        `before` says what to do to the hidden states before which block (`gates.py`). Raises UserError for rows longer
+        than the table of positions: a lookup past its end would take its last row, and say nothing.
         """
         c, length = self.config, x.shape[1]
+        if cache is None and length > c.max_positions:
+            raise UserError(
+                f'rows of {length} tokens, the picture among them, do not fit the language model: it has '
+                f'{c.max_positions} positions (model.lm.max-positions; data.max-lm-text cuts texts)'
+            )
         slots, start = place(cache, exists)
         position = jax.lax.dynamic_slice_in_dim(masks.positions(slots), start, length, axis=1)
         x = x.astype(self.dtype)

@@ -23,6 +23,7 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from .. import config
+from ..errors import UserError
 from ..typing import Array, Bool, Float, Int, Size
 from . import masks, queries
 from .layers import Attention, KeyValue, Mlp, at_least_float32, dense, gelu, layer_norm, tied_logits
@@ -198,6 +199,11 @@ class Qformer(nn.Module):
             start = queries.means(self.query_token, self.config.query_bank)
             parts.append(jnp.broadcast_to(start[None], (batch, *start.shape)))
         if text is not None:  # text positions start at 0 whether queries come before or not
+            if text.shape[1] > self.config.max_positions:
+                raise UserError(
+                    f'texts of {text.shape[1]} tokens do not fit the Q-Former: it has {self.config.max_positions} '
+                    'positions (model.qformer.max-positions; data.max-text cuts texts)'
+                )
             is_word = (text < self.config.vocab_size)[..., None]
             words = jnp.where(is_word, self.word_embedding.at[text].get(mode='clip'), self.added_embedding[:1, None])
             position = jax.lax.dynamic_slice_in_dim(self.position_embedding, text_start, text.shape[1])

@@ -1,19 +1,53 @@
 """What a configuration cannot do, said before anything is read."""
 
 import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
 
 from .. import config
 from ..errors import UserError
 from ..models import connectors, query_count
 
 TERMS = ('itc', 'itm', 'itg', 'cross_modal', 'in_modal', 'intra_modal', 'static_queries')
+FROM_ZERO = (
+    'model.qformer.feature_width', 'model.qformer.vocab_size', 'model.qformer.local_queries',
+    'model.connector.feature_width', 'model.lm.vocab_size', 'model.lm.embed_width', 'model.time.patches',
+    'model.word_head', 'data.max_patches', 'optimizer.warmup_steps', 'optimizer.steps_per_epoch', 'training.seed',
+    'training.max_skipped',
+)  # fmt: skip
+"""Whole numbers of which 0 says something: none, or as many as the tower or the data set has."""
+SHARES = (
+    'model.qformer.dropout', 'objective.label_smoothing', 'data.caption_fraction', 'data.phrase_fraction',
+    'optimizer.beta1', 'optimizer.beta2',
+)  # fmt: skip
+"""Numbers of at most 1."""
+
+
+def _check_numbers(run: config.Run) -> None:
+    """Refuse sizes and counts that are none, and weights, rates and shares that no loss or optimizer has a use for."""
+    for path, kind, value in _numbers(run):
+        least, share = int(kind is int and path not in FROM_ZERO), path in SHARES
+        if not least <= value < math.inf or (share and value > 1):  # nan is neither
+            upper = ' and at most 1' if share else ''
+            raise UserError(f'{path.replace("_", "-")} is {value}, it must be at least {least}{upper}')
+
+
+def _numbers(part: Any, path: str = '') -> Iterator[tuple[str, type, float]]:
+    """Yield the fields of a configuration that are one number: path, int or float, value."""
+    for field in dataclasses.fields(part):
+        value, name = getattr(part, field.name), f'{path}{field.name}'
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f'{name}.')
+        elif field.type in (int, float):
+            yield name, field.type, value
 
 
 def _check_terms(run: config.Run) -> None:
     weights = {name: getattr(run.objective, name) for name in TERMS}
-    wrong = {name: weight for name, weight in weights.items() if not 0 <= weight < float('inf')}
-    if wrong or not any(weights.values()):
-        raise UserError(f'the weights of stage 1 must be 0 or more, and one of them above 0: objective has {weights}')
+    if not any(weights.values()):
+        raise UserError(f'of the weights of stage 1 one must be above 0: objective has {weights}')
     if run.objective.intra_modal and not run.model.qformer.dropout:
         raise UserError(
             'objective.intra-modal contrasts two passes with other dropout, and model.qformer.dropout is 0: set it'
@@ -35,8 +69,6 @@ def _check_connector(run: config.Run) -> None:
         connectors.make(m.connector, 'float32')
     if m.time and not (m.qformer or m.connector):
         raise UserError('model.time tells a Q-Former or a connector when frames are, and both are None')
-    if m.time and m.time.frames < 1:
-        raise UserError(f'model.time.frames is {m.time.frames}, it must be at least 1 (without times: time=None)')
     if run.objective.instruction_aware and not m.qformer:
         raise UserError('objective.instruction-aware: the Q-Former reads the question, and model.qformer is None')
 
@@ -54,9 +86,8 @@ def _check_gates(run: config.Run) -> None:
         raise UserError(f"model.gates read pictures in 'stage2' and 'instruct', not in '{run.stage}'")
     if lm.family == 't5':
         raise UserError('model.gates stand between the blocks of a decoder, OPT or Llama, and this is T5: gates=None')
-    if gates.every < 1 or lm.width % gates.heads:
-        raise UserError(f'model.gates: every ({gates.every}) must be at least 1, and heads ({gates.heads}) divide the '
-                        f"language model's width, {lm.width}")  # fmt: skip
+    if lm.width % gates.heads:
+        raise UserError(f"model.gates.heads is {gates.heads}, and must divide the language model's width, {lm.width}")
 
 
 def check(run: config.Run) -> None:
@@ -71,14 +102,13 @@ def check(run: config.Run) -> None:
     for part in needs[run.stage]:
         if getattr(run.model, part) is None:
             raise UserError(f"stage '{run.stage}' needs model.{part}, which is None")
+    _check_numbers(run)
     _check_connector(run)
     _check_nested(run)
     if run.model.gates:
         _check_gates(run)
     if run.model.lora and run.stage not in ('stage2', 'instruct'):
         raise UserError(f"model.lora adapts a frozen language model in 'stage2' and 'instruct', not in '{run.stage}'")
-    if run.model.lora and run.model.lora.rank < 1:
-        raise UserError(f'model.lora.rank is {run.model.lora.rank}, it must be at least 1 (without LoRA: lora=None)')
     if run.stage == 'stage1':
         _check_terms(run)
     if run.stage == 'language' and run.model.lm.family == 't5':
