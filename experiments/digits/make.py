@@ -48,6 +48,7 @@ def make(out: Path, /) -> None:
         lines = [line(f'{row}.npy', int(digits.target[row])) for row in rows]
         (folder / 'captions.jsonl').write_text('\n'.join(lines) + '\n')
         print(f'wrote {folder}: {len(lines)} arrays')
+    print(f'next: qformer data pack features {out}_packed --path {out}')
 
 
 if __name__ == '__main__':

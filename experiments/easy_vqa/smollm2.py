@@ -71,11 +71,11 @@ class Figure:
 def train(line: Line, options: Options) -> None:
     """Train every stage that is not finished, and store the last one's frozen towers in int8."""
     short = ('--training.steps', options.steps, '--optimizer.warmup-steps', 1) if options.steps else ()
+    if not line.run(LM).exists():  # first: what is missing is not said after two trainings
+        line.command('convert', options.gguf, line.run(LM), '--dtype', 'bfloat16')
     line.pack()
     line.train('vision', *short)
     line.train('stage1', *short)
-    if not line.run(LM).exists():
-        line.command('convert', options.gguf, line.run(LM), '--dtype', 'bfloat16')
     line.train(CAPTIONS, *short)
     line.train(QUESTIONS, *short)
     if not line.run(SMALL).exists():

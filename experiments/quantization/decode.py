@@ -54,7 +54,7 @@ class Options:
     """Sizes of the networks."""
     what: Literal['steps', 'products'] = 'steps'
     """Whole steps, or products of single layers."""
-    variant: str = ''
+    variant: Literal['', *VARIANTS] = ''
     """One variant, in this process; default: each in a process of its own."""
     batch: tuple[int, ...] = (1, 16)
     """Rows that decode together."""
