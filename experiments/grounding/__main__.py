@@ -22,6 +22,7 @@ import tyro
 
 from experiments.icons import canvas, choose, folder
 from experiments.icons.choose import Choice, Icon
+from experiments.results import keep
 from qformer_jax import cli, config
 from qformer_jax.errors import command
 from qformer_jax.evaluation.task import evaluate
@@ -141,24 +142,13 @@ def judged(o: Options, variant: Variant, seed: int, data: Path) -> dict[str, obj
     }
 
 
-def keep(row: dict[str, object], path: Path = RESULTS) -> None:
-    """Put a row among the results, in the place of one of the same variant, seed and steps."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    known = {_place(each): each for each in map(json.loads, lines)} | {_place(row): row}
-    path.write_text(''.join(json.dumps(known[place]) + '\n' for place in sorted(known)))
-
-
-def _place(row: dict[str, object]) -> tuple[int, str, int]:
-    return row['steps'], row['variant'], row['seed']
-
-
 def main(o: Options) -> None:
     """Keep the results after every variant."""
     data = pages(o)
     for seed in o.seeds:
         for variant in o.variants:
             row = judged(o, variant, seed, data)
-            keep(row)
+            keep(row, RESULTS)
             print(json.dumps(row))
     print(f'wrote {RESULTS}; next: qformer evaluate {o.out}/{o.variants[0]}-{o.seeds[0]} --task grounding --split test')
 

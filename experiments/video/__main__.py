@@ -18,6 +18,7 @@ import tyro
 
 from experiments.icons import choose, moving
 from experiments.icons.choose import Choice
+from experiments.results import keep
 from qformer_jax import cli, config
 from qformer_jax.errors import command
 from qformer_jax.evaluation import task
@@ -121,7 +122,7 @@ def towers(options: Options) -> Path:
 
 def judged(options: Options, data: Path, variant: str, seed: int) -> dict[str, object]:
     """Train a variant, if that is not done, and return what it reaches."""
-    folder = options.out / f'{variant.replace(", ", "_")}-{seed}'
+    folder = _folder(options, variant, seed)
     run = recipe('instruct', data, options.steps, 1e-3, vit=VIT, lm=LM, **VARIANTS[variant])
     starts = config.Start(vit=str(options.out / 'vision'), lm=str(options.out / 'language'))
     done = loop.train(
@@ -131,12 +132,18 @@ def judged(options: Options, data: Path, variant: str, seed: int) -> dict[str, o
     return {'variant': variant, 'seed': seed, 'steps': options.steps, 'fingerprint': done.fingerprint} | right
 
 
+def _folder(options: Options, variant: str, seed: int) -> Path:
+    return options.out / f'{variant.replace(", ", "_")}-{seed}'
+
+
 def main(options: Options) -> None:
-    """Write one line of JSON a variant and seed."""
+    """Keep the results after every variant."""
     data = towers(options)
-    rows = [judged(options, data, variant, seed) for seed in options.seeds for variant in options.variants]
-    RESULTS.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    print(f'wrote {RESULTS}')
+    for seed in options.seeds:
+        for variant in options.variants:
+            keep(judged(options, data, variant, seed), RESULTS)
+    first = _folder(options, options.variants[0], options.seeds[0])
+    print(f'wrote {RESULTS}; next: qformer evaluate {first} --task vqa --split vendor')
 
 
 if __name__ == '__main__':
