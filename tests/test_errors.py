@@ -199,11 +199,7 @@ def test_heads_that_do_not_divide_a_width(complaint, pictures, tmp_path, part):
     'stage, option, words',
     [
         ('stage1', 'model.qformer.max-positions', 'tokens do not fit the Q-Former: it has 3 positions'),
-        (
-            'language',
-            'model.lm.max-positions',
-            'do not fit the language model: it has 3 positions',
-        ),
+        ('language', 'model.lm.max-positions', 'do not fit the language model: it has 3 positions'),
     ],
 )
 def test_texts_longer_than_a_table_of_positions(complaint, pictures, tmp_path, stage, option, words):

@@ -101,3 +101,5 @@ def test_nnx_users_wrap_the_tower():
 def test_pictures_that_patches_do_not_fill_are_refused(size, fits):
     with pytest.raises(UserError, match=rf'image_size is {size}, which patches of 14 pixels do not fill: take {fits}'):
         config.Vit(image_size=size)
+    with pytest.raises(UserError, match='patch-size is 0, it must be at least 1'):
+        config.Vit(image_size=size, patch_size=0)

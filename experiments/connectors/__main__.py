@@ -119,8 +119,10 @@ def _process(options: Options, number: int, variant: Variant) -> None:
 
 def study(options: Options, variants: tuple[Variant, ...], folder: Path) -> None:
     """Run a study and write its results into `folder`; exits with an error where cells are missing."""
-    if not options.seeds or min(options.processes, options.gpus) < 1:
-        raise UserError('--seeds names no seed' if not options.seeds else '--processes and --gpus must be at least 1')
+    if not options.seeds:
+        raise UserError('--seeds names no seed')
+    if min(options.processes, options.gpus) < 1:
+        raise UserError('--processes and --gpus must be at least 1')
     rows = run(options, variants)
     if rows:
         print(f'{len(rows)} cells; wrote {", ".join(map(str, report.write(rows, folder)))}')

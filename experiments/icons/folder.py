@@ -25,27 +25,27 @@ def write(out: Path, splits: Mapping[str, Sequence[Item]], line: Callable[[Item]
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"'{out}' is not empty: name a new folder, or remove it first")
+    for split, items in splits.items():
+        if not items:
+            raise UserError(f"split '{split}' would be empty: hold out more, or take more icon sets")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = tempfile.TemporaryDirectory(prefix=f'{out.name}.unfinished-', dir=out.parent)
     total, digest = 0, hashlib.sha256()
-    with full_disk_as_user_error(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f'{out.name}.unfinished-', dir=out.parent) as scratch:
-            drawn = Path(scratch) / out.name
-            for split, items in splits.items():
-                if not items:
-                    raise UserError(f"split '{split}' would be empty: hold out more, or take more icon sets")
-                (drawn / split).mkdir(parents=True)
-                texts = []
-                for item in track(items, f'drawing {split}', console=Console(stderr=True)):
-                    said, files = line(item)
-                    texts.append(json.dumps(said))
-                    digest.update(f'{split} {texts[-1]}'.encode())
-                    for name, data in files.items():
-                        (drawn / split / name).parent.mkdir(parents=True, exist_ok=True)
-                        (drawn / split / name).write_bytes(data)
-                        digest.update(data)
-                        total += len(data)
-                (drawn / split / 'captions.jsonl').write_text('\n'.join(texts) + '\n')
-            drawn.replace(out)
+    with full_disk_as_user_error(out.parent), unfinished as scratch:
+        drawn = Path(scratch) / out.name
+        for split, items in splits.items():
+            texts = []
+            for item in track(items, f'drawing {split}', console=Console(stderr=True)):
+                said, files = line(item)
+                texts.append(json.dumps(said))
+                digest.update(f'{split} {texts[-1]}'.encode())
+                for name, data in files.items():
+                    (drawn / split / name).parent.mkdir(parents=True, exist_ok=True)
+                    (drawn / split / name).write_bytes(data)
+                    digest.update(data)
+                    total += len(data)
+            (drawn / split / 'captions.jsonl').write_text('\n'.join(texts) + '\n')
+        drawn.replace(out)
     counts = ', '.join(f'{split} {len(items)}' for split, items in splits.items())
     fingerprint = digest.hexdigest()[:12]
     print(f'wrote {out}: {counts}; {total / 2**20:.1f} MiB, fingerprint {fingerprint}')

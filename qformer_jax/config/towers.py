@@ -48,6 +48,8 @@ class Vit:
         wrong = [tap for tap in self.taps if not 0 <= tap < self.depth]
         if wrong:
             raise UserError(f'model.vit.taps has {wrong[0]}, but the blocks are numbered 0 to {self.depth - 1}')
+        if self.patch_size < 1:
+            raise UserError(f'model.vit.patch-size is {self.patch_size}, it must be at least 1')
         fits = max(self.image_size // self.patch_size, 1) * self.patch_size
         if self.image_size != fits:
             raise UserError(
