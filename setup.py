@@ -45,6 +45,8 @@ setup(
         'rich>=13',
         'tokenizers>=0.21',
         'safetensors>=0.5',
+        'msgspec>=0.19',
+        'filelock>=3.16',
         'flatbuffers',  # jax.export imports it without asking for it
         'pillow>=11',
         'matplotlib>=3.9',

@@ -1,6 +1,7 @@
 """`configs/NAME.py` by name: each file's docstring is the model card, its `config()` returns the `Run`."""
 
 import runpy
+import sys
 from pathlib import Path
 
 from .config import Run
@@ -20,7 +21,11 @@ def load(name: str) -> tuple[Run, str]:
     path = Path(name) if name.endswith('.py') else FOLDER / f'{name}.py'
     if not path.is_file():
         raise UserError(f"no recipe '{name}'{nearest(name, names())}; recipes: {', '.join(names())}, or a .py file")
-    module = runpy.run_path(str(path))
+    sys.path.insert(0, str(path.parent))  # as of any script: a recipe may import what lies beside it
+    try:
+        module = runpy.run_path(str(path))
+    finally:
+        sys.path.remove(str(path.parent))
     if 'config' not in module:
         raise UserError(f"'{path}' defines no function config() that returns a Run")
     return module['config'](), (module['__doc__'] or '').strip()

@@ -109,6 +109,7 @@ def recipe(stage: str, data: Path, steps: int = STEPS) -> config.Run:
             peak_rate=1e-2, warmup_steps=5, rate_rules=rules.get(stage, (('.*', 1.0),)), clip_norm=1.0
         ),
         training=config.Training(steps=steps, batch_size=8, checkpoint_every=1000),
+        start=config.Start(scratch=('vit', 'lm')),
     )
 
 

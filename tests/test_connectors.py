@@ -115,7 +115,8 @@ def test_a_connector_beside_the_queries_follows_them():
     'kind, says',
     [
         ('resempler', r"no connector 'resempler' \(nearest: 'resampler'\): .* one of .*linear, mlp, "),
-        ('nowhere.at_all', r"no connector 'nowhere.at_all': .* import path of a module with a class Connector"),
+        ('nowhere.at_all', r"no connector 'nowhere.at_all': .* a recipe gives the class .*module=YourClass"),
+        ('json', r"no connector 'json': .* whoever uses the run names its file \(--connector FILE\)"),
     ],
 )
 def test_an_unknown_kind_is_refused(kind, says):
@@ -161,25 +162,31 @@ def test_published_sizes_have_shapes(kind):
     assert shapes['connector_projection']['kernel'].shape[1] == 2560
 
 
-def test_a_newcomer_adds_one_as_the_page_says(arrays, tmp_path, monkeypatch):
+def test_a_newcomer_adds_one_as_the_page_says(arrays, tmp_path):
     """The file of docs/variants.md, below 40 lines, and one line of configuration: it trains, answers and exports."""
     page = (small.ROOT / 'docs' / 'variants.md').read_text()
     (code,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
     assert len(code.splitlines()) < 40
     (tmp_path / 'soft_pool.py').write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
+    own = connectors.from_file(tmp_path / 'soft_pool.py')
     run = small.without_tower(small.recipe('stage2', arrays, steps=6))
     run = small.change(run, 'model', qformer=None, connector=dataclasses.replace(SMALL, feature_width=0))
-    run = small.change(run, 'model', connector=dataclasses.replace(run.model.connector, kind='soft_pool'))
+    run = small.change(run, 'model', connector=dataclasses.replace(run.model.connector, kind='soft_pool', module=own))
     loop.train(run, tmp_path / 'run')
-    model = Blip2.load(tmp_path / 'run')
+    with pytest.raises(UserError, match=r"no connector 'soft_pool': .*--connector FILE"):
+        Blip2.load(tmp_path / 'run')
+    model = Blip2.load(tmp_path / 'run', connector=own)
     assert len(model.caption([FEATURES[0]])) == 1
     names = [function.name for function in functions(model.run, apart(flatten(model.params)))]
     assert names == ['encode', 'prefill', 'step']
 
 
-def test_what_a_module_of_ones_own_lacks_is_not_mistaken_for_the_module(tmp_path, monkeypatch):
+def test_what_a_file_of_ones_own_lacks_is_not_mistaken_for_the_file(tmp_path):
     (tmp_path / 'soft_pool_too.py').write_text('import soft_pool_to\n')
-    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="'soft_pool_to'"):
-        connectors.make(dataclasses.replace(SMALL, kind='soft_pool_too'), jnp.float32)
+        connectors.from_file(tmp_path / 'soft_pool_too.py')
+    (tmp_path / 'empty.py').write_text('')
+    with pytest.raises(UserError, match='defines no class Connector'):
+        connectors.from_file(tmp_path / 'empty.py')
+    with pytest.raises(UserError, match=r'is no \.py file'):
+        connectors.from_file(tmp_path)

@@ -23,7 +23,8 @@ from qformer_jax.convert.tensors import Tensor, in_memory, read_all
 from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.models.vit import resize_positions
-from qformer_jax.training import exchange, start
+from qformer_jax.runs import run_dir
+from qformer_jax.training import exchange
 
 LAVIS = reference.GOLDENS / 'lavis'
 LIKE = {
@@ -102,7 +103,7 @@ def test_provenance_stands_beside_the_result(tmp_path):
     (source,) = found['sources']
     assert source['file'] == 'state_dict.safetensors' and source['bytes'] == recorded('stage1').stat().st_size
     assert len(source['sha256']) == 64 and {'jax', 'numpy', 'safetensors'} <= found['versions'].keys()
-    done = start.finished(tmp_path / 'runs' / 'mine')
+    done = run_dir.finished(tmp_path / 'runs' / 'mine')
     assert {a.dtype.name for a in read_all(exchange.read([done.folder]).tensors).values()} == {'bfloat16'}
 
 

@@ -17,6 +17,7 @@ from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.encoder import Encoder
 from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
+from qformer_jax.runs import run_dir
 from qformer_jax.training import logs, loop, start
 
 STEPS = 3
@@ -65,7 +66,7 @@ def test_training_from_features_is_training_from_pictures(name, line, pictures, 
     expected, found = (losses(run.folder) for run in runs)
     assert len(found) == STEPS and expected[0] != expected[-1]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    assert runs[1].last['vit'] == runs[0].last['vit'] == start.finished(line / 'vision').last['vit']
+    assert runs[1].last['vit'] == runs[0].last['vit'] == run_dir.finished(line / 'vision').last['vit']
     assert runs[1].last.keys() == runs[0].last.keys()
 
 
@@ -109,16 +110,14 @@ def test_the_command_says_how_to_go_on(line, pictures, tmp_path, capsys):
     assert f'wrote {out}: test 8 records, train 24 records' in said
     assert f'--data.path {out} --start.vit {line / "stage1"} --data.crop-scale 1 1 --data.no-flip' in said
     tower = Encoder.load(out)
-    assert tower.weights == start.finished(line / 'vision').last['vit'] and tower.dtype == 'float32'
+    assert tower.weights == run_dir.finished(line / 'vision').last['vit'] and tower.dtype == 'float32'
 
 
 def with_another_tower(run, folder):
     """Return a copy of a finished run, as far as it is read before training, that names other weights."""
     folder.mkdir()
     shutil.copy(run / 'run.json', folder)
-    tree = json.loads((run / 'finished.json').read_text())
-    tree['last']['vit'] = '0' * 64
-    (folder / 'finished.json').write_text(json.dumps(tree))
+    run_dir.write_finished(folder, run_dir.finished(run).last | {'vit': '0' * 64}, {}, None, [])
     return folder
 
 

@@ -15,7 +15,8 @@ from small import change, recipe, without_tower
 import experiments
 from qformer_jax import cli, config, errors
 from qformer_jax.evaluation import task
-from qformer_jax.training import loop, start
+from qformer_jax.runs import run_dir
+from qformer_jax.training import loop
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_a_split_that_is_missing_or_empty(complaint, pictures, tmp_path):
     assert "no split 'trian' (nearest: 'train')" in said
     said = complaint(*train_words(change(run, 'data', train_split='train[:0]'), tmp_path))
     assert "split 'train[:0]'" in said and 'is empty' in said
-    assert not (tmp_path / 'run' / start.FINISHED).exists()
+    assert not (tmp_path / 'run' / run_dir.FINISHED).exists()
 
 
 def test_a_corrected_mistake_is_not_another_run(complaint, pictures, tmp_path):
@@ -161,7 +162,7 @@ def test_a_corrected_mistake_is_not_another_run(complaint, pictures, tmp_path):
     complaint(*train_words(wrong, tmp_path))
     right = change(wrong, 'data', train_split='train')
     assert loop.train(right, tmp_path / 'run').run.data.train_split == 'train'
-    assert json.loads((tmp_path / 'run' / start.RUN).read_text())['config']['data']['train_split'] == 'train'
+    assert json.loads((tmp_path / 'run' / run_dir.RUN).read_text())['config']['data']['train_split'] == 'train'
 
 
 def test_a_batch_larger_than_the_data_set(complaint, pictures, tmp_path):
@@ -217,7 +218,7 @@ def test_pictures_into_a_run_without_a_tower(complaint, pictures, tmp_path):
 
 def test_a_start_run_that_is_not_finished(complaint, pictures, line, tmp_path):
     shutil.copytree(line / 'vision', tmp_path / 'begun')
-    (tmp_path / 'begun' / start.FINISHED).unlink()
+    (tmp_path / 'begun' / run_dir.FINISHED).unlink()
     run = dataclasses.replace(recipe('stage1', pictures), start=config.Start(vit=str(tmp_path / 'begun')))
     assert f"run '{tmp_path / 'begun'}' is not finished" in complaint(*train_words(run, tmp_path / 'new'))
 

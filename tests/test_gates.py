@@ -21,7 +21,8 @@ from qformer_jax.inference.export import write
 from qformer_jax.inference.search import Settings
 from qformer_jax.models import blip2, llama, masks, opt
 from qformer_jax.rules import flatten, unflatten
-from qformer_jax.training import loop, start
+from qformer_jax.runs import run_dir
+from qformer_jax.training import loop
 
 GATES = config.Gates(every=2, heads=2, mlp_width=16)
 LMS = {'opt': dataclasses.replace(small.OPT, depth=3, vocab_size=50), 'llama': dataclasses.replace(LLAMA, depth=3)}
@@ -143,7 +144,7 @@ def trained(line, pictures, tmp_path_factory) -> Blip2:
     starts = config.Start(checkpoint=str(line / 'stage1'), lm=str(line / 'language'))
     folder = tmp_path_factory.mktemp('gated') / 'run'
     loop.train(dataclasses.replace(run, start=starts), folder)
-    assert start.finished(folder).last['lm'] == start.finished(line / 'language').last['lm']
+    assert run_dir.finished(folder).last['lm'] == run_dir.finished(line / 'language').last['lm']
     return small.roomy(Blip2.load(folder))
 
 

@@ -33,7 +33,8 @@ from qformer_jax.models import added, blip2, lora
 from qformer_jax.models.added import Extended
 from qformer_jax.models.lora import Adapted
 from qformer_jax.rules import flatten, unflatten
-from qformer_jax.training import loop, start
+from qformer_jax.runs import run_dir
+from qformer_jax.training import loop
 
 GRID = config.Grounding(grid=4)
 WORDS = boxes.words(4)
@@ -249,8 +250,8 @@ def placed(tmp_path_factory, line):
 
 def test_a_run_learns_where_things_are(placed, line):
     run = placed / 'runs' / 'placed'
-    done = start.finished(run)
-    assert done.last['lm'] == start.finished(line / 'language').last['lm'], 'the language model stays, to the byte'
+    done = run_dir.finished(run)
+    assert done.last['lm'] == run_dir.finished(line / 'language').last['lm'], 'the language model stays, to the byte'
     cli.run(['evaluate', str(run), '--task', 'grounding'])
     numbers = json.loads((run / 'evaluation' / 'grounding-test.json').read_text())['numbers']
     assert numbers['R@1 at IoU 0.5'] == 1 and numbers['malformed answers'] == 0

@@ -16,7 +16,8 @@ from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.inference.search import Settings
 from qformer_jax.inference.seen import Seen
 from qformer_jax.models import masks
-from qformer_jax.training import loop, start
+from qformer_jax.runs import run_dir
+from qformer_jax.training import loop
 from qformer_jax.training.alignment import align
 
 KINDS = [(colour, shape) for shape in small.SHAPES for colour in small.COLOURS]
@@ -364,6 +365,6 @@ def test_the_best_checkpoint_can_be_loaded_instead_of_the_last(pictures, tmp_pat
     run = small.change(run, 'optimizer', peak_rate=3.0, warmup_steps=6)
     done = loop.train(small.change(run, 'data', validation_split='test'), tmp_path / 'run')
     assert done.best and done.best != done.last
-    last, best = (start.load_components(done, which)['lm']['word_embedding'] for which in ('last', 'best'))
+    last, best = (run_dir.load_components(done, which)['lm']['word_embedding'] for which in ('last', 'best'))
     assert np.abs(last - best).max() > 0
     assert config.to_json(done.run) == config.to_json(Blip2.load(tmp_path / 'run', 'best').run)

@@ -23,7 +23,8 @@ from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.inference.search import Settings
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten
-from qformer_jax.training import exchange, language_model, loop, start
+from qformer_jax.runs import run_dir
+from qformer_jax.training import exchange, language_model, loop
 
 LLAMA = config.Llama(
     vocab_size=len(test_gguf.WORDS),
@@ -102,7 +103,7 @@ def test_the_tokenizer_is_the_language_models_and_so_are_its_weights(taught, arr
     model, voice = taught
     assert (model.folder / BYTE_BPE).read_bytes() == (voice / BYTE_BPE).read_bytes()
     assert (model.folder / BYTE_BPE).read_bytes() != (arrays / BYTE_BPE).read_bytes()
-    assert start.finished(model.folder).last['lm'] == start.finished(voice).last['lm']
+    assert run_dir.finished(model.folder).last['lm'] == run_dir.finished(voice).last['lm']
     assert model.lm_tokenizer.vocab_size == model.run.model.lm.vocab_size
 
 

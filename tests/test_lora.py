@@ -23,7 +23,8 @@ from qformer_jax.models import blip2, lora, quantized
 from qformer_jax.models.layers import products
 from qformer_jax.models.lora import Adapted
 from qformer_jax.rules import flatten, split, unflatten
-from qformer_jax.training import exchange, logs, loop, start
+from qformer_jax.runs import run_dir
+from qformer_jax.training import exchange, logs, loop
 
 LORA = config.Lora(rank=4, alpha=6.0)
 RULES = (('lora/.*', 1.0), ('.*', None))
@@ -171,7 +172,7 @@ def tuned(pictures, line, tmp_path_factory) -> Path:
 
 
 def test_it_learns_alone_and_only_its_own_weights_are_saved(tuned):
-    done, began = (start.finished(tuned / name) for name in ('tuned', 'stage2'))
+    done, began = (run_dir.finished(tuned / name) for name in ('tuned', 'stage2'))
     assert {name: done.last[name] for name in began.last} == began.last and done.last.keys() - began.last == {'lora'}
     assert json.loads((tuned / 'new.json').read_text()) == [f'{done.last["lora"]}.safetensors']
     size = 2 * 2 * (16 * 4 + 4 * 16) * 4  # 2 layers, query and value, down and up, float32
@@ -179,21 +180,21 @@ def test_it_learns_alone_and_only_its_own_weights_are_saved(tuned):
     assert size < file.stat().st_size < size + 1200 < store.path(done.store, done.last['lm']).stat().st_size
     losses = [r['loss'] for r in logs.records(done.folder) if r['kind'] == 'train']
     assert np.mean(losses[-10:]) < 0.8 * losses[0]
-    frozen = json.loads((done.folder / start.FINISHED).read_text())['frozen']
+    frozen = json.loads((done.folder / run_dir.FINISHED).read_text())['frozen']
     assert frozen['before'] == frozen['after']
 
 
 def test_gradients_exist_for_the_lora_alone(tuned):
-    done = start.finished(tuned / 'tuned')
-    trainable, frozen = split(start.load_components(done), RULES)
+    done = run_dir.finished(tuned / 'tuned')
+    trainable, frozen = split(run_dir.load_components(done), RULES)
     assert set(trainable) == {'lora'} and set(frozen) == {'vit', 'qformer', 'lm', 'lm_projection'}
 
 
 def test_a_run_in_use_is_the_model_that_was_trained(tuned):
     """Losses of answers through the merged model, against the step beside the frozen kernel as in training."""
-    model, done = Blip2.load(tuned / 'tuned'), start.finished(tuned / 'tuned')
+    model, done = Blip2.load(tuned / 'tuned'), run_dir.finished(tuned / 'tuned')
     assert model.run.model.lora is None and set(model.params) == {'vit', 'qformer', 'lm', 'lm_projection'}
-    adapted = dataclasses.replace(model, params=lora.adapt(start.load_components(done), LORA))
+    adapted = dataclasses.replace(model, params=lora.adapt(run_dir.load_components(done), LORA))
     base = Blip2.load(tuned / 'stage2')
     pictures = model.encode([small.draw_picture(colour, 'circle') for colour in small.COLOURS])
     found, want, before = (m.losses(pictures, [ASKED] * 4, list(small.COLOURS))[0] for m in (model, adapted, base))
@@ -212,7 +213,7 @@ def whole(tuned) -> Path:
 
 def test_a_merged_run_is_a_run_like_any_other(tuned, whole, pictures, tmp_path):
     model, want = Blip2.load(whole), Blip2.load(tuned / 'tuned')
-    last, before = (start.finished(folder).last for folder in (whole, tuned / 'stage2'))
+    last, before = (run_dir.finished(folder).last for folder in (whole, tuned / 'stage2'))
     assert last.keys() == before.keys() and {name for name in last if last[name] != before[name]} == {'lm'}
     assert jax.tree.all(jax.tree.map(np.array_equal, model.params, want.params))
     picture = [small.draw_picture('red', 'square')]
@@ -241,9 +242,9 @@ def test_a_quantized_run_is_merged_first(tuned, tmp_path, capsys):
 
 
 def test_a_run_that_was_cut_short_ends_where_the_whole_one_ends(tuned, pictures):
-    done = start.finished(tuned / 'tuned')
+    done = run_dir.finished(tuned / 'tuned')
     torn = shutil.copytree(done.folder, tuned / 'torn')
-    (torn / start.FINISHED).unlink()
+    (torn / run_dir.FINISHED).unlink()
     for path in sorted((torn / 'checkpoints').glob('40*'), key=Path.is_dir):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert loop.train(lora_run(pictures, tuned / 'stage2'), torn).last == done.last
@@ -253,23 +254,21 @@ def test_a_run_that_was_cut_short_ends_where_the_whole_one_ends(tuned, pictures)
 def test_a_further_stage_goes_on_with_the_lora(tuned, pictures, tmp_path, capsys):
     done = loop.train(lora_run(pictures, tuned / 'tuned', steps=6), tmp_path / 'further')
     assert f'  lora           from checkpoint {tuned / "tuned"}\n' in capsys.readouterr().err
-    began = start.finished(tuned / 'tuned')
+    began = run_dir.finished(tuned / 'tuned')
     assert done.last['lm'] == began.last['lm'] and done.last['lora'] != began.last['lora']
 
 
 @pytest.fixture(scope='module')
 def other(tuned, whole) -> tuple[str, str]:
     """The digests of the LoRA's base and of a language model of the same shape."""
-    return start.finished(tuned / 'tuned').last['lm'], start.finished(whole).last['lm']
+    return run_dir.finished(tuned / 'tuned').last['lm'], run_dir.finished(whole).last['lm']
 
 
 def test_beside_another_base_of_the_same_shape_it_does_not_load(tuned, other, pictures, tmp_path):
     base, stranger = other
     moved = shutil.copytree(tuned / 'tuned', tuned / 'moved')
-    done = json.loads((moved / start.FINISHED).read_text())
-    done['last']['lm'] = stranger
-    (moved / start.FINISHED).write_text(json.dumps(done))
-    for load in (Blip2.load, start.finished, lambda folder: exchange.read([folder])):
+    run_dir.write_finished(moved, run_dir.finished(moved).last | {'lm': stranger}, {}, None, [])
+    for load in (Blip2.load, run_dir.finished, lambda folder: exchange.read([folder])):
         with pytest.raises(UserError, match=f'trained on the language model {base}, beside another one, {stranger}'):
             load(moved)
     with pytest.raises(UserError, match=base):
@@ -321,4 +320,4 @@ def test_a_configuration_that_cannot_be_is_refused(pictures, line, tmp_path):
 def test_runs_from_before_lora_are_read(line):
     tree = json.loads((line / 'instruct' / 'run.json').read_text())['config']
     del tree['model']['lora']
-    assert config.from_json(json.dumps(tree)) == start.finished(line / 'instruct').run
+    assert config.from_json(json.dumps(tree)) == run_dir.finished(line / 'instruct').run

@@ -18,7 +18,8 @@ from qformer_jax.data.encoder import Encoder
 from qformer_jax.data.pack import BYTE_BPE, WORDPIECE, pack
 from qformer_jax.data.pipeline import batches
 from qformer_jax.errors import UserError
-from qformer_jax.training import language_model, logs, loop, start
+from qformer_jax.runs import run_dir
+from qformer_jax.training import language_model, logs, loop
 
 LARGE, SMALL = 25, 9  # 5/8 and 3/8
 
@@ -170,7 +171,7 @@ def test_a_run_over_two_sets_trains_and_says_how_each_does(folder, tmp_path):
     (last,) = (r for r in logs.records(tmp_path / 'run') if r['kind'] == 'validation')
     assert last['loss_of_set_1'] != last['loss_of_set_2']
     np.testing.assert_allclose(last['loss'], (last['loss_of_set_1'] + last['loss_of_set_2']) / 2)
-    done = start.finished(tmp_path / 'run')
+    done = run_dir.finished(tmp_path / 'run')
     assert done.run.data.mixed_with == (str(folder / 'small'),)
     assert done.inputs['data'] == opened(folder, 'large', 'small').fingerprint
     assert loop.train(done.run, tmp_path / 'run').last == done.last
@@ -180,7 +181,7 @@ def test_where_the_sets_lie_is_no_part_of_a_runs_fingerprint(folder):
     of = change(recipe('language', folder / 'large'), 'data', mixed_with=(str(folder / 'small'),))
     inputs = {'data': language_model.open_dataset(of).fingerprint}
     moved = change(of, 'data', path='elsewhere', mixed_with=('there',))
-    assert start.fingerprint(of, inputs) == start.fingerprint(moved, inputs)
+    assert run_dir.fingerprint(of, inputs) == run_dir.fingerprint(moved, inputs)
 
 
 def test_a_run_json_without_the_field_is_a_run_over_one_set(folder):

@@ -13,6 +13,7 @@ from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.models import blip2, query_count
 from qformer_jax.rules import flatten
+from qformer_jax.runs import run_dir
 from qformer_jax.training import exchange, start
 
 TABLE = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
@@ -30,7 +31,7 @@ def made(tmp_path_factory):
 
 
 def table_of(folder) -> np.ndarray:
-    return start.load_components(start.finished(folder))['qformer']['query_token']
+    return run_dir.load_components(run_dir.finished(folder))['qformer']['query_token']
 
 
 def test_fewer_are_the_first_in_an_order():
@@ -51,7 +52,7 @@ def test_more_are_copies_in_turn_each_with_noise_of_its_own():
 def test_a_run_becomes_the_start_of_one_with_another_number(made, tmp_path, count):
     cli.run(['convert', str(made), str(tmp_path / 'other'), '--queries', str(count)])
     np.testing.assert_array_equal(table_of(tmp_path / 'other'), query_count.resize(table_of(made), count))
-    done = start.finished(tmp_path / 'other')
+    done = run_dir.finished(tmp_path / 'other')
     assert done.run.model.qformer.num_queries == count
     wanted = dataclasses.replace(RUN, model=done.run.model, start=config.Start(checkpoint=str(tmp_path / 'other')))
     params, sources = start.parameters(wanted, {'qformer': done.last['qformer']})
@@ -92,7 +93,7 @@ def test_a_start_with_another_number_names_the_way_out(made):
     fewer = dataclasses.replace(C, qformer=dataclasses.replace(C.qformer, num_queries=2))
     run = dataclasses.replace(RUN, model=fewer, start=config.Start(checkpoint=str(made)))
     with pytest.raises(UserError, match=rf'query_token: \(4, 16\) .*: qformer convert {made} DEST --queries 2'):
-        start.parameters(run, {'qformer': start.finished(made).last['qformer']})
+        start.parameters(run, {'qformer': run_dir.finished(made).last['qformer']})
 
 
 def test_what_has_no_queries_is_refused():

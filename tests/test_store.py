@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 
 from qformer_jax.convert import store
 from qformer_jax.errors import UserError
+from qformer_jax.hashing import sha256
 from qformer_jax.models.quantized import quantize
 
 
@@ -80,7 +81,7 @@ def test_a_copy_keeps_the_bytes_that_its_name_is_of(tmp_path, params):
     theirs = tmp_path / 'theirs'
     theirs.mkdir()
     save_file({'scale': np.float32([1, 2])}, theirs / 'x', metadata={'written': 'otherwise'})
-    digest = store.sha256(theirs / 'x')
+    digest = sha256(theirs / 'x')
     (theirs / 'x').rename(theirs / f'{digest}.safetensors')
     store.copy(theirs, tmp_path / 'ours', digest)
     assert [path.name for path in (tmp_path / 'ours').iterdir()] == [f'{digest}.safetensors']

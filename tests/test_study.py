@@ -26,6 +26,7 @@ from qformer_jax.errors import UserError
 from qformer_jax.evaluation import task
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten, match, split
+from qformer_jax.runs import run_dir
 from qformer_jax.training import loop, start
 
 EVERY = (*VARIANTS, *ABLATIONS)
@@ -153,8 +154,8 @@ def test_pictures_that_nobody_drew(tmp_path):
         connectors_prepare.main(connectors_prepare.Options(tmp_path, tmp_path / 'icons', tmp_path / 'canvases'))
 
 
-def _finished(folder: Path) -> start.Finished:
-    return start.Finished(folder, '', config.Run('instruct'), {}, {}, {})
+def _finished(folder: Path) -> run_dir.Finished:
+    return run_dir.Finished(folder, '', config.Run('instruct'), {}, {}, {})
 
 
 def test_a_step_takes_time_and_holds_what_it_trains(arrays, monkeypatch):

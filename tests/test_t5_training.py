@@ -13,7 +13,8 @@ from small import change, recipe
 from qformer_jax import cli, config
 from qformer_jax.errors import UserError
 from qformer_jax.models import blip2
-from qformer_jax.training import logs, loop, start
+from qformer_jax.runs import run_dir
+from qformer_jax.training import logs, loop
 
 T5 = config.T5(
     vocab_size=0, width=16, depth=1, decoder_depth=1, heads=2, head_width=8, mlp_width=32, buckets=8, max_distance=20
@@ -25,9 +26,9 @@ def test_stage2_trains_on_the_same_rows_and_keeps_its_configuration(pictures, tm
     loop.train(run, tmp_path / 'run')
     found = [record['loss'] for record in logs.records(tmp_path / 'run') if record['kind'] == 'train']
     assert len(found) == 30 and np.mean(found[-5:]) < 0.9 * found[0]
-    done = start.finished(tmp_path / 'run')
+    done = run_dir.finished(tmp_path / 'run')
     assert done.run.model.lm == dataclasses.replace(T5, vocab_size=done.run.model.lm.vocab_size)
-    assert set(start.load_components(done)['lm']) == {'word_embedding', 'encoder', 'decoder', 'lm_head'}
+    assert set(run_dir.load_components(done)['lm']) == {'word_embedding', 'encoder', 'decoder', 'lm_head'}
 
 
 def test_the_language_stage_refuses_t5(pictures, tmp_path):

@@ -19,6 +19,7 @@ from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.models import blip2
 from qformer_jax.models.vit import Vit
 from qformer_jax.rules import flatten, unflatten
+from qformer_jax.runs import run_dir
 from qformer_jax.training import loop, start
 
 PIXELS = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
@@ -111,7 +112,7 @@ def test_a_run_reads_tapped_features_in_the_towers_place(features, tower, pictur
     dataset = Dataset.open(features)
     run = start.complete(from_features(features, tower), dataset)
     assert Encoder.load(features).vit.taps == (0, 1) and run.model.qformer.feature_width == 32
-    assert start.inputs_of(run, dataset)['vit'] == start.finished(tower).last['vit']
+    assert start.inputs_of(run, dataset)['vit'] == run_dir.finished(tower).last['vit']
     model = Blip2.load(tower, batch_size=8)
     model = dataclasses.replace(model, run=small.change(model.run, 'model', vit=run.model.vit))
     seen = model.encode([Dataset.open(pictures).source('test')[0].image]).features

@@ -23,6 +23,7 @@ from qformer_jax.errors import UserError
 from qformer_jax.models import blip2
 from qformer_jax.parallel.mesh import data_mesh, put_batch
 from qformer_jax.rules import flatten, match, split
+from qformer_jax.runs import run_dir
 from qformer_jax.training import logs, loop, optimizer, start, step
 
 RULES = Path(__file__).parent / 'goldens' / 'parameter_rules.txt'
@@ -49,11 +50,11 @@ def test_the_vision_stage_reaches_the_entropy_of_its_targets(line):
 
 @pytest.mark.parametrize('stage, before', [('stage1', 'vision'), ('stage2', 'stage1'), ('instruct', 'stage2')])
 def test_only_trainable_parameters_change_and_frozen_ones_stay_byte_for_byte(line, stage, before):
-    done = start.finished(line / stage)
-    earlier = start.load_components(start.finished(line / before))
+    done = run_dir.finished(line / stage)
+    earlier = run_dir.load_components(run_dir.finished(line / before))
     if stage == 'stage2':
-        earlier |= start.load_components(start.finished(line / 'language'))
-    later = start.load_components(done)
+        earlier |= run_dir.load_components(run_dir.finished(line / 'language'))
+    later = run_dir.load_components(done)
     if stage == 'stage1':
         fresh = blip2.init(blip2.Blip2(done.run.model), jax.random.key(done.run.training.seed))
         earlier |= {'qformer': fresh['qformer']}
@@ -68,7 +69,7 @@ def test_only_trainable_parameters_change_and_frozen_ones_stay_byte_for_byte(lin
 
 
 def test_frozen_components_keep_their_digest_and_lie_on_the_disk_once(line):
-    digests = {stage: start.finished(line / stage).last for stage in STAGES}
+    digests = {stage: run_dir.finished(line / stage).last for stage in STAGES}
     assert len({digests[stage]['vit'] for stage in ('vision', 'stage1', 'stage2', 'instruct')}) == 1
     assert len({digests[stage]['lm'] for stage in ('language', 'stage2', 'instruct')}) == 1
     assert len({digests[stage]['qformer'] for stage in ('stage1', 'stage2', 'instruct')}) == 3
@@ -209,7 +210,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     bad = [not np.isfinite(r['loss']) for r in records]
     assert sum(bad) == 3, 'each epoch of two batches meets the poisoned array once'
     assert [r['skipped'] for r in records] == np.cumsum(bad).tolist()
-    assert all(np.isfinite(x).all() for x in flatten(start.load_components(done)).values())
+    assert all(np.isfinite(x).all() for x in flatten(run_dir.load_components(done)).values())
 
 
 def test_too_many_skipped_steps_stop_the_run_naming_a_tensor(tmp_path):
@@ -242,8 +243,8 @@ def test_bfloat16_holds_frozen_weights_and_trains_in_float32(pictures, line, tmp
     moments = optax.tree.get(seen['state'].optimizer, 'mu'), optax.tree.get(seen['state'].optimizer, 'nu')
     assert {x.dtype for x in jax.tree.leaves(moments)} == {jnp.dtype('float32')}
     assert seen['metrics']['loss'].dtype == jnp.float32 and np.isfinite(seen['metrics']['loss'])
-    frozen_before = flatten(start.load_components(start.finished(line / 'stage2'))['qformer'])
-    frozen_after = flatten(start.load_components(done)['qformer'])
+    frozen_before = flatten(run_dir.load_components(run_dir.finished(line / 'stage2'))['qformer'])
+    frozen_after = flatten(run_dir.load_components(done)['qformer'])
     np.testing.assert_array_equal(frozen_after['word_embedding'], frozen_before['word_embedding'])
     assert frozen_after['word_embedding'].dtype == np.float32, 'stored from where it came, not as a bfloat16 copy'
 
@@ -292,7 +293,7 @@ def test_components_come_from_checkpoint_then_pretrained_then_scratch(pictures, 
 def test_a_resumed_run_says_so_and_takes_nothing_else(pictures, tmp_path, capsys):
     run = change(recipe('language', pictures, steps=6), 'training', checkpoint_every=2)
     loop.train(run, tmp_path / 'run')
-    (tmp_path / 'run' / start.FINISHED).unlink()
+    (tmp_path / 'run' / run_dir.FINISHED).unlink()
     before = logged(tmp_path / 'run')
     capsys.readouterr()
     loop.train(run, tmp_path / 'run')
@@ -338,13 +339,13 @@ def test_a_run_may_start_from_runs_elsewhere(pictures, line, tmp_path):
     done = loop.train(run, tmp_path / 'elsewhere' / 'run')
     stored = {path.stem for path in (tmp_path / 'elsewhere' / 'weights').glob('*.safetensors')}
     assert set(done.last.values()) <= stored
-    assert done.last['vit'] == start.finished(line / 'stage2').last['vit']
+    assert done.last['vit'] == run_dir.finished(line / 'stage2').last['vit']
 
 
 def test_damaged_weights_are_refused_by_name(pictures, line, tmp_path):
-    done = start.finished(line / 'vision')
+    done = run_dir.finished(line / 'vision')
     copy = tmp_path / 'weights'
-    digest = store.save(copy, start.load_components(done)['vit'])
+    digest = store.save(copy, run_dir.load_components(done)['vit'])
     file = copy / f'{digest}.safetensors'
     data = bytearray(file.read_bytes())
     data[-1] ^= 1

@@ -24,7 +24,7 @@ from experiments.connectors.cell import Budget, Cell
 from experiments.connectors.prepare import DATA
 from experiments.connectors.variants import VARIANTS, Variant
 from qformer_jax.errors import UserError, command, nearest
-from qformer_jax.training import start
+from qformer_jax.runs import run_dir
 
 HERE = Path(__file__).parent
 
@@ -70,8 +70,8 @@ def _timed(cell: Cell) -> dict[str, float]:
     """Return what a step of instruction tuning takes, alone on the device; measured once."""
     file = cell.folder.parent / 'timing.json'
     if not file.exists():
-        done = start.finished(cell.instructed(json.loads(cell.result.read_text())['peak rate']))
-        file.write_text(json.dumps(cost.measured(done.run, start.load_components(done))))
+        done = run_dir.finished(cell.instructed(json.loads(cell.result.read_text())['peak rate']))
+        file.write_text(json.dumps(cost.measured(done.run, run_dir.load_components(done))))
     return json.loads(file.read_text())
 
 

@@ -25,7 +25,8 @@ from qformer_jax import config
 from qformer_jax.errors import command
 from qformer_jax.evaluation import task
 from qformer_jax.rules import TEXT_SIDE
-from qformer_jax.training import loop, start
+from qformer_jax.runs import run_dir
+from qformer_jax.training import loop
 from qformer_jax.training.logs import records
 
 STAGE1_RATES = (3e-4, 1e-3)
@@ -85,7 +86,7 @@ class Cell:
             crop_scale=(1.0, 1.0), flip=False, question_prompt=('{question}',), caption_prompt=(CAPTION,),
         )  # fmt: skip
 
-    def stage1(self, rate: float) -> start.Finished:
+    def stage1(self, rate: float) -> run_dir.Finished:
         """Train stage 1 with this peak rate, or find it done."""
         model = replace(self.variant.model, lm=None, connector=None)
         run = config.Run(
@@ -99,7 +100,7 @@ class Cell:
         )
         return loop.train(run, self.folder / f'stage1_{rate:g}')
 
-    def instruct(self, rate: float, aligned: start.Finished | None) -> start.Finished:
+    def instruct(self, rate: float, aligned: run_dir.Finished | None) -> run_dir.Finished:
         """Train through the frozen language model with this peak rate, from stage 1 where there was one."""
         resting = () if self.variant.reads else ((TEXT_SIDE, None),)
         rules = (('lm/.*', None), *resting, *self.variant.rate_rules, ('.*', 1.0))
@@ -166,7 +167,7 @@ class Cell:
         self.result.write_text(json.dumps(found, indent=1))
         return found
 
-    def judge_alignment(self, done: start.Finished) -> dict[str, float]:
+    def judge_alignment(self, done: run_dir.Finished) -> dict[str, float]:
         """Return what the stage-1 run retrieves of the held-out vendor."""
         found = task.evaluate(done.folder, 'retrieval', 'vendor', self.features('icons'))
         return {
@@ -178,7 +179,7 @@ class Cell:
             'ITM, always no': found['ITM, always no'],
         }
 
-    def judge_answers(self, done: start.Finished) -> dict[str, float]:
+    def judge_answers(self, done: run_dir.Finished) -> dict[str, float]:
         """Return how well it names icons of the held-out vendor, finds them, and answers easy-VQA's questions."""
         captions, places, answers = self._asked(done, 'vendor', 'test')
         return {
@@ -189,18 +190,18 @@ class Cell:
             'easy-VQA, shuffled': answers['with shuffled pictures'],
         }
 
-    def served(self, done: start.Finished) -> float:
+    def served(self, done: run_dir.Finished) -> float:
         """Return the mean share of names, places and answers that are right in validation."""
         captions, places, answers = self._asked(done, 'validation', 'validation')
         return (captions['exact match'] + places['accuracy'] + answers['accuracy']) / 3
 
-    def _asked(self, done: start.Finished, icons: str, easy_vqa: str) -> list[dict[str, float]]:
+    def _asked(self, done: run_dir.Finished, icons: str, easy_vqa: str) -> list[dict[str, float]]:
         """Return what it answers of a split of the icons, of the canvases, and of easy-VQA."""
         asked = ('caption', icons, 'icons'), ('vqa', icons, 'canvases'), ('vqa', easy_vqa, 'easy_vqa')
         return [task.evaluate(done.folder, name, split, self.features(data)) for name, split, data in asked]
 
 
-def _validated(done: start.Finished) -> float:
+def _validated(done: run_dir.Finished) -> float:
     """Return a run's last validation loss."""
     return [r['loss'] for r in records(done.folder) if r['kind'] == 'validation'][-1]
 

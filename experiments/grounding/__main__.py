@@ -26,7 +26,8 @@ from experiments.results import keep
 from qformer_jax import cli, config
 from qformer_jax.errors import command
 from qformer_jax.evaluation.task import evaluate
-from qformer_jax.training import loop, start
+from qformer_jax.runs import run_dir
+from qformer_jax.training import loop
 from qformer_jax.training.logs import records
 
 RESULTS = Path(__file__).parent / 'results.jsonl'
@@ -136,7 +137,7 @@ def judged(o: Options, variant: Variant, seed: int, data: Path) -> dict[str, obj
         'steps': o.steps,
         'fingerprint': done.fingerprint,
         'hardware': f'{jax.device_count()} {jax.devices()[0].device_kind}',
-        'language model unchanged': done.last['lm'] == start.finished(language).last['lm'],
+        'language model unchanged': done.last['lm'] == run_dir.finished(language).last['lm'],
         'loss': {kind: [row['loss'] for row in log if row['kind'] == kind][-1] for kind in ('train', 'validation')},
         **{split: evaluate(path, 'grounding', split) for split in SPLITS},
     }

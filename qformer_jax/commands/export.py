@@ -28,9 +28,9 @@ def export(options: Export) -> None:
     """Write the folder, and say what is in it."""
     from ..inference.blip2 import Blip2
     from ..inference.export import write
-    from ..training import start
+    from ..runs import run_dir
 
-    done = start.finished(options.run)
+    done = run_dir.finished(options.run)
     written = write(Blip2.load(options.run), options.dest, done.fingerprint)
     for name, size in written.items():
         print(f'  {name:24} {size:>14,} bytes')

@@ -40,9 +40,10 @@ def quantize(options: Quantize) -> None:
     from ..evaluation.quantization import TASK_OF
     from ..inference.quantize import error, on_device
     from ..rules import flatten
-    from ..training import exchange, start
+    from ..runs import run_dir
+    from ..training import exchange
 
-    done = start.finished(options.run)
+    done = run_dir.finished(options.run)
     if done.run.stage not in TASK_OF:
         raise UserError(
             f"'{options.run}' is a '{done.run.stage}' run, for stages to start from, which need its weights as they "

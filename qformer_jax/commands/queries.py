@@ -39,9 +39,9 @@ def queries(options: Queries) -> None:
     from ..analysis.draw import SCORES, draw_carried
     from ..data.dataset import Dataset
     from ..inference.blip2 import Blip2
-    from ..training import start
+    from ..runs import run_dir
 
-    done = start.finished(options.run)
+    done = run_dir.finished(options.run)
     dataset = Dataset.open(options.data or done.run.data.path)
     dataset.check_tower(done.last.get('vit'), done.run.model.vit)
     found = carried(Blip2.load(options.run), list(dataset.source(options.split)))

@@ -3,52 +3,132 @@
 import dataclasses
 import hashlib
 import json
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
+
+from ..errors import UserError, nearest
 from .connectors import Connector, Qformer, Time
 from .run import Blip2, Data, Objective, Optimizer, Run, Start, Training
 from .towers import T5, Gates, Grounding, Llama, Lora, Opt, Vit
 
+_FAMILIES = {'opt': Opt, 'llama': Llama, 't5': T5}
+_PARTS = {'vit': Vit, 'qformer': Qformer, 'connector': Connector, 'time': Time, 'gates': Gates}
+_PARTS |= {'lora': Lora, 'grounding': Grounding}
+_REST = {'data': Data, 'objective': Objective, 'optimizer': Optimizer, 'training': Training, 'start': Start}
+_PROMPTS = ('question_prompt', 'caption_prompt', 'phrase_prompt')
+
+Part = TypeVar('Part')
+
+
+def to_tree(part: Any) -> dict[str, Any]:
+    """Return a part of a configuration as nested dicts, which JSON can hold.
+
+    Left out are fields that no JSON holds (`metadata={'json': False}`), and those that later versions added
+    (`metadata={'later': True}`) while they are at their default, so that earlier fingerprints stay.
+    """
+    tree = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if not field.metadata.get('json', True) or (field.metadata.get('later') and value == field.default):
+            continue
+        tree[field.name] = to_tree(value) if dataclasses.is_dataclass(value) else value
+    return tree
+
 
 def to_json(run: Run) -> str:
-    """Return the canonical JSON of a run: every field, sorted keys."""
-    return json.dumps(dataclasses.asdict(run), sort_keys=True, indent=1)
+    """Return the canonical JSON of a run: sorted keys."""
+    return _dump(to_tree(run))
 
 
 def digest(run: Run, inputs: dict[str, str]) -> str:
     """Return 12 hex digits that name a configuration and the content it reads (SHA-256 of canonical JSON)."""
-    text = to_json(run) + json.dumps(inputs, sort_keys=True)
+    return digest_of_tree(to_tree(run), inputs)
+
+
+def digest_of_tree(tree: dict[str, Any], inputs: dict[str, str]) -> str:
+    """Return the digest of a configuration as its JSON stands, of whatever version."""
+    text = _dump(tree) + json.dumps(inputs, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def vit_of(tree: dict[str, Any]) -> Vit:
-    """Return the vision tower whose canonical JSON is read as `tree`."""
-    return Vit(**tree | {'taps': tuple(tree.get('taps', ()))})  # runs before it had none
+def _dump(tree: dict[str, Any]) -> str:
+    return json.dumps(tree, sort_keys=True, indent=1)
 
 
 def from_json(text: str) -> Run:
-    """Return the run whose `to_json` is `text`; raises KeyError or TypeError when it is another version's."""
-    tree = json.loads(text)
-    model = tree['model']
-    parts = {'qformer': Qformer, 'connector': Connector, 'time': Time, 'gates': Gates}
-    parts |= {'lora': Lora, 'grounding': Grounding}
-    if model['lm']:
-        parts['lm'] = {'opt': Opt, 'llama': Llama, 't5': T5}[model['lm'].get('family', 'opt')]
-    model |= {name: part(**model[name]) for name, part in parts.items() if model.get(name)}
-    if model['vit']:
-        model['vit'] = vit_of(model['vit'])
-    for name in {'question_prompt', 'caption_prompt', 'phrase_prompt'} & tree['data'].keys():
-        prompts = tree['data'][name]
-        tree['data'][name] = (prompts,) if isinstance(prompts, str) else tuple(prompts)  # older runs: one text
-    tree['data']['mixed_with'] = tuple(tree['data'].get('mixed_with', ()))  # runs before it had one data set
-    tree['data']['crop_scale'] = tuple(tree['data']['crop_scale'])
-    tree['optimizer']['rate_rules'] = tuple(map(tuple, tree['optimizer']['rate_rules']))
-    return Run(
-        stage=tree['stage'],
-        model=Blip2(**model),
-        data=Data(**tree['data']),
-        objective=Objective(**tree['objective']),
-        optimizer=Optimizer(**tree['optimizer']),
-        training=Training(**tree['training']),
-        start=Start(**tree['start']),
-    )
+    """Return the run whose `to_json` is `text`; raises UserError when it is none that this version knows."""
+    return from_tree(json.loads(text), 'the configuration')
+
+
+def from_tree(tree: Any, where: str) -> Run:
+    """Return the run whose `to_tree` is `tree`, made by this version or an earlier one.
+
+    Raises UserError, naming `where` and the path of the value, for what is missing, unknown or of another type.
+    """
+    tree = _mapping(tree, where)
+    needed = ('stage', 'model', *_REST)
+    for name in [*(n for n in needed if n not in tree), *(n for n in tree if n not in needed)]:
+        known = 'missing' if name in needed else f'unknown{nearest(name, needed)}'
+        raise UserError(f"{where}: '{name}' is {known}")
+    parts = {name: part_of(_upgraded(name, tree[name]), kind, f'{where}: {name}') for name, kind in _REST.items()}
+    try:
+        return msgspec.convert({'stage': tree['stage']}, _Stage).run(_model(tree['model'], f'{where}: model'), parts)
+    except msgspec.ValidationError as error:
+        raise UserError(f'{where}: {error}') from None
+
+
+class _Stage(msgspec.Struct):
+    """What of a run is no part of its own."""
+
+    stage: Run.__annotations__['stage']
+
+    def run(self, model: Blip2, parts: dict[str, Any]) -> Run:
+        return Run(stage=self.stage, model=model, **parts)
+
+
+def _model(tree: Any, where: str) -> Blip2:
+    """Return the model: each of its parts by its own type, the language model by its family."""
+    tree = dict(_mapping(tree, where))
+    if tree.get('lm') is not None:
+        family = _mapping(tree['lm'], f'{where}.lm').get('family', 'opt')
+        if not isinstance(family, str) or family not in _FAMILIES:
+            raise UserError(f'{where}.lm.family is {family!r}; known are {", ".join(_FAMILIES)}')
+        tree['lm'] = part_of(tree['lm'], _FAMILIES[family], f'{where}.lm')
+    for name, kind in _PARTS.items():
+        if tree.get(name) is not None:
+            tree[name] = part_of(tree[name], kind, f'{where}.{name}')
+    _check_keys(tree, Blip2, where)
+    word_head = tree.get('word_head', 0)
+    if not isinstance(word_head, int) or isinstance(word_head, bool):
+        raise UserError(f'{where}.word_head is {word_head!r}; expected int')
+    return Blip2(**tree)
+
+
+def part_of(tree: Any, kind: type[Part], where: str) -> Part:
+    """Return a part whose `to_tree` is `tree`; fields that it lacks have their defaults; raises UserError."""
+    _check_keys(_mapping(tree, where), kind, where)
+    try:
+        return msgspec.convert(tree, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f'{where}: {str(error).replace("`$.", "`")}') from None
+
+
+def _upgraded(name: str, tree: Any) -> Any:
+    """Return a part as this version writes it: runs before there were several prompts have one text."""
+    if name != 'data' or not isinstance(tree, dict):
+        return tree
+    return tree | {n: [tree[n]] for n in _PROMPTS if isinstance(tree.get(n), str)}
+
+
+def _mapping(tree: Any, where: str) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise UserError(f'{where} is {type(tree).__name__}; expected an object')
+    return tree
+
+
+def _check_keys(tree: dict[str, Any], kind: type, where: str) -> None:
+    known = [field.name for field in dataclasses.fields(kind) if field.metadata.get('json', True)]
+    for name in tree:
+        if name not in known:
+            raise UserError(f"{where} has an unknown field '{name}'{nearest(str(name), known)}")

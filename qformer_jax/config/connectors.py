@@ -1,6 +1,6 @@
 """What stands between the frozen ends: the Q-Former, connectors without a text side, and the times of a video."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
 from typing import Literal
 
@@ -72,7 +72,7 @@ class Connector:
     """
 
     kind: str = 'mlp'
-    """Which one: a file of `qformer_jax/models/connectors/`, or the import path of a module of your own."""
+    """Which one: a file of `qformer_jax/models/connectors/`, or the name that you give to one of your own."""
     feature_width: int = 0
     """Width of the frozen features (V); 0: the tower's, or the data set's."""
     tokens: int = 32
@@ -87,6 +87,8 @@ class Connector:
     """Attention heads."""
     mlp_width: int = 3072
     """Hidden width of feed-forward networks."""
+    module: type | None = field(default=None, metadata={'json': False})
+    """Of your own kind: its class. A recipe file gives it; no run keeps it, so `--connector FILE` names it in use."""
 
     def __post_init__(self):
         if self.window < 1:

@@ -60,6 +60,8 @@ class Data:
     """Q-Former text tokens a row (T), [CLS] and [SEP] included; longer texts are cut."""
     max_lm_text: int = 32
     """Language-model tokens a row, prompt and answer together; longer rows are cut at the right."""
+    cut_texts: float = field(default=0.05, metadata={'later': True})
+    """Largest share of the texts that may be longer than `max_text` or `max_lm_text`, and so are cut: 0 to 1."""
     max_patches: int = 0
     """Feature rows (P) to pad to when the data set holds feature arrays; 0: the longest one in the data set."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -177,6 +179,8 @@ class Start:
     """Finished run that pretrained the vision tower."""
     lm: str = ''
     """Finished run that pretrained the language model."""
+    scratch: tuple[str, ...] = field(default=(), metadata={'later': True})
+    """Frozen components, such as `vit lm`, that may begin from the initialisers: to try or to time something."""
 
 
 @dataclass(frozen=True)

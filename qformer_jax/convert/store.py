@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from safetensors.numpy import load_file
 
 from ..errors import UserError, full_disk_as_user_error
+from ..hashing import sha256
 from ..models.quantized import apart, together
 from ..rules import flatten, unflatten
 from ..typing import Params
@@ -86,12 +87,6 @@ def copy(source: Path, folder: Path, digest: str) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as scratch, full_disk_as_user_error(folder):
         written = shutil.copy(path(source, digest), Path(scratch) / 'weights')
         os.replace(written, path(folder, digest))
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hex digits."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def path(folder: Path, digest: str) -> Path:

@@ -1,15 +1,27 @@
 """Which tower made the features of a data set, and whether a run may read them in place of its own tower's."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from qformer_jax.config import Vit, vit_of
-from qformer_jax.data.transforms import READ
+import msgspec
+
+from qformer_jax import json_file
+from qformer_jax.config import Vit, part_of, to_tree
+from qformer_jax.data.transforms import READ, READ_EARLIER
 from qformer_jax.errors import UserError
 
 FILE = 'encoder.json'
+
+
+class _EncoderFile(msgspec.Struct, forbid_unknown_fields=True):
+    """What encoder.json holds."""
+
+    run: str
+    weights: str
+    vit: dict
+    dtype: str
+    read: str
 
 
 @dataclass(frozen=True)
@@ -30,14 +42,16 @@ class Encoder:
     @classmethod
     def load(cls, folder: Path) -> 'Encoder | None':
         """Return the encoder of a packed data set; None where it was not written by `qformer data encode`."""
-        if not (folder / FILE).is_file():
+        file = folder / FILE
+        if not file.is_file():
             return None
-        tree = json.loads((folder / FILE).read_text())
-        return cls(**tree | {'vit': vit_of(tree['vit'])})
+        found = json_file.read(file, _EncoderFile, 'encode the data set again')
+        tree = msgspec.structs.asdict(found)
+        return cls(**tree | {'vit': part_of(found.vit, Vit, f'{file}: vit')})
 
     def save(self, folder: Path) -> None:
         """Write it into a packed data set."""
-        (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True))
+        json_file.write(folder / FILE, to_tree(self))
 
     def check(self, data: Path | str, weights: str | None, vit: Vit | None) -> None:
         """Raise UserError unless a run's tower, with these weights and sizes (None: it has none), is this one."""
@@ -53,5 +67,5 @@ class Encoder:
         if differs:
             rows = (f'model.vit.{n} {getattr(self.vit, n)} there, {getattr(vit, n)} here' for n in differs)
             raise UserError(f"'{data}' was encoded by a tower of other sizes: {'; '.join(rows)}")
-        if self.read != READ:
+        if self.read not in (READ, *READ_EARLIER):
             raise UserError(f"'{data}' was encoded from pictures read as '{self.read}', not '{READ}': encode it again")

@@ -5,16 +5,17 @@ What lies in the folder:
     OUT/dataset_info.json, features.json, records-SPLIT.array_record-*   read by `tfds.builder_from_directory`
     OUT/index.npz        SPLIT -> int32[N, 6], of every record: captions, questions, rows (P) and columns (V) of
                          features, phrases, frames
-    OUT/content.txt      SHA-256 of all records, in order
+    OUT/content.txt      SHA-256 of all records, in order; then a line for each file below and index.npz: SHA-256, name
     OUT/wordpiece.json   the Q-Former's tokenizer        OUT/byte_bpe.json   the language model's
     OUT/encoder.json     the tower that made the features, where `qformer data encode` wrote the data set
 """
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,22 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from qformer_jax.data.encoder import Encoder
+from qformer_jax import json_file
+from qformer_jax.data.encoder import FILE, Encoder
 from qformer_jax.data.records import Record, pack_array
 from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, train_byte_bpe, train_wordpiece
 from qformer_jax.errors import UserError, full_disk_as_user_error
+from qformer_jax.hashing import sha256
 
 CONTENT, INDEX, WORDPIECE, BYTE_BPE = 'content.txt', 'index.npz', 'wordpiece.json', 'byte_bpe.json'
+CHECKED = INDEX, WORDPIECE, BYTE_BPE, FILE
+"""What content.txt has the SHA-256 of, where it is there."""
+PACK_AGAIN = 'pack the data set again (qformer data pack)'
 WORDPIECE_SIZE = 8192
 """Largest number of entries of the trained WordPiece vocabulary."""
 BYTE_BPE_SIZE = 8192
 """Largest number of entries of the trained byte BPE vocabulary."""
+_DIGEST = re.compile('[0-9a-f]{64}')
 _SHARD = 8192  # records a file, at most
 
 
@@ -66,9 +73,11 @@ def pack(
             lm.save(packed / BYTE_BPE)
             if encoder:
                 encoder.save(packed)
+            _write_checksums(packed)
         counts = ', '.join(f'{split} {len(rows)} records' for split, rows in tally.index.items())
         summary = f'{counts}; vocabularies: WordPiece {text.vocab_size}, byte BPE {lm.vocab_size}'
-        _publish(packed, out, summary)
+        given = [name for name, file in ((WORDPIECE, text_tokenizer), (BYTE_BPE, lm_tokenizer)) if file]
+        _publish(packed, out, summary, given)
         more = f' --start.vit {encoder.run} --data.crop-scale 1 1 --data.no-flip' if encoder else ''
         if encoder and encoder.vit.taps:
             more += ' --model.vit.taps ' + ' '.join(map(str, encoder.vit.taps))
@@ -77,9 +86,11 @@ def pack(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _info(folder: Path) -> tfds.core.DatasetInfo:
-    """Return what a record holds; nested answers are flat with a count a question, since tfds needs TensorFlow to nest
-    lists of text."""
+def record_features(earlier: bool = False) -> tfds.features.FeaturesDict:
+    """Return what a record holds; `earlier`: before there were phrases and frames.
+
+    Nested answers are flat with a count a question, since tfds needs TensorFlow to nest lists of text.
+    """
     text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
     fields = {
         'image_id': text,
@@ -89,12 +100,14 @@ def _info(folder: Path) -> tfds.core.DatasetInfo:
         'questions': texts,
         'answers': texts,
         'answer_counts': tfds.features.Sequence(tfds.features.Scalar(np.int32)),
-        'frames': texts,
-        'phrases': texts,
-        'boxes': text,
     }
+    later = {'frames': texts, 'phrases': texts, 'boxes': text}
+    return tfds.features.FeaturesDict(fields if earlier else fields | later)
+
+
+def _info(folder: Path) -> tfds.core.DatasetInfo:
     identity = tfds.core.DatasetIdentity('records', tfds.core.Version('1.0.0'), str(folder), __name__)
-    return tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(fields))
+    return tfds.core.DatasetInfo(builder=identity, features=record_features())
 
 
 def _examples(split: str, records: Iterable[Record], tally: '_Tally') -> Iterator[dict[str, Any]]:
@@ -191,11 +204,36 @@ def _refuse_unusable(tally: _Tally) -> None:
         raise UserError(f'records of several kinds: {found}; a data set holds one kind only')
 
 
-def _publish(packed: Path, out: Path, summary: str) -> None:
-    if (out / CONTENT).is_file():
-        if (out / CONTENT).read_text() != (packed / CONTENT).read_text():
-            raise UserError(f'{out}: holds another packed data set; choose a new folder, or remove it first')
-        print(f'{out} holds these records already; nothing was written')
-    else:
+def _write_checksums(packed: Path) -> None:
+    """Add to content.txt the SHA-256 of each file that no record's checksum covers, as `sha256sum` writes it."""
+    files = [packed / name for name in CHECKED if (packed / name).is_file()]
+    with (packed / CONTENT).open('a') as content:
+        content.writelines(f'{sha256(file)}  {file.name}\n' for file in files)
+
+
+def read_content(folder: Path) -> tuple[str, dict[str, str]]:
+    """Return the SHA-256 of all records and, by name, those of the files beside them (of an older data set: none).
+
+    Raises UserError when content.txt holds anything else.
+    """
+    file = folder / CONTENT
+    first, *rest = json_file.read_text(file, PACK_AGAIN).splitlines() or ['']
+    rows = [line.split('  ') for line in rest]
+    digests = {name: digest for digest, name in rows} if all(len(row) == 2 for row in rows) else {'': ''}
+    if not all(map(_DIGEST.fullmatch, (first, *digests.values()))) or not digests.keys() <= set(CHECKED):
+        raise UserError(f'{file}: expected a SHA-256, and then lines of SHA-256 and file name; {PACK_AGAIN}')
+    return first, digests
+
+
+def _publish(packed: Path, out: Path, summary: str, given: Sequence[str]) -> None:
+    """Move the data set to `out`, or leave the same records there; `given` are the tokenizers that were named."""
+    if not (out / CONTENT).is_file():
         os.replace(packed, out)
         print(f'wrote {out}: {summary}')
+        return
+    if read_content(out)[0] != read_content(packed)[0]:
+        raise UserError(f'{out}: holds another packed data set; choose a new folder, or remove it first')
+    for name in given:
+        if (out / name).read_bytes() != (packed / name).read_bytes():
+            raise UserError(f'{out}: holds these records with another tokenizer ({name}); choose a new folder')
+    print(f'{out} holds these records already; nothing was written')

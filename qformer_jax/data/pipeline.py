@@ -1,6 +1,7 @@
 """From a packed data set to batches; order, epochs, sharding and exact resume are grain's."""
 
 import itertools
+from collections.abc import Iterator
 
 import grain
 import numpy as np
@@ -10,14 +11,21 @@ from qformer_jax.data import mixture
 from qformer_jax.data.dataset import Dataset, Source
 from qformer_jax.data.grounded import speaking
 from qformer_jax.data.memory import Memory
-from qformer_jax.data.rows import Row, RowMaker
+from qformer_jax.data.rows import Need, Row, RowMaker
 from qformer_jax.errors import UserError
 
 _READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # batches; one thread keeps a core for JAX
 
 
 def batches(
-    run: Run, dataset: Dataset, split: str, *, training: bool, shard: tuple[int, int] = (0, 1), features: bool = True
+    run: Run,
+    dataset: Dataset,
+    split: str,
+    *,
+    training: bool,
+    shard: tuple[int, int] = (0, 1),
+    features: bool = True,
+    devices: int = 1,
 ) -> grain.DatasetIterator:
     """Return an endless iterator over batches of numpy arrays (B = batch_size / shard count) for the run's stage.
 
@@ -38,17 +46,17 @@ def batches(
     Training shuffles every epoch by the run's seed, draws a caption or question a record, and a prompt, crops and
     mirrors; its rows do not depend on the number of shards. Several data sets take turns, row by row, so that each
     gives its share (`mixture.shares`, to a percent), and each begins its next epoch when its own records are through.
-    Otherwise order and draws are fixed, every pass gives the same batches with the first prompt, and several data sets
-    take turns by batches. A checkpoint keeps the place: `get_state`, `set_state`, `grain.checkpoint`. Raises UserError
-    when the data set does not fit the run.
+    Otherwise order and draws are fixed, every pass gives the same batches with the first prompt, several data sets
+    take turns by batches, of the `held_out_sizes` for so many `devices`. A checkpoint keeps the place: `get_state`,
+    `set_state`, `grain.checkpoint`. Raises UserError when the data set does not fit the run.
     """
     size, count = run.training.batch_size, shard[1]
     if size % count:
         raise UserError(f'training.batch_size {size} does not divide among {count} hosts; choose a multiple of {count}')
     sources = [part.source(split) for part in dataset.parts]
     useful = [_useful(run, source) for source in sources]
-    shares = mixture.shares(list(map(len, useful))) if training else [1.0] * len(useful)
-    for source, positions, share in zip(sources, useful, shares, strict=True):
+    shares = mixture.shares(list(map(len, useful))) if training else []
+    for source, positions, share in zip(sources, useful, shares, strict=False):
         if size * share > len(positions):
             raise UserError(f"training.batch_size {size} exceeds the {len(positions)} records of '{split}' that stage "
                             f'{run.stage} can use in {source.path}; lower it or add data')  # fmt: skip
@@ -57,9 +65,42 @@ def batches(
         rows = [_shuffled(*part, run.training.seed + number) for number, part in enumerate(parts)]
         local = _batched(grain.MapDataset.mix(rows, shares) if len(rows) > 1 else rows[0], size, shard)
     else:
-        each = [_batched(_in_order(*part, size), size, shard) for part in parts]
+        sizes = _held_out_sizes(useful, size, devices)
+        each = [
+            _batched(_in_order(*part, n), n, shard if n % devices == 0 else (0, 1))
+            for part, n in zip(parts, sizes, strict=True)
+        ]
         local = grain.MapDataset.mix([part.repeat(reseed_each_epoch=False) for part in each])
     return iter(local.to_iter_dataset(_READ_AHEAD))
+
+
+def needs(run: Run, dataset: Dataset, split: str) -> Iterator[tuple[str, Need]]:
+    """Yield what every text that the run may read of a split needs, with the name of its record.
+
+    Pictures are read, and not decoded. Raises UserError when a record is damaged.
+    """
+    sources = [part.source(split) for part in dataset.parts]
+    for source, maker in zip(sources, _row_makers(run, dataset, sources, True, False), strict=True):
+        for position in _useful(run, source):
+            record = source[position]
+            yield from ((record.image_id, need) for need in maker.needs(record))
+
+
+def held_out_sizes(run: Run, dataset: Dataset, split: str, devices: int) -> list[int]:
+    """Return the rows of a batch of a held-out split, for each data set: `batch_size`, or fewer of a small split.
+
+    They divide among the devices, unless there are fewer records than devices: then each device has all of them.
+    Raises UserError where the split is unknown, holds nothing that the stage reads, or one pair alone in stage 1.
+    """
+    useful = [_useful(run, part.source(split)) for part in dataset.parts]
+    if run.stage == 'stage1' and min(map(len, useful)) < 2:
+        raise UserError(f"'{split}' holds one record that stage1 can use, and a pair needs a negative: widen the split")
+    return _held_out_sizes(useful, run.training.batch_size, devices)
+
+
+def _held_out_sizes(useful: list[list[int]], size: int, devices: int) -> list[int]:
+    counts = [min(size, len(positions)) for positions in useful]
+    return [count // devices * devices or count for count in counts]
 
 
 def _shuffled(positions: list[int], maker: RowMaker, seed: int) -> grain.MapDataset:
@@ -125,6 +166,7 @@ def _row_makers(run: Run, dataset: Dataset, sources: list[Source], training: boo
             text_tokenizer=dataset.text_tokenizer,
             lm_tokenizer=speaking(dataset.lm_tokenizer, run.model),
             training=training,
+            reads_prompt=run.objective.instruction_aware,
             grid=_grid(run),
         )
         for source, number in zip(sources, first, strict=False)  # `first` ends with the number of all records

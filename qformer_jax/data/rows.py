@@ -1,7 +1,8 @@
 """One record to one row of a batch, as each stage wants it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,19 @@ from qformer_jax.data.transforms import eval_image, train_images
 from qformer_jax.errors import UserError
 
 Row = dict[str, np.ndarray | np.int32]
+
+
+class Need(NamedTuple):
+    """What a text needs of a row."""
+
+    field: str
+    """Which length of `config.Data` is its row's."""
+    tokens: int
+    """Tokens of the whole text."""
+    length: int
+    """Tokens of the row."""
+    start: int
+    """Place of the first token that is learned: where a row ends before it, there is nothing to learn."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,8 @@ class RowMaker:
     """The language model's."""
     training: bool
     """Whether pictures are cropped and mirrored, and prompts drawn."""
+    reads_prompt: bool = False
+    """Whether the Q-Former reads the prompt of `instruct`."""
     grid: int = 0
     """Cells along a side of a picture that boxes are said in; 0: no box is asked for."""
 
@@ -61,6 +77,38 @@ class RowMaker:
                 return row | self._instruct(record, rng)
             case _:
                 return row | self._text(_caption(record, rng))
+
+    def needs(self, record: Record) -> Iterator['Need']:
+        """Yield what each text of a record needs that this stage may draw, whatever the draw."""
+        captions = [clean_caption(caption) for caption in record.captions]
+        answered = zip(record.questions, record.answers, strict=True)
+        asked_of = [(p, q, a) for q, accepted in answered for a in set(accepted) for p in self.data.question_prompt]
+        answers = [(asked(p, q), a.lower().strip()) for p, q, a in asked_of]
+        captioned = [(prompt, caption) for caption in captions for prompt in self.data.caption_prompt]
+        rows = answers + (captioned if self.data.caption_fraction or not answers else [])
+        match self.stage:
+            case 'language':
+                yield from (self._lm_need(caption, *row) for caption in captions for row in rows)
+            case 'stage2':
+                yield from (self._lm_need('', *row) for row in captioned)
+            case 'instruct':
+                yield from (self._lm_need('', *row) for row in rows)
+                yield from (self._text_need(prompt) for prompt in dict(rows) if self.reads_prompt)
+            case _:
+                yield from map(self._text_need, captions)
+        if self.grid and self.data.phrase_fraction:
+            prompts = [
+                (located(p, phrase), places) for phrase, places in record.places for p in self.data.phrase_prompt
+            ]
+            yield from (self._lm_need('', prompt, boxes.spell(places, self.grid)) for prompt, places in prompts)
+
+    def _text_need(self, text: str) -> 'Need':
+        return Need('max_text', len(self.text_tokenizer.ids(text)) + 2, self.data.max_text, 0)
+
+    def _lm_need(self, context: str, prompt: str, target: str) -> 'Need':
+        ids, start = lm_row(self.lm_tokenizer, prompt, target)
+        before = len(self.lm_tokenizer.ids(context))
+        return Need('max_lm_text', before + len(ids), self.data.max_lm_text, before + start)
 
     def _seen(self, record: Record, images: Sequence[Image.Image], rng: np.random.Generator | None) -> Row:
         """Return the picture (without `rng` the whole one), or frames or features padded with zeros and their mask."""

@@ -95,6 +95,10 @@ class TextTokenizer:
         """Return ids and mask of `length` tokens; a longer text is cut, its `[SEP]` kept."""
         return pad([self.cls_id, *self._ids(text)[: length - 2], self.sep_id], length, self.pad_id)
 
+    def ids(self, text: str) -> list[int]:
+        """Return the text's ids, no special token added."""
+        return list(self._ids(text))
+
     def decode(self, ids: Int['T'] | Sequence[int]) -> str:
         """Return the text of the ids, without special tokens."""
         return self._tokenizer.decode([int(i) for i in ids if i < self.vocab_size])

@@ -29,7 +29,7 @@ from ..inference.locate import locate
 from ..inference.rerank import RERANKED, rerank
 from ..inference.seen import Queries, Seen
 from ..objectives import matching
-from ..training import start
+from ..runs import run_dir
 from ..typing import Array, Int
 from . import grounding, retrieval, vqa
 
@@ -50,7 +50,7 @@ def evaluate(folder: Path, task: str, split: str, data: Path | None = None, quer
 
     `queries`: only so many of the queries are used, the first ones (0: all).
     """
-    done = start.finished(folder)
+    done = run_dir.finished(folder)
     dataset = Dataset.open(data or done.run.data.path)
     dataset.check_tower(done.last.get('vit'), done.run.model.vit)
     identity = {'task': task, 'split': split, 'data': dataset.fingerprint, 'weights': done.last}

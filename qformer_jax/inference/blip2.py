@@ -29,10 +29,11 @@ from ..data.grounded import speaking
 from ..data.pack import BYTE_BPE, WORDPIECE
 from ..data.tokenizers import LmTokenizer, TextTokenizer, asked, clean_caption, prompt_ids
 from ..errors import UserError
-from ..models import blip2, query_count
+from ..models import blip2, connectors, query_count
 from ..objectives import contrastive
 from ..rules import flatten
-from ..training import exchange, start
+from ..runs import run_dir
+from ..training import exchange
 from ..typing import Bool, Float, Int, Params
 from . import decode, passes, stream
 from . import quantize as quantization
@@ -67,19 +68,22 @@ class Blip2:
         weights: quantization.Weights | None = None,
         cache: str | Path | None = None,
         queries: int = 0,
+        connector: type | str | Path | None = None,
     ) -> 'Blip2':
         """Read a finished run, or published checkpoints (one or more, as `qformer convert` takes them).
 
         With `weights`, the frozen towers are in fewer bits from the start: the device never holds them as they were.
         `cache` is a folder, which need not exist, for what the model makes of pictures. `queries`: so many, the first
-        ones, are used (0: all), which a run with nested queries is trained for.
+        ones, are used (0: all), which a run with nested queries is trained for. `connector`: the class of the run's
+        connector, or its .py file, which is run, where that is none of the package's.
         Raises UserError when something is missing, unfinished, damaged or unknown.
         """
         sources = [Path(source)] if isinstance(source, str | Path) else list(source)
         cache = None if cache is None else Cache(Path(cache))
-        if len(sources) == 1 and ((sources[0] / start.RUN).is_file() or not sources[0].exists()):
-            done = start.finished(sources[0])
-            run, params = start.for_use(done, which)
+        if len(sources) == 1 and ((sources[0] / run_dir.RUN).is_file() or not sources[0].exists()):
+            own = connectors.from_file(Path(connector)) if isinstance(connector, str | Path) else connector
+            done = run_dir.finished(sources[0], own)
+            run, params = run_dir.for_use(done, which)
             model = cls(run, quantization.on_device(flatten(params).items(), weights), done.folder, batch_size, cache)
         else:
             found = exchange.read(sources)

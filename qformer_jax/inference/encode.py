@@ -10,7 +10,7 @@ from ..data.dataset import Dataset, Source
 from ..data.encoder import Encoder
 from ..data.records import Record
 from ..errors import UserError
-from ..training import start
+from ..runs import run_dir
 from .blip2 import Blip2
 
 
@@ -20,7 +20,7 @@ def encode(data: Path, out: Path, run: Path, batch_size: int = 64, taps: tuple[i
     Texts, splits, order and tokenizers stay; `taps` takes the place of the tower's. Raises UserError when `run` is not
     finished or has no tower, and when the data set holds features already.
     """
-    dataset, done = Dataset.open(data), start.finished(run)
+    dataset, done = Dataset.open(data), run_dir.finished(run)
     if dataset.feature_shape:
         raise UserError(f"'{data}' holds feature arrays, not pictures: name the data set of the pictures")
     if not done.run.model.vit:

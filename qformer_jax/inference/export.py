@@ -18,14 +18,15 @@ import jax
 from jax.export import Exported
 
 from .. import config
-from ..convert import store, stream
+from ..atomic import all_or_nothing
+from ..convert import stream
 from ..convert.tensors import in_memory
 from ..data.marks import Marks
 from ..data.pack import BYTE_BPE, WORDPIECE
+from ..hashing import sha256
 from ..models.quantized import apart
 from ..models.vit import PIXEL_MEAN, PIXEL_STD
 from ..rules import flatten
-from ..training.exchange import all_or_nothing
 from . import exported, locate
 from .blip2 import ANSWER, CAPTION, Blip2
 from .functions import SIZES, Function, functions
@@ -61,7 +62,7 @@ def write(model: Blip2, dest: Path, fingerprint: str) -> dict[str, int]:
         if 'text' in about:
             model.text_tokenizer.save(folder / WORDPIECE)
         shutil.copy(exported.__file__, folder / 'run.py')
-        about['sha256'] = {path.name: store.sha256(path) for path in sorted(folder.iterdir())}
+        about['sha256'] = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         (folder / 'export.json').write_text(json.dumps(about, indent=1))
     return {path.name: path.stat().st_size for path in sorted(dest.iterdir())}
 

@@ -30,6 +30,7 @@ from ..convert import store
 from ..data.cache import Cache, key_of
 from ..data.transforms import READ
 from ..errors import UserError
+from ..hashing import sha256
 from ..rules import TEXT_SIDE, match
 from ..typing import Params
 from .seen import Picture, read
@@ -98,7 +99,7 @@ def _digest(picture: Picture, size: int) -> str:
     """Return the SHA-256 of a file's bytes; of a video and a picture in memory, that of what is read from it."""
     if isinstance(picture, str | Path) and not Path(picture).is_dir():
         try:
-            return store.sha256(Path(picture))
+            return sha256(Path(picture))
         except OSError as error:
             raise UserError(f'{picture}: {error.strerror.lower()}') from error
     if isinstance(picture, bytes):

@@ -43,6 +43,11 @@ class Quantized:
         """Bits of an entry."""
         return 8 if self.values.dtype == jnp.int8 else 4
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows (O) and entries of each (I)."""
+        return self.values.shape[0], math.prod(self.values.shape[1:]) * (8 // self.bits)
+
     def __getitem__(self, rows: Int['*R']) -> Float['*R I']:
         """Return the rows of these numbers (float32), as an array gives them."""
         taken = Quantized(self.values[rows], self.scale[rows])

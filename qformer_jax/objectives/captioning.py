@@ -23,6 +23,8 @@ def token_mean(values: Float['B T'], counts: Bool['B T'], shards: int = 1) -> Fl
     Worked example: rows with 1 and 3 tokens of loss 2 and 4 give 3.5 globally, and (2 + 4) / 2 = 3 over two shards.
     """
     counts = counts.astype(values.dtype)
+    if len(values) % shards:  # too few rows to split (a small validation batch): each device has all of them
+        shards = 1
     total = (values * counts).reshape(shards, -1).sum(axis=1)
     return (total / jnp.maximum(counts.reshape(shards, -1).sum(axis=1), 1)).mean()
 

@@ -27,7 +27,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Return this process's rows as arrays of the global batch, split over `data`."""
-    sharding = NamedSharding(mesh, PartitionSpec('data'))
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], rows_split: bool = True) -> dict[str, jax.Array]:
+    """Return this process's rows as arrays of the global batch: split over `data`, or the same rows on each device."""
+    sharding = NamedSharding(mesh, PartitionSpec('data' if rows_split else None))
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -38,7 +38,7 @@ def _numbers(part: Any, path: str = '') -> Iterator[tuple[str, type, float]]:
     """Yield the fields of a configuration that are one number: path, int or float, value."""
     for field in dataclasses.fields(part):
         value, name = getattr(part, field.name), f'{path}{field.name}'
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from _numbers(value, f'{name}.')
         elif field.type in (int, float):
             yield name, field.type, value

@@ -4,12 +4,10 @@ A converted model is a finished run like any other: `caption`, `evaluate` and `-
 """
 
 import importlib.metadata
-import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +15,8 @@ import jax
 import numpy as np
 from rich.progress import Progress
 
-from .. import config
+from .. import config, json_file
+from ..atomic import all_or_nothing
 from ..convert import huggingface_config, published, store, stream
 from ..convert.assemble import assemble, check_repeats
 from ..convert.files import files_of, open_checkpoint
@@ -26,13 +25,14 @@ from ..convert.table import check_complete
 from ..convert.tensors import State, Tensor
 from ..data.pack import BYTE_BPE, WORDPIECE
 from ..data.tokenizers import LmTokenizer, TextTokenizer
-from ..errors import UserError, full_disk_as_user_error
+from ..errors import UserError
+from ..hashing import sha256
 from ..models import blip2, query_count
 from ..models.added import Extended
 from ..models.lora import Adapted
 from ..prompts import INSTRUCTBLIP_CAPTIONS, INSTRUCTBLIP_QUESTIONS
 from ..rules import flatten, unflatten
-from . import start
+from ..runs import run_dir
 
 DType = Literal['float32', 'bfloat16', 'float16']
 PROVENANCE = 'provenance.json'
@@ -64,8 +64,8 @@ def read(sources: Sequence[Path], like: config.Blip2 = NOTHING) -> Model:
 
     Raises UserError when something is missing, damaged, twice there or unknown.
     """
-    if len(sources) == 1 and (sources[0] / start.RUN).is_file():
-        return _read_run(start.finished(sources[0]))
+    if len(sources) == 1 and (sources[0] / run_dir.RUN).is_file():
+        return _read_run(run_dir.finished(sources[0]))
     whole = assemble(sources, like)
     check_repeats(whole)
     notes = tuple(f'{source.path}: {source.family}' for source in whole.sources) + whole.notes
@@ -75,7 +75,7 @@ def read(sources: Sequence[Path], like: config.Blip2 = NOTHING) -> Model:
     return Model(run_of(whole.model), whole.tensors, files, notes, speaks)
 
 
-def _read_run(done: start.Finished) -> Model:
+def _read_run(done: run_dir.Finished) -> Model:
     tensors, files = {}, []
     for part, digest in done.last.items():
         files.append(store.path(done.store, digest))
@@ -86,7 +86,7 @@ def _read_run(done: start.Finished) -> Model:
     tokenizers = [path if (path := done.folder / name).is_file() else None for name in (BYTE_BPE, WORDPIECE)]
     notes = ('its LoRA is merged into the language model',) if done.run.model.lora else ()
     notes += ("its added words are in the language model's tables",) if 'grounding' in done.last else ()
-    merged = start.merged(done.run)
+    merged = run_dir.merged(done.run)
     return Model(merged, _merge(tensors, done.run.model, merged.model), tuple(files), notes, *tokenizers)
 
 
@@ -163,10 +163,10 @@ def to_ours(
             for part in sorted({path.split('/', 1)[0] for path in seen}):
                 mine = {path.removeprefix(f'{part}/'): t for path, t in seen.items() if path.startswith(f'{part}/')}
                 digests[part] = save(mine, dtype)
-        mark = config.digest(model.run, inputs)
-        _write_json(scratch / start.RUN, {'fingerprint': mark, 'config': asdict(model.run), 'inputs': inputs})
-        _write_json(scratch / PROVENANCE, _provenance(model, sources, dtype))
-        _write_json(scratch / start.FINISHED, {'last': digests, 'best': {}})
+        run_dir.write_identity(scratch, model.run, inputs)
+        json_file.write(scratch / PROVENANCE, _provenance(model, sources, dtype))
+        tokenizers = [name for name in (WORDPIECE, BYTE_BPE) if (scratch / name).is_file()]
+        run_dir.write_finished(scratch, digests, {}, None, tokenizers)
     return [dest, *(store.path(weights, digest) for digest in digests.values())]
 
 
@@ -209,8 +209,8 @@ def to_theirs(
         with all_or_nothing(dest) as scratch:
             scratch.mkdir()
             stream.write_shards(scratch, seen, dtype, _SHARD)
-            _write_json(scratch / 'config.json', huggingface_config.of_model(target.model))
-            _write_json(scratch / PROVENANCE, record)
+            json_file.write(scratch / 'config.json', huggingface_config.of_model(target.model))
+            json_file.write(scratch / PROVENANCE, record)
     return [dest], left_out
 
 
@@ -218,7 +218,7 @@ def _write_lavis(dest: Path, state: State, dtype: DType | None, record: dict) ->
     """Write the file and its provenance beside it, both or neither."""
     beside = dest.with_name(f'{dest.stem}.{PROVENANCE}')
     with all_or_nothing(beside) as note, all_or_nothing(dest) as scratch:
-        _write_json(note, record)
+        json_file.write(note, record)
         if dest.suffix == '.pth':
             _write_pth(scratch, state, dtype)
         else:
@@ -236,18 +236,6 @@ def _write_pth(path: Path, state: State, dtype: DType | None) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix='.safetensors') as mapped:
         stream.write(Path(mapped.name), state, dtype)
         torch.save({'model': load_file(mapped.name)}, path)
-
-
-@contextmanager
-def all_or_nothing(dest: Path) -> Iterator[Path]:
-    """Lend a path beside `dest` and move what was written there to `dest` at the end; nothing remains of a failure."""
-    if dest.exists():
-        raise UserError(f"'{dest}' exists: name a new one, or remove it first")
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=dest.parent, prefix='.writing-') as folder, full_disk_as_user_error(dest):
-        scratch = Path(folder) / dest.name
-        yield scratch
-        os.replace(scratch, dest)
 
 
 @contextmanager
@@ -272,7 +260,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _sources(files: Sequence[Path]) -> list[dict]:
-    return [{'file': file.name, 'bytes': file.stat().st_size, 'sha256': store.sha256(file)} for file in files]
+    return [{'file': file.name, 'bytes': file.stat().st_size, 'sha256': sha256(file)} for file in files]
 
 
 def _provenance(model: Model, sources: list[dict], dtype: DType | None) -> dict:
@@ -290,7 +278,3 @@ def _version(library: str) -> str | None:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _write_json(path: Path, tree: dict) -> None:
-    path.write_text(json.dumps(tree, indent=1, sort_keys=True))

@@ -13,17 +13,17 @@ from ..data import mixture
 from ..data.dataset import Dataset
 from ..data.pack import BYTE_BPE
 from ..errors import UserError
-from . import start
+from ..runs import run_dir
 
 FREE = ('vocab_size', 'max_positions', 'activation')
 """What a recipe may state otherwise: rows (0: the tokenizer's; shapes are compared anyway), the longest row, and T5's
 GELU (LAVIS trains with another one than Flan-T5 was made with)."""
 
 
-def source(run: config.Run) -> start.Finished | None:
+def source(run: config.Run) -> run_dir.Finished | None:
     """Return the finished run that gives the language model, or None where it begins from nothing, or is absent."""
     for path in (run.start.checkpoint, run.start.lm) if run.model.lm else ():
-        if path and 'lm' in (done := start.finished(path)).last:
+        if path and 'lm' in (done := run_dir.finished(path)).last:
             return done
     return None
 
@@ -47,7 +47,7 @@ def open_dataset(run: config.Run) -> Dataset:
     return mixture.join([dataclasses.replace(dataset, lm_file=path) for dataset in datasets])
 
 
-def _check_same(stated: config.Opt | config.Llama | config.T5, done: start.Finished) -> None:
+def _check_same(stated: config.Opt | config.Llama | config.T5, done: run_dir.Finished) -> None:
     """Raise UserError when the recipe states another model: not every difference shows in a shape."""
     there, here = (dataclasses.asdict(lm) for lm in (done.run.model.lm, stated))
     if there['family'] != here['family']:
@@ -60,7 +60,7 @@ def _check_same(stated: config.Opt | config.Llama | config.T5, done: start.Finis
         raise UserError(f"'{done.folder}' holds another language model than model.lm states: {'; '.join(rows)}")
 
 
-def _check_lora(run: config.Run, done: start.Finished | None) -> None:
+def _check_lora(run: config.Run, done: run_dir.Finished | None) -> None:
     """Raise UserError where a LoRA would be left behind, would count otherwise, or would meet another base."""
     stated, there = run.model.lora, done.run.model.lora if done else None
     if stated and not done:
@@ -72,7 +72,7 @@ def _check_lora(run: config.Run, done: start.Finished | None) -> None:
             f"'{done.folder}' holds a language model with a LoRA, {there}: make it start.checkpoint of a recipe with "
             f'this model.lora (it is {stated}), or merge it first: qformer convert {done.folder} MERGED'
         )
-    other = start.finished(run.start.lm).last.get('lm') if run.start.lm else done.last['lm']
+    other = run_dir.finished(run.start.lm).last.get('lm') if run.start.lm else done.last['lm']
     if other != done.last['lm']:
         raise UserError(
             f"the LoRA in '{done.folder}' was trained on the language model {done.last['lm']}, and start.lm "

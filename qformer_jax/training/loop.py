@@ -4,7 +4,6 @@ The metrics of step k are read after step k + 1 was sent to the device, so the d
 """
 
 import contextlib
-import json
 import signal
 import sys
 import time
@@ -18,16 +17,20 @@ import optax
 from jax.sharding import Mesh
 
 from .. import config
+from ..atomic import check_writable
 from ..convert import store
 from ..data import pipeline
 from ..data.dataset import Dataset
 from ..errors import Stopped, UserError
+from ..lock import one_writer
 from ..models.blip2 import Blip2, shapes
 from ..parallel.mesh import check_batch, data_mesh, put_batch, replicated
 from ..rules import flatten, split, unflatten
+from ..runs import run_dir
 from ..typing import Params
 from . import language_model, optimizer, resident, start, step
 from .check import check
+from .check_data import check_data
 from .checkpoint import Checkpoints
 from .logs import Log, Progress, draw_curves
 
@@ -37,21 +40,33 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def train(run: config.Run, folder: Path) -> start.Finished:
+def train(run: config.Run, folder: Path, wait: bool = False, restart: str = '') -> run_dir.Finished:
     """Train a run in `folder` to its end, from wherever it stands; returns the finished run.
 
+    `wait`: until another process that trains there has ended. `restart`: the folder's name, to remove another run.
     Raises UserError for bad input and `Stopped` when a signal asked for an orderly stop.
     """
     check(run)
+    alone = one_writer(folder, wait) if jax.process_index() == 0 else contextlib.nullcontext()
+    with alone:
+        return _train(run, folder, restart)
+
+
+def _train(run: config.Run, folder: Path, restart: str) -> run_dir.Finished:
+    check_writable(folder.absolute().parent)
     dataset = language_model.open_dataset(run)
     run = start.complete(run, dataset)
     mesh = data_mesh()
     check_batch(mesh, run.training.batch_size, run.training.accumulate)
     inputs = start.inputs_of(run, dataset)
-    mark = start.claim(folder, run, inputs, dataset)
-    if (folder / start.FINISHED).exists():
+    if not run_dir.has_begun(folder, run, inputs):
+        for line in check_data(run, dataset):
+            say(f'  {line}')
+        start.check_frozen(run, inputs, dataset)
+    mark = run_dir.open_run_dir(folder, run, inputs, dataset.tokenizer_files, restart)
+    if (folder / run_dir.FINISHED).exists():
         say(f"run '{folder}' ({mark}) is finished already: nothing to do")
-        return start.finished(folder)
+        return run_dir.finished(folder, run.model.connector and run.model.connector.module)
     start.bring_weights(run, inputs, folder)
     say(f"{run.stage}: run '{folder}' ({mark}), {run.training.steps} steps of {run.training.batch_size}, "
         f'{mesh.size} {jax.default_backend()} device(s), seed {run.training.seed}')  # fmt: skip
@@ -61,7 +76,8 @@ def train(run: config.Run, folder: Path) -> start.Finished:
             _steps(trainer, log)
         checkpoints.wait()
         done = _finish(trainer)
-    say(f'wrote {folder / start.FINISHED}, {draw_curves(folder)}, {folder / "log.jsonl"} and {folder / "tensorboard"}')
+    files = folder / run_dir.FINISHED, draw_curves(folder), folder / run_dir.LOG, folder / 'tensorboard'
+    say('wrote ' + ', '.join(map(str, files)))
     return done
 
 
@@ -189,14 +205,16 @@ def validation(trainer: Trainer, evaluate) -> dict[str, float]:
     Where several data sets are mixed, each gives as many batches, and `loss_of_set_N` is the mean of the Nth alone: a
     mean over all says little when a set of easy captions stands beside one of hard questions.
     """
-    run, parts = trainer.run, len(trainer.dataset.parts)
-    shard = (jax.process_index(), jax.process_count())
-    batches = pipeline.batches(run, trainer.dataset, run.data.validation_split, training=False, shard=shard)
+    run, parts, split = trainer.run, len(trainer.dataset.parts), trainer.run.data.validation_split
+    shard, devices = (jax.process_index(), jax.process_count()), trainer.mesh.size
+    options = {'training': False, 'shard': shard, 'devices': devices}
+    batches = pipeline.batches(run, trainer.dataset, split, **options)
+    sizes = pipeline.held_out_sizes(run, trainer.dataset, split, devices)
     key = jax.random.key(run.training.seed)
-    rows = [
-        evaluate(trainer.state.trainable, trainer.frozen, put_batch(trainer.mesh, next(batches)), key)
-        for _ in range(run.training.validation_batches * parts)
-    ]
+    rows = []
+    for n in range(run.training.validation_batches * parts):
+        batch = put_batch(trainer.mesh, next(batches), rows_split=sizes[n % parts] % devices == 0)
+        rows.append(evaluate(trainer.state.trainable, trainer.frozen, batch, key))
     rows = jax.device_get(rows)
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     for n in range(parts if parts > 1 else 0):
@@ -223,7 +241,7 @@ def _signals() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _finish(trainer: Trainer) -> start.Finished:
+def _finish(trainer: Trainer) -> run_dir.Finished:
     """Put every component into the weight store and write the done mark; proves that frozen stayed frozen."""
     frozen = {'before': trainer.frozen_digest, 'after': store.digest(trainer.frozen)}
     if frozen['before'] != frozen['after']:
@@ -231,11 +249,11 @@ def _finish(trainer: Trainer) -> start.Finished:
     last = _export(trainer, trainer.state)
     found = trainer.checkpoints.best(jax.tree.map(_abstract, trainer.state), held=trainer.run.training.steps)
     best = _export(trainer, found[0]) if found else {}
-    path = trainer.folder / start.FINISHED
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps({'last': last, 'best': best, 'frozen': frozen}, indent=1, sort_keys=True))
-    partial.replace(path)
-    return start.finished(trainer.folder)
+    tokenizers = trainer.dataset.tokenizer_files
+    run_dir.copy_tokenizers(trainer.folder, tokenizers)
+    run_dir.write_finished(trainer.folder, last, best, frozen, list(tokenizers))
+    connector = trainer.run.model.connector
+    return run_dir.finished(trainer.folder, connector and connector.module)
 
 
 def _export(trainer: Trainer, state: step.State) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a run begins with: a completed configuration, an identity, and parameters.
+"""What a run begins with: a completed configuration, the content that it reads, and parameters.
 
 Parameters come, a component at a time (`vit`, `qformer`, `connector`, `lm_projection`, `lm`...), from the first of
     1. resume      a checkpoint of this very run (`training/loop.py`)
@@ -9,9 +9,6 @@ Parameters come, a component at a time (`vit`, `qformer`, `connector`, `lm_proje
 
 import dataclasses
 import functools
-import json
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -21,72 +18,10 @@ from .. import config
 from ..convert import store
 from ..data.dataset import Dataset
 from ..errors import UserError
-from ..models import added, blip2, lora, quantized, query_count
+from ..models import added, blip2, quantized
 from ..rules import flatten, match
+from ..runs.run_dir import check_same_shapes, finished
 from ..typing import Params
-
-FINISHED = 'finished.json'
-RUN = 'run.json'
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run: its configuration and the digests of its components in the weight store."""
-
-    folder: Path
-    fingerprint: str
-    run: config.Run
-    inputs: dict[str, str]
-    last: dict[str, str]
-    """Component -> digest after the last step."""
-    best: dict[str, str]
-    """Component -> digest at the lowest validation loss; empty if the last step is the best, or none was computed."""
-
-    @property
-    def store(self) -> Path:
-        """The weight store beside the runs."""
-        return self.folder.parent / 'weights'
-
-
-def finished(folder: str | Path) -> Finished:
-    """Read a finished run; raises UserError when there is none, it is not finished, or its LoRA is another model's."""
-    folder = Path(folder)
-    if not (folder / RUN).is_file():
-        raise UserError(f"no run at '{folder}': give a folder that `qformer train CONFIG --run FOLDER` wrote")
-    if not (folder / FINISHED).is_file():
-        raise UserError(f"run '{folder}' is not finished: run its `qformer train` command again to continue it")
-    identity = json.loads((folder / RUN).read_text())
-    done = json.loads((folder / FINISHED).read_text())
-    run = config.from_json(json.dumps(identity['config']))
-    _check_base(folder, identity['inputs'], done['last'] | done['best'])
-    return Finished(folder, identity['fingerprint'], run, identity['inputs'], done['last'], done['best'])
-
-
-def _check_base(folder: Path, inputs: dict[str, str], held: dict[str, str]) -> None:
-    """Refuse a LoRA beside another language model than it was trained on: shapes would not tell."""
-    if 'lora' in held and held['lm'] != inputs.get('lm'):
-        raise UserError(
-            f"'{folder}' holds a LoRA that was trained on the language model {inputs.get('lm')}, beside another one, "
-            f'{held["lm"]}: put back the first into its {FINISHED}, or train the LoRA again on the other'
-        )
-
-
-def load_components(done: Finished, which: str = 'last') -> Params:
-    """Return a finished run's parameters as one nested dict (numpy), `last` or `best`."""
-    digests = done.last | (done.best if which == 'best' else {})
-    return {name: store.load(done.store, digest) for name, digest in digests.items()}
-
-
-def for_use(done: Finished, which: str = 'last') -> tuple[config.Run, Params]:
-    """Return a finished run and its parameters, a LoRA and added rows merged into its language model."""
-    params = load_components(done, which)
-    m = done.run.model
-    return merged(done.run), added.merge(lora.merge(params, m.lora), m.grounding)
-
-
-def merged(run: config.Run) -> config.Run:
-    """Return the run that a run is once its LoRA and added rows are merged."""
-    return dataclasses.replace(run, model=added.merged(dataclasses.replace(run.model, lora=None)))
 
 
 def complete(run: config.Run, dataset: Dataset) -> config.Run:
@@ -173,52 +108,26 @@ def _check_fixed(run: config.Run, dataset: Dataset) -> None:
                         'them with (vit/.*, None), or train from the pictures')  # fmt: skip
 
 
+def check_frozen(run: config.Run, inputs: dict[str, str], dataset: Dataset) -> None:
+    """Raise UserError for a component that is frozen and begins from the initialisers, unless the run asks for it."""
+    wanted = blip2.shapes(run.model)
+    given = inputs.keys() | set(run.start.scratch) | ({'vit'} if dataset.encoder else set())
+    for name in sorted(wanted.keys() - given):
+        rates = match(run.optimizer.rate_rules, flatten({name: wanted[name]}))
+        if all(rate is None for rate in rates.values()):
+            where = f'start.{name}' if name in ('vit', 'lm') else 'start.checkpoint'
+            raise UserError(
+                f"'{name}' is frozen and would begin from random numbers: name the run that trained it ({where}), let "
+                f'it learn (optimizer.rate-rules), or ask for it (--start.scratch {name})'
+            )
+
+
 def bring_weights(run: config.Run, inputs: dict[str, str], folder: Path) -> None:
     """Copy the components that a run starts from into the store beside it, if they lie beside runs elsewhere."""
     for path in filter(None, (run.start.checkpoint, run.start.vit, run.start.lm)):
         done = finished(path)
         for digest in sorted(set(inputs.values()) & set(done.last.values())):
             store.copy(done.store, folder.parent / 'weights', digest)
-
-
-def fingerprint(run: config.Run, inputs: dict[str, str]) -> str:
-    """Return 12 hex digits of what decides the result: the configuration and the content read, not where it lies."""
-    data = dataclasses.replace(run.data, path='', mixed_with=())
-    return config.digest(dataclasses.replace(run, data=data, start=config.Start()), inputs)
-
-
-def claim(folder: Path, run: config.Run, inputs: dict[str, str], dataset: Dataset) -> str:
-    """Make `folder` this run's, or check that it is; returns the fingerprint; raises UserError on another run's.
-
-    A run that never began to train, for a mistake that is corrected now, gives its folder up. The tokenizers are copied
-    there, so that a run can be used without its data set.
-    """
-    mark = fingerprint(run, inputs)
-    path = folder / RUN
-    other = json.loads(path.read_text()) if path.exists() else None
-    if other and other['fingerprint'] == mark:
-        return mark
-    if other and (folder / 'log.jsonl').exists():  # its log: it began to train
-        differs = _differences(other, {'config': dataclasses.asdict(run), 'inputs': inputs})
-        raise UserError(f"'{folder}' belongs to another run ({other['fingerprint']}, this is {mark}): {differs}")
-    if not other and folder.exists() and any(folder.iterdir()):
-        raise UserError(f"'{folder}' is not empty and holds no run: give --run a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, file in dataset.tokenizer_files.items():
-        shutil.copy(file, folder / name)
-    identity = {'fingerprint': mark, 'config': dataclasses.asdict(run), 'inputs': inputs}
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(identity, indent=1, sort_keys=True))
-    partial.replace(path)
-    return mark
-
-
-def _differences(there: dict, here: dict, limit: int = 5) -> str:
-    """Return `training.steps 100 there, 200 here; ...` for two nested dicts."""
-    there, here = flatten(json.loads(json.dumps(there))), flatten(json.loads(json.dumps(here)))
-    names = [n for n in sorted(there.keys() | here.keys()) if there.get(n) != here.get(n) and n != 'fingerprint']
-    rows = [f'{n.replace("/", ".")} {there.get(n)} there, {here.get(n)} here' for n in names]
-    return '; '.join(rows[:limit]) + (f'; and {len(rows) - limit} more' if len(rows) > limit else '')
 
 
 def parameters(run: config.Run, inputs: dict[str, str]) -> tuple[Params, dict[str, str]]:
@@ -242,7 +151,7 @@ def parameters(run: config.Run, inputs: dict[str, str]) -> tuple[Params, dict[st
                 raise UserError(
                     f"'{path}' holds quantized weights, for use only: start from the run that it was made from"
                 )
-            _check_same_shapes(name, wanted[name], params[name], path)
+            check_same_shapes(name, wanted[name], params[name], path)
             source[name] = f'{"checkpoint" if kind == "checkpoint" else "pretrained"} {path}'
     missing = sorted(wanted.keys() - params.keys())
     if missing:
@@ -271,21 +180,3 @@ def _like_tokens(projection: Params, table: np.ndarray) -> Params:
     Its input has a variance of about 1 (layer-normed) and its kernel keeps that: the table's deviation is the factor.
     """
     return projection | {'kernel': projection['kernel'] * np.asarray(table, np.float32).std()}
-
-
-def _check_same_shapes(name: str, wanted: Params, found: Params, path: str) -> None:
-    wanted, found = ({k: tuple(v.shape) for k, v in flatten(tree).items()} for tree in (wanted, found))
-    rows = [
-        f'{name}/{k}: {found.get(k, "absent")} there, {wanted.get(k, "absent")} here'
-        for k in sorted(wanted.keys() | found.keys())
-        if wanted.get(k) != found.get(k)
-    ]
-    if rows:
-        more = f'; and {len(rows) - 4} more' if len(rows) > 4 else ''
-        way_out = ''
-        if rows[0].startswith(query_count.TABLE) and len(rows) == 1:
-            count = wanted['query_token'][0]
-            way_out = f': qformer convert {path} DEST --queries {count}, and start from DEST'
-        raise UserError(
-            f"'{path}' was made with another configuration of '{name}': {'; '.join(rows[:4])}{more}{way_out}"
-        )

@@ -6,7 +6,10 @@ business.
 """
 
 import importlib
+import importlib.util
 import pkgutil
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 from jax.typing import DTypeLike
@@ -21,15 +24,32 @@ def names() -> list[str]:
 
 
 def make(c: config.Connector, dtype: DTypeLike) -> nn.Module:
-    """Return the connector that `c.kind` names; raises UserError where there is none."""
-    path = f'{__name__}.{c.kind}' if c.kind in names() else c.kind
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if not f'{path}.'.startswith(f'{error.name}.'):  # something that the module itself imports
-            raise
+    """Return the connector that `c` names, or the one of its `module`; raises UserError where there is none.
+
+    A name never imports anything but the files of this folder: it may come from a run that somebody else made.
+    """
+    ours = c.kind in names()
+    if c.module and ours:
+        raise UserError(f"model.connector.kind '{c.kind}' is one of the package's: name your own (module) otherwise")
+    if c.module:
+        return c.module(c, dtype)
+    if not ours:
         raise UserError(
-            f"no connector '{c.kind}'{nearest(c.kind, names())}: model.connector.kind is one of {', '.join(names())}, "
-            'or the import path of a module with a class Connector'
-        ) from None
-    return module.Connector(c, dtype)
+            f"no connector '{c.kind}'{nearest(c.kind, names())}: model.connector.kind is one of {', '.join(names())}; "
+            f"of your own, a recipe gives the class (Connector(kind='{c.kind}', module=YourClass)), and whoever uses "
+            'the run names its file (--connector FILE)'
+        )
+    return importlib.import_module(f'{__name__}.{c.kind}').Connector(c, dtype)
+
+
+def from_file(path: Path) -> type[nn.Module]:
+    """Return the class `Connector` of a Python file, which is run; raises UserError where there is none."""
+    if not path.is_file() or path.suffix != '.py':
+        raise UserError(f"'{path}' is no .py file: name the one with your class Connector")
+    spec = importlib.util.spec_from_file_location(f'{path.stem}_{abs(hash(path.resolve()))}', path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the names of their annotations
+    spec.loader.exec_module(module)
+    if not isinstance(found := getattr(module, 'Connector', None), type):
+        raise UserError(f"'{path}' defines no class Connector (docs/variants.md has one)")
+    return found

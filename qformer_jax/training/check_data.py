@@ -1,0 +1,92 @@
+"""What a data set cannot give a run, said before its first step: a check that comes later loses what was trained."""
+
+from dataclasses import dataclass
+
+import jax
+from rich.console import Console
+from rich.progress import track
+
+from .. import config
+from ..data import pipeline
+from ..data.dataset import Dataset
+from ..data.rows import Need
+from ..errors import UserError
+
+
+@dataclass
+class _Longest:
+    """The texts of one kind of row so far."""
+
+    count: int = 0
+    cut: int = 0
+    tokens: int = 0
+    """Of the longest."""
+    record: str = ''
+    """Whose it is."""
+
+
+def check_data(run: config.Run, dataset: Dataset) -> list[str]:
+    """Read every record that the run will read, and return what is worth saying of them, a line each.
+
+    Raises UserError when a split is unknown, empty or too small, a record is damaged, a text leaves no room for what is
+    to be learned, or a larger share of the texts than `data.cut_texts` is longer than its row.
+    """
+    splits = [run.data.train_split]
+    if run.data.validation_split:
+        pipeline.held_out_sizes(run, dataset, run.data.validation_split, jax.device_count())
+        splits.append(run.data.validation_split)
+    said = []
+    for split in splits:
+        for field, longest in _lengths(run, dataset, split).items():
+            said += _check_share(run, split, field, longest)
+    return said
+
+
+def _lengths(run: config.Run, dataset: Dataset, split: str) -> dict[str, _Longest]:
+    """Return the longest texts of a split by the field that bounds them."""
+    console, found = Console(stderr=True), {}
+    needs = pipeline.needs(run, dataset, split)
+    for name, need in track(needs, 'reading texts', None, console=console, disable=not console.is_terminal):
+        if need.start >= need.length:
+            raise UserError(
+                f"data.{_option(need.field)} is {need.length}, and what stands before the answer of '{name}' takes "
+                f'{need.start} tokens: give --data.{_option(need.field)} {need.tokens}, or more'
+            )
+        _add(found.setdefault(need.field, _Longest()), name, need)
+    return found
+
+
+def _add(longest: _Longest, name: str, need: Need) -> None:
+    longest.count += 1
+    longest.cut += need.tokens > need.length
+    if need.tokens > longest.tokens:
+        longest.tokens, longest.record = need.tokens, name
+
+
+def _check_share(run: config.Run, split: str, field: str, longest: _Longest) -> list[str]:
+    """Return a line about texts that are cut, if there are any; raises UserError when they are too many."""
+    if not longest.cut:
+        return []
+    share, option, length = longest.cut / longest.count, _option(field), getattr(run.data, field)
+    line = (
+        f"{longest.cut:,} of {longest.count:,} texts of '{split}' ({share:.1%}) are longer than the {length} tokens of "
+        f"data.{option}, and are cut; the longest, of '{longest.record}', has {longest.tokens}"
+    )
+    if share > run.data.cut_texts:
+        raise UserError(
+            f'{line}. That is more than data.cut-texts allows ({run.data.cut_texts:.1%}): give --data.{option} '
+            f'{longest.tokens}{_positions(run, field, longest.tokens)}, or --data.cut-texts 1 to have them cut'
+        )
+    return [line]
+
+
+def _positions(run: config.Run, field: str, tokens: int) -> str:
+    """Return the option that a model with too few positions needs beside a longer row."""
+    qformer = run.model.qformer
+    if field == 'max_text' and qformer and tokens > qformer.max_positions:
+        return f' --model.qformer.max-positions {tokens}'
+    return ''
+
+
+def _option(field: str) -> str:
+    return field.replace('_', '-')
