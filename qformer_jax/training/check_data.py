@@ -70,7 +70,7 @@ def _check_share(run: config.Run, split: str, field: str, longest: _Longest) -> 
     share, option, length = longest.cut / longest.count, _option(field), getattr(run.data, field)
     line = (
         f"{longest.cut:,} of {longest.count:,} texts of '{split}' ({share:.1%}) are longer than the {length} tokens of "
-        f"data.{option}, and are cut; the longest, of '{longest.record}', has {longest.tokens}"
+        f"data.{option}, which cuts them; the longest, of '{longest.record}', has {longest.tokens}"
     )
     if share > run.data.cut_texts:
         raise UserError(
