@@ -13,6 +13,7 @@ from .errors import UserError, nearest
 Kind = TypeVar('Kind')
 
 _DEPTH = 100  # levels of nesting; nothing of ours has ten
+_SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
 _UNKNOWN = re.compile(r'Object contains unknown field `(.*?)`')
 
 
@@ -45,7 +46,8 @@ def parse(text: str, where: str, remedy: str) -> Any:
     try:
         tree = json.loads(text)
         _check_depth(tree)
-        json.dumps(tree, ensure_ascii=False).encode()
+        if _SURROGATE.search(text):
+            json.dumps(tree, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         line = f' line {error.lineno}' if '\n' in text.strip() else ''
         raise UserError(f'{where}{line}: not JSON ({error.msg}, column {error.colno}); {remedy}') from None
@@ -53,8 +55,8 @@ def parse(text: str, where: str, remedy: str) -> Any:
         raise UserError(f'{where}: nested deeper than {_DEPTH} levels; {remedy}') from None
     except UnicodeEncodeError:
         raise UserError(f'{where}: holds half of a surrogate pair, which is no text; {remedy}') from None
-    except ValueError as error:  # a whole number of thousands of digits
-        raise UserError(f'{where}: not JSON ({error}); {remedy}') from None
+    except ValueError:
+        raise UserError(f'{where}: holds a whole number of thousands of digits; {remedy}') from None
     return tree
 
 
