@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..atomic import replacing
 from ..inference.seen import Picture, read
 from .attention import Looks
 from .carried import Carried
@@ -46,7 +47,8 @@ def draw_looks(found: Looks, fit: Fit | None, picture: Picture, size: int, path:
     for axes, name in zip(figure.axes, ['picture', *columns], strict=False):
         axes.set_title(name, fontsize=6)
     figure.supxlabel('beside a query: what each score loses without it' if fit else '', fontsize=6)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=120)
 
 
 def best_first(fit: Fit | None, queries: int) -> Sequence[int]:
@@ -85,4 +87,5 @@ def draw_carried(carried: Carried, path: Path) -> None:
         axes.tick_params(axis='y', labelsize=6)
         axes.axhline(0, color='black', linewidth=0.5)
     axes.set_xlabel('query', fontsize=8)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=120)

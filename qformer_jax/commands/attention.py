@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from .options import ConnectorFile
+
 if TYPE_CHECKING:
     from ..analysis.attention import Looks
     from ..analysis.fit import Fit
@@ -41,6 +43,7 @@ class Attention:
     """What the language model, and an instruction-aware Q-Former, is asked; default: for a caption."""
     out: Path = Path('attention')
     """Folder to write."""
+    connector: ConnectorFile = None
 
 
 def attention(options: Attention) -> None:
@@ -50,16 +53,19 @@ def attention(options: Attention) -> None:
     from ..analysis.attention import looks, see
     from ..analysis.draw import draw_looks
     from ..analysis.fit import fit
+    from ..atomic import check_writable, replacing
     from ..inference.blip2 import Blip2
 
-    model = Blip2.load(options.run)
+    check_writable(options.out)
+    model = Blip2.load(options.run, connector=options.connector)
     seen = see(model, options.picture)
     found = looks(model, seen, options.question)
     fits = fit(model, seen, options.text, options.question) if options.text else None
     options.out.mkdir(parents=True, exist_ok=True)
     picture, arrays = options.out / 'attention.png', options.out / 'attention.npz'
     draw_looks(found, fits, options.picture, model.run.model.vit.image_size, picture)
-    np.savez(arrays, **_arrays(found, fits))
+    with replacing(arrays) as scratch:
+        np.savez(scratch, **_arrays(found, fits))
     if fits:
         _say(options.text, fits)
     print(f'wrote {picture} and {arrays}')

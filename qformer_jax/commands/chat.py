@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ..errors import UserError
-from .options import Drawing, Keeping
+from .options import ConnectorFile, Drawing, Keeping
 
 if TYPE_CHECKING:
     import jax
@@ -37,12 +37,13 @@ class Chat:
     """Longest answer, in tokens."""
     drawing: Annotated[Drawing, tyro.conf.arg(name='')] = field(default_factory=Drawing)
     keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
+    connector: ConnectorFile = None
 
 
 def chat(options: Chat) -> None:
     """Answer each line of the input."""
     settings = options.drawing.settings(options.max_new_tokens)
-    with options.keeping.load(options.run) as model:
+    with options.keeping.load(options.run, options.connector) as model:
         _talk(model, options.picture, settings, options.drawing.key())
 
 

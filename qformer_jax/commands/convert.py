@@ -7,7 +7,9 @@ from typing import Literal
 import tyro
 
 from .. import recipes
+from ..config.ranges import FromZero
 from ..errors import UserError
+from .options import ConnectorFile, Wait, class_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Convert:
     """A recipe (`qformer train` lists them) that states what files do not tell: attention heads of a size that was
     never published, the picture size to resize a position table to, how many blocks of a DINOv2 to keep (the first
     ones), the Q-Former that begins as a BERT."""
-    queries: int = 0
+    allow_nonfinite: bool = False
+    """Write tensors that hold NaN or infinity too, and name them in provenance.json; default: nothing is written."""
+    queries: FromZero = 0
     """Give the Q-Former so many queries; 0: as many as it has. Of fewer, the first are kept, which a run with
     --objective.nested-queries is trained for; more are copies with a little noise, to be trained."""
     order: Path | None = None
@@ -51,30 +55,39 @@ class Convert:
     """For `ours`: the language model's tokenizer: a tokenizer.json, a folder that holds one, or OPT's vocab.json and
     merges.txt, or a GGUF file; default: what lies in a source's folder or GGUF file, if the model has a
     language model."""
+    connector: ConnectorFile = None
+    wait: Wait = False
 
 
 def convert(options: Convert) -> None:
     """Convert, and say what was found, left out, written, and what to do next."""
-    from ..training import exchange
+    from ..atomic import check_new
+    from ..lock import one_writer
 
     if len(options.paths) < 2:
         raise UserError('name at least one source and the destination: qformer convert SOURCE... DEST')
+    if options.order and not options.queries:
+        raise UserError('--order says which queries come first: name how many to keep too, with --queries')
+    with one_writer(options.paths[-1], options.wait):
+        check_new(options.paths[-1])
+        _convert(options)
+
+
+def _convert(options: Convert) -> None:
+    from ..training import exchange
+
     *sources, dest = options.paths
     like = (recipes.load(options.recipe)[0].model,) if options.recipe else ()
-    model = exchange.read(sources, *like)
+    model = exchange.read(sources, *like, connector=class_of(options.connector))
     if options.queries:
         model = exchange.with_queries(model, options.queries, options.order)
-    elif options.order:
-        raise UserError('--order says which queries come first: name how many to keep too, with --queries')
     for note in model.notes:
         print(f'  {note}')
     if options.to == 'ours':
-        written, left_out = (
-            exchange.to_ours(model, dest, options.dtype, options.text_tokenizer, options.lm_tokenizer),
-            [],
-        )
+        tokenizers = options.text_tokenizer, options.lm_tokenizer
+        written, left_out = exchange.to_ours(model, dest, options.dtype, *tokenizers, options.allow_nonfinite), []
     else:
-        written, left_out = exchange.to_theirs(model, dest, options.to, options.dtype)
+        written, left_out = exchange.to_theirs(model, dest, options.to, options.dtype, options.allow_nonfinite)
     if left_out:
         print(f'  left out, for want of a place there: {len(left_out)} tensors, {", ".join(left_out[:3])}, ...')
     print(f'wrote {", ".join(map(str, written))}')

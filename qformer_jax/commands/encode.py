@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from .options import Wait
+
 
 @dataclass(frozen=True)
 class Encode:
@@ -25,10 +27,13 @@ class Encode:
     """Blocks whose outputs side by side are the features (`model.vit.taps`); empty: as in the tower's run."""
     batch_size: int = 64
     """Pictures that go through the tower together."""
+    wait: Wait = False
 
 
 def encode(options: Encode) -> None:
     """Encode, and say what was written and how to train from it."""
     from ..inference.encode import encode as encode_pictures
+    from ..lock import one_writer
 
-    encode_pictures(options.data, options.out, options.vit, options.batch_size, options.taps)
+    with one_writer(options.out, options.wait):
+        encode_pictures(options.data, options.out, options.vit, options.batch_size, options.taps)

@@ -6,6 +6,9 @@ from typing import Literal
 
 import tyro
 
+from ..config.ranges import FromZero
+from .options import ConnectorFile, class_of
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -19,13 +22,15 @@ class Evaluate:
     """Split, in tensorflow_datasets' notation."""
     data: Path | None = None
     """Data set; default: the one that the run was trained on (of several, the first)."""
-    queries: int = 0
+    queries: FromZero = 0
     """Use so many queries, the first ones; 0: all. Only a run with --objective.nested-queries is trained for fewer; of
     any other the table says what is left."""
+    connector: ConnectorFile = None
 
 
 def evaluate(options: Evaluate) -> None:
     """Print the table and say where the predictions are."""
     from ..evaluation.task import evaluate as run_task
 
-    run_task(options.run, options.task, options.split, options.data, options.queries)
+    own = class_of(options.connector)
+    run_task(options.run, options.task, options.split, options.data, options.queries, own)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from .options import ConnectorFile, Wait, class_of
+
 
 @dataclass(frozen=True)
 class Export:
@@ -22,16 +24,23 @@ class Export:
     """Folder of the run (`stage1` or later)."""
     dest: tyro.conf.Positional[Path]
     """Folder to write."""
+    connector: ConnectorFile = None
+    wait: Wait = False
 
 
 def export(options: Export) -> None:
     """Write the folder, and say what is in it."""
+    from ..atomic import check_new
     from ..inference.blip2 import Blip2
     from ..inference.export import write
+    from ..lock import one_writer
     from ..runs import run_dir
 
-    done = run_dir.finished(options.run)
-    written = write(Blip2.load(options.run), options.dest, done.fingerprint)
+    own = class_of(options.connector)
+    done = run_dir.finished(options.run, own)
+    with one_writer(options.dest, options.wait):
+        check_new(options.dest)
+        written = write(Blip2.load(options.run, connector=own), options.dest, done.fingerprint)
     for name, size in written.items():
         print(f'  {name:24} {size:>14,} bytes')
     print(f'wrote {options.dest}')

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from .options import ConnectorFile
+
 
 @dataclass(frozen=True)
 class Ground:
@@ -25,19 +27,20 @@ class Ground:
     """What to look for: 'the red circle'."""
     out: Path = Path('ground')
     """Folder to write."""
+    connector: ConnectorFile = None
 
 
 def ground(options: Ground) -> None:
     """Print the boxes; write ground.png and ground.json."""
-    import json
-
+    from .. import atomic, json_file
     from ..errors import UserError
     from ..inference.blip2 import Blip2
     from ..inference.locate import draw, locate
 
     if not options.phrases:
         raise UserError("no phrase given: say what to look for, such as 'the red circle'")
-    model = Blip2.load(options.run)
+    atomic.check_writable(options.out)
+    model = Blip2.load(options.run, connector=options.connector)
     looked = model.look([options.picture]).take([0] * len(options.phrases))
     said = dict(zip(options.phrases, locate(model, looked, options.phrases), strict=True))
     places = {phrase: tuple(box for _, found in text.found for box in found) for phrase, text in said.items()}
@@ -45,7 +48,7 @@ def ground(options: Ground) -> None:
     drawing, table = options.out / 'ground.png', options.out / 'ground.json'
     draw(options.picture, places, drawing)
     rows = [{'phrase': p, 'boxes': places[p], 'dropped': text.dropped} for p, text in said.items()]
-    table.write_text(json.dumps({'picture': str(options.picture), 'phrases': rows}, indent=1))
+    json_file.write(table, {'picture': str(options.picture), 'phrases': rows})
     for row in rows:
         found = ', '.join('(' + ', '.join(f'{edge:.3f}' for edge in box) + ')' for box in row['boxes'])
         print(f'{row["phrase"]}: {found or "no box"}' + (f' ({row["dropped"]} dropped)' if row['dropped'] else ''))

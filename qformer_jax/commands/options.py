@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from ..config.ranges import FromZero, Share
 
 if TYPE_CHECKING:
     import jax
@@ -14,17 +18,34 @@ if TYPE_CHECKING:
     from ..inference.search import Settings
 
 
+ConnectorFile = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        help="The .py file with the class Connector of the run, where that is none of the package's. The file is run; "
+        'nothing in a run folder ever is.'
+    ),
+]
+Wait = Annotated[bool, tyro.conf.arg(help='Wait until another process that writes there has ended.')]
+
+
+def class_of(connector: Path | None) -> type | None:
+    """Return the class Connector of a .py file, which is run; raises UserError where there is none."""
+    from ..models import connectors
+
+    return connectors.from_file(connector) if connector else None
+
+
 @dataclass(frozen=True)
 class Drawing:
     """How the next token is found."""
 
     temperature: float = 0.0
     """Above 0: draw the words (nucleus sampling with --top-p); 0: take the likeliest."""
-    top_k: int = 0
+    top_k: FromZero = 0
     """Draw among so many likeliest tokens; 0: all."""
-    top_p: float = 1.0
+    top_p: Share = 1.0
     """Draw among the likeliest tokens that together have this probability (LAVIS: 0.9); 1: all."""
-    seed: int = 0
+    seed: FromZero = 0
     """Of what is drawn: the same seed gives the same texts."""
 
     def settings(self, max_new_tokens: int) -> 'Settings':
@@ -64,11 +85,11 @@ class Keeping:
     """Keep what the run makes of a picture, by content, in the folder `cache` beside it: a picture is encoded once."""
 
     @contextmanager
-    def load(self, run: Path) -> Iterator['Blip2']:
+    def load(self, run: Path, connector: Path | None = None) -> Iterator['Blip2']:
         """Lend the run, with a cache if that is wanted, and say at the end how much is new there."""
         from ..inference.blip2 import Blip2
 
-        model = Blip2.load(run, cache=run.parent / 'cache' if self.cache else None)
+        model = Blip2.load(run, cache=run.parent / 'cache' if self.cache else None, connector=connector)
         before = model.cache.entries if model.cache else 0
         yield model
         if model.cache:

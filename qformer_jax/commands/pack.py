@@ -6,6 +6,8 @@ from typing import Literal
 
 import tyro
 
+from .options import Wait
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -23,12 +25,14 @@ class Pack:
     lm_tokenizer: Path | None = None
     """The language model's: a tokenizer.json, or a folder with one or with OPT's vocab.json and merges.txt; default: a
     byte BPE trained on the split. A pretrained language model brings its own, from its run (`qformer convert`)."""
+    wait: Wait = False
 
 
 def pack(options: Pack) -> None:
     """Pack a data set."""
     from ..data import pack as packing
     from ..data import sources
+    from ..lock import one_writer
 
     read = {
         'easy-vqa': sources.easy_vqa,
@@ -36,4 +40,5 @@ def pack(options: Pack) -> None:
         'coco': lambda: sources.coco(options.path),
         'features': lambda: sources.features(options.path),
     }
-    packing.pack(read[options.source](), options.out, options.text_tokenizer, options.lm_tokenizer)
+    with one_writer(options.out, options.wait):
+        packing.pack(read[options.source](), options.out, options.text_tokenizer, options.lm_tokenizer)

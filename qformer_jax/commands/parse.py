@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from ..config.ranges import check_ranges
 from ..errors import UserError
 
 
@@ -15,11 +16,18 @@ def parse(kind: Any, arguments: list[str], **options: Any) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=arguments, **options)
+            found = tyro.cli(kind, args=arguments, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(_one_line(said.getvalue())) from None
+    check_ranges(found, _option)
+    return found
+
+
+def _option(path: str) -> str:
+    """Return the option of a field: groups of options have no name on the command line, a recipe's parts have."""
+    return f'--{path.removeprefix("config.") if path.startswith("config.") else path.rpartition(".")[2]}'
 
 
 def _one_line(box: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import tyro
 
 from ..errors import UserError
+from .options import ConnectorFile, Wait, class_of
 
 LAYERS_SHOWN = 5
 
@@ -33,23 +34,41 @@ class Quantize:
     """Data set to judge on; default: the one that the run was trained on, if it is there."""
     split: str = 'test'
     """Split to judge on, in tensorflow_datasets' notation."""
+    connector: ConnectorFile = None
+    wait: Wait = False
 
 
 def quantize(options: Quantize) -> None:
     """Write the run and print the tables; raises UserError for a run that is a tower alone, or quantized already."""
+    from ..atomic import check_new
     from ..evaluation.quantization import TASK_OF
-    from ..inference.quantize import error, on_device
-    from ..rules import flatten
+    from ..lock import one_writer
     from ..runs import run_dir
-    from ..training import exchange
 
-    done = run_dir.finished(options.run)
+    done = run_dir.finished(options.run, class_of(options.connector))
     if done.run.stage not in TASK_OF:
         raise UserError(
             f"'{options.run}' is a '{done.run.stage}' run, for stages to start from, which need its weights as they "
             f'are: quantize what they end with ({", ".join(TASK_OF)})'
         )
-    model = exchange.read([options.run])
+    dataset = _dataset(options, done)
+    with one_writer(options.dest, options.wait):
+        check_new(options.dest)
+        _quantize(options, done.run.model.connector and done.run.model.connector.module)
+    _judge(options, done, dataset)
+    use = (
+        f'evaluate {options.dest} --task retrieval' if done.run.stage == 'stage1' else f'caption {options.dest} PICTURE'
+    )
+    print(f'next: qformer {use}')
+
+
+def _quantize(options: Quantize, connector: type | None) -> None:
+    """Write the run in fewer bits, and print bytes and errors."""
+    from ..inference.quantize import error, on_device
+    from ..rules import flatten
+    from ..training import exchange
+
+    model = exchange.read([options.run], connector=connector)
     flat = flatten(on_device(((path, t.read()) for path, t in model.tensors.items()), options.weights))
     lost = {path: error(path, tensor.read(), flat[path]) for path, tensor in model.tensors.items()}
     written = _write(model, flat, options)
@@ -58,11 +77,6 @@ def quantize(options: Quantize) -> None:
     rows = [(path, f'{lost[path]:.2e}') for path in worst[:LAYERS_SHOWN]]
     _print(f'error, the largest {LAYERS_SHOWN} of {len(worst)}', ('weights', 'relative rms'), rows)
     print(f'wrote {", ".join(map(str, written))}')
-    _judge(options, done)
-    use = (
-        f'evaluate {options.dest} --task retrieval' if done.run.stage == 'stage1' else f'caption {options.dest} PICTURE'
-    )
-    print(f'next: qformer {use}')
 
 
 def _print_bytes(before: dict[str, int], flat: dict[str, Any]) -> None:
@@ -88,20 +102,40 @@ def _write(model: Any, flat: dict[str, Any], options: Quantize) -> list[Path]:
     return exchange.to_ours(small, options.dest)
 
 
-def _judge(options: Quantize, done: Any) -> None:
-    """Print the task's numbers before and after, or why there are none."""
+def _dataset(options: Quantize, done: Any) -> Any:
+    """Return the data set to judge on, or None where it is not here; raises UserError for what it lacks."""
     from ..data.dataset import Dataset
-    from ..evaluation import quantization
-    from ..inference.blip2 import Blip2
+    from ..evaluation.task import check_split
 
     path = options.data or Path(done.run.data.path or 'no data set')
     if not options.data and not path.is_dir():
+        return None
+    dataset = Dataset.open(path)
+    check_split(_task(done), dataset, options.split, done.run.data.train_split)
+    return dataset
+
+
+def _task(done: Any) -> str:
+    from ..evaluation.quantization import TASK_OF
+
+    return TASK_OF[done.run.stage]
+
+
+def _judge(options: Quantize, done: Any, dataset: Any) -> None:
+    """Print the task's numbers before and after, or why there are none."""
+    from ..evaluation import quantization
+    from ..inference.blip2 import Blip2
+
+    if dataset is None:
         print(f"not judged in use: the run's data set is not here ('{done.run.data.path}'); --data says where one is")
         return
-    dataset = Dataset.open(path)
-    old, new = (quantization.judge(Blip2.load(run), dataset, options.split) for run in (options.run, options.dest))
+    own = done.run.model.connector and done.run.model.connector.module
+    old, new = (
+        quantization.judge(Blip2.load(run, connector=own), dataset, options.split)
+        for run in (options.run, options.dest)
+    )
     rows = [(name, f'{old[name]:.4f}', f'{new[name]:.4f}', f'{new[name] - old[name]:+.4f}') for name in old]
-    _print(f'{quantization.TASK_OF[done.run.stage]} on {options.split}', ('', 'before', 'after', 'change'), rows)
+    _print(f'{_task(done)} on {options.split}', ('', 'before', 'after', 'change'), rows)
 
 
 def _print(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

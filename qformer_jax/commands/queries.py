@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from .options import ConnectorFile
+
 
 @dataclass(frozen=True)
 class Queries:
@@ -29,6 +31,7 @@ class Queries:
     """Packed data set; default: the one that the run was trained on (of several, the first)."""
     out: Path = Path('queries')
     """Folder to write."""
+    connector: ConnectorFile = None
 
 
 def queries(options: Queries) -> None:
@@ -37,6 +40,7 @@ def queries(options: Queries) -> None:
 
     from ..analysis.carried import carried
     from ..analysis.draw import SCORES, draw_carried
+    from ..atomic import check_writable, replacing
     from ..data.dataset import Dataset
     from ..inference.blip2 import Blip2
     from ..runs import run_dir
@@ -44,12 +48,14 @@ def queries(options: Queries) -> None:
     done = run_dir.finished(options.run)
     dataset = Dataset.open(options.data or done.run.data.path)
     dataset.check_tower(done.last.get('vit'), done.run.model.vit)
-    found = carried(Blip2.load(options.run), list(dataset.source(options.split)))
+    check_writable(options.out)
+    found = carried(Blip2.load(options.run, connector=options.connector), list(dataset.source(options.split)))
     options.out.mkdir(parents=True, exist_ok=True)
     picture, arrays = options.out / 'queries.png', options.out / 'queries.npz'
     draw_carried(found, picture)
     wins = {} if found.wins is None else {'wins': found.wins}
-    np.savez(arrays, order=found.order, **wins, **{f'drop_{name}': each for name, each in found.drops.items()})
+    with replacing(arrays) as scratch:
+        np.savez(scratch, order=found.order, **wins, **{f'drop_{name}': each for name, each in found.drops.items()})
     if found.wins is not None:
         best = ', '.join(f'{query} ({found.wins[query] / found.count:.1%})' for query in found.order[:5])
         print(f'win ITC for {found.count} pictures: {best}; never: {(found.wins == 0).sum()} of {len(found.wins)}')

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ..errors import UserError
-from .options import Keeping
+from .options import ConnectorFile, Keeping
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Rank:
     rule: Literal['sum', 'mean'] = 'sum'
     """`sum` over a candidate's tokens, as InstructBLIP ranks, which favours short ones; `mean`: a token's average."""
     keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
+    connector: ConnectorFile = None
 
 
 def rank(options: Rank) -> None:
@@ -39,7 +40,7 @@ def rank(options: Rank) -> None:
 
     if not options.candidates:
         raise UserError('no candidate given: qformer rank RUN PICTURE QUESTION CANDIDATE...')
-    with options.keeping.load(options.run) as model:
+    with options.keeping.load(options.run, options.connector) as model:
         scores = model.rank([options.picture], [options.question], options.candidates, options.rule)[0]
     shares = np.exp(scores - scores.max())
     view = Table(title=options.question)

@@ -1,13 +1,14 @@
 """`qformer search` and `qformer embed`: pictures found by text, and the vectors that find them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
+from ..config.ranges import FromZero
 from ..errors import UserError
+from .options import Wait
 
 if TYPE_CHECKING:
     from ..inference.blip2 import Blip2
@@ -31,8 +32,9 @@ class Search:
     """What they should show, in quotes."""
     top: int = 10
     """Pictures to print."""
-    rerank: int = 128
+    rerank: FromZero = 128
     """The best by ITC that ITM ranks again; 0: ITC alone, which keeps less than a twentieth as much on the disk."""
+    wait: Wait = False
 
 
 def search(options: Search) -> None:
@@ -40,12 +42,11 @@ def search(options: Search) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..inference.gallery import Gallery, picture_files
+    from ..lock import one_writer
 
-    model = _load(options.run, options.run.parent / 'cache')
-    files = picture_files([options.folder], '' if model.run.model.vit else '.npy')
-    gallery = Gallery(model, files, options.rerank > 0)
-    hits = gallery.search(options.text, options.rerank)[: options.top]
+    index = options.run.parent / 'cache'
+    with one_writer(index, options.wait):
+        hits = _hits(options, index)
     view = Table(title=options.text)
     for name, side in (('', 'right'), ('picture', 'left'), ('ITM + cosine', 'right'), ('cosine', 'right')):
         view.add_column(name, justify=side, overflow='fold')
@@ -53,7 +54,16 @@ def search(options: Search) -> None:
         score = '' if hit.score is None else f'{hit.score:.4f}'
         view.add_row(str(place), str(hit.file), score, f'{hit.cosine:.4f}')
     Console().print(view)
-    print(f'index: {model.cache.folder}; next: qformer caption {options.run} {hits[0].file}')
+    print(f'index: {index}; next: qformer caption {options.run} {hits[0].file}')
+
+
+def _hits(options: Search, index: Path) -> list:
+    """Return the best pictures."""
+    from ..inference.gallery import Gallery, picture_files
+
+    model = _load(options.run, index)
+    files = picture_files([options.folder], '' if model.run.model.vit else '.npy')
+    return Gallery(model, files, options.rerank > 0).search(options.text, options.rerank)[: options.top]
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,15 @@ def embed(options: Embed) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
+    from .. import json_file
+    from ..atomic import check_writable, replacing
     from ..inference.gallery import picture_files
 
     if not options.pictures and not options.texts:
         raise UserError('nothing to embed: qformer embed RUN PICTURE... (or --texts TEXT...)')
     if options.out.suffix != '.safetensors':
         raise UserError(f"'{options.out}': name it .safetensors")
+    check_writable(options.out.parent)
     model, tensors, names = _load(options.run), {}, {}
     if options.pictures:
         files = picture_files(options.pictures, '' if model.run.model.vit else '.npy')
@@ -94,8 +107,9 @@ def embed(options: Embed) -> None:
     if options.texts:
         tensors['texts'], names['texts'] = model.features(texts=options.texts, mode='text'), list(options.texts)
     beside = options.out.with_suffix('.json')
-    save_file({name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}, options.out)
-    beside.write_text(json.dumps(names, indent=1))
+    with replacing(options.out) as scratch:
+        save_file({name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}, scratch)
+    json_file.write(beside, names)
     shapes = ', '.join(f'{name} {list(tensor.shape)}' for name, tensor in tensors.items())
     print(f'wrote {options.out}: {shapes}; {beside}: their names')
     print(f'next: safetensors.numpy.load_file({str(options.out)!r}), or qformer search RUN FOLDER TEXT')

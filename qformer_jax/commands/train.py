@@ -8,6 +8,7 @@ import tyro
 
 from .. import config, recipes
 from ..errors import UserError
+from .options import Wait
 from .parse import parse
 
 
@@ -18,6 +19,9 @@ class Train:
     config: Annotated[config.Run, tyro.conf.arg(name='')]
     run: Path = tyro.MISSING
     """Folder of the run: checkpoints, log, curves; give the same one again to continue."""
+    restart: str = ''
+    """The name of that folder once more, to remove another run that is there; the very same run only continues."""
+    wait: Wait = False
 
 
 def train(arguments: list[str]) -> None:
@@ -39,7 +43,7 @@ def train(arguments: list[str]) -> None:
     )
     from ..training import loop
 
-    done = loop.train(options.config, options.run)
+    done = loop.train(options.config, options.run, options.wait, options.restart)
     use = {'stage1': f'qformer evaluate {done.folder} --task retrieval'}
     use |= dict.fromkeys(('stage2', 'instruct'), f'qformer caption {done.folder} PICTURE')
     print(f'next: {use.get(done.run.stage, "train the next stage from it (qformer train)")}')

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from ..errors import UserError
-from .options import Keeping, Writing
+from .options import ConnectorFile, Keeping, Writing
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Caption:
     """Picture files, folders of a video's frames (or .npy feature arrays, where the run reads those)."""
     writing: Annotated[Writing, tyro.conf.arg(name='')] = field(default_factory=Writing)
     keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
+    connector: ConnectorFile = None
     max_new_tokens: int = 20
     """Longest caption, in tokens."""
 
@@ -29,7 +30,7 @@ def caption(options: Caption) -> None:
     if not options.pictures:
         raise UserError('no picture given: qformer caption RUN PICTURE...')
     settings = options.writing.settings(options.max_new_tokens)
-    with options.keeping.load(options.run) as model:
+    with options.keeping.load(options.run, options.connector) as model:
         captions = model.caption(options.pictures, settings, options.writing.key())
     paths = [path for path in options.pictures for _ in range(settings.num_return)]
     for path, text in zip(paths, captions, strict=True):
@@ -48,6 +49,7 @@ class Ask:
     """The question, in quotes."""
     writing: Annotated[Writing, tyro.conf.arg(name='')] = field(default_factory=Writing)
     keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
+    connector: ConnectorFile = None
     max_new_tokens: int = 10
     """Longest answer, in tokens."""
 
@@ -55,6 +57,6 @@ class Ask:
 def ask(options: Ask) -> None:
     """Print one line an answer."""
     settings = options.writing.settings(options.max_new_tokens)
-    with options.keeping.load(options.run) as model:
+    with options.keeping.load(options.run, options.connector) as model:
         answers = model.ask([options.picture], [options.question], settings, options.writing.key())
     print('\n'.join(answers))

@@ -5,13 +5,14 @@ from math import isqrt
 from typing import Literal
 
 from ..errors import UserError
+from .ranges import Decay, FromZero
 
 
 @dataclass(frozen=True)
 class Qformer:
     """The Q-Former (BLIP-2, section 3.1); the defaults are BERT-base with 32 queries."""
 
-    feature_width: int = 1408
+    feature_width: FromZero = 1408
     """Width of the frozen features (V); 0: the tower's, or the data set's."""
     num_queries: int = 32
     """Learned queries (Q)."""
@@ -25,13 +26,13 @@ class Qformer:
     """Hidden width of both feed-forward networks (queries' and text's)."""
     cross_attention_freq: int = 2
     """Cross-attention sits in every such layer, from layer 0."""
-    vocab_size: int = 30522
+    vocab_size: FromZero = 30522
     """Rows of the text vocabulary as pretrained (N), without `[DEC]`, a parameter of its own; 0: the tokenizer's."""
     max_positions: int = 512
     """Rows of the text position table."""
     embed_width: int = 256
     """Width of the shared image-text embedding of ITC (E)."""
-    dropout: float = 0.1
+    dropout: Decay = 0.1
     """Dropout on embeddings, attention weights and branch outputs, in training only."""
     norm_eps: float = 1e-12
     """Epsilon of BERT's LayerNorms."""
@@ -43,7 +44,7 @@ class Qformer:
     stage 1, as published)."""
     query_bank: int = 1
     """Learned vectors that each query mixes by what the picture is (dynamic queries; Cui et al. 2023: 4); 1: none."""
-    local_queries: int = 0
+    local_queries: FromZero = 0
     """Of the queries, the last so many each see one window of a square grid of patches alone (a square number)."""
     gated_residual: bool = False
     """Add the pooled features to the queries' output behind a gate that begins shut (our name: QFormer++)."""
@@ -73,7 +74,7 @@ class Connector:
 
     kind: str = 'mlp'
     """Which one: a file of `qformer_jax/models/connectors/`, or the name that you give to one of your own."""
-    feature_width: int = 0
+    feature_width: FromZero = 0
     """Width of the frozen features (V); 0: the tower's, or the data set's."""
     tokens: int = 32
     """Tokens that the language model reads (Q), where they are not as many as the features; `windowed`: of a window."""
@@ -104,5 +105,5 @@ class Time:
 
     frames: int = 8
     """Rows of the table (F), for so many frames; a longer video's frames lie between them."""
-    patches: int = 0
+    patches: FromZero = 0
     """Features of a frame; 0: the tower's."""

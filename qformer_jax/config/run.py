@@ -1,10 +1,11 @@
 """A training run, complete: the network, what it reads, what it minimises, how long, and from where it starts."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from ..errors import UserError
 from .connectors import Connector, Qformer, Time
+from .ranges import Decay, FromZero, Range, Rate, Share
 from .towers import T5, Gates, Grounding, Llama, Lora, Opt, Vit
 
 Stage = Literal['vision', 'language', 'stage1', 'stage2', 'instruct']
@@ -34,7 +35,7 @@ class Blip2:
     """When each frame of a video is; None: both read a video's features as a set, without order."""
     gates: Gates | None = None
     """Layers inside a decoder that read pictures, in `stage2` and `instruct`; None: it reads them before the text."""
-    word_head: int = 0
+    word_head: FromZero = 0
     """Outputs of the bag-of-words head; the `vision` stage sets it to the tokenizer's size, 0 elsewhere: none."""
 
     @property
@@ -60,27 +61,30 @@ class Data:
     """Q-Former text tokens a row (T), [CLS] and [SEP] included; longer texts are cut."""
     max_lm_text: int = 32
     """Language-model tokens a row, prompt and answer together; longer rows are cut at the right."""
-    cut_texts: float = field(default=0.05, metadata={'later': True})
+    cut_texts: Share = field(default=0.05, metadata={'later': True})
     """Largest share of the texts that may be longer than `max_text` or `max_lm_text`, and so are cut: 0 to 1."""
-    max_patches: int = 0
+    max_patches: FromZero = 0
     """Feature rows (P) to pad to when the data set holds feature arrays; 0: the longest one in the data set."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    """Random resized crop: smallest and largest share of the picture's area; (1, 1): no crop."""
+    """Random resized crop: smallest and largest share of the picture's area, above 0 and at most 1; (1, 1): no crop."""
     flip: bool = True
     """Mirror half of the pictures left to right."""
     question_prompt: tuple[str, ...] = ('Question: {question} Answer:',)
     """Prompts of the language model for a question: training draws one a row, anything else takes the first."""
     caption_prompt: tuple[str, ...] = ('',)
     """Prompts of the language model for a caption, drawn and taken alike."""
-    caption_fraction: float = 0.0
+    caption_fraction: Share = 0.0
     """Share of the rows of `language` and `instruct` that ask for the caption instead of an answer."""
     phrase_prompt: tuple[str, ...] = ('<grounding><phrase>{phrase}</phrase>',)
     """Prompts of the language model for the boxes of a phrase, drawn and taken alike; KOSMOS-2's own."""
-    phrase_fraction: float = 0.0
+    phrase_fraction: Share = 0.0
     """Share of the rows of `stage2` and `instruct` that ask where a phrase is, of records that say so; the picture is
     then neither cropped nor mirrored."""
 
     def __post_init__(self):
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:  # NaN is not
+            raise UserError(f'data.crop-scale is {low} {high}; expected two shares, 0 < smallest <= largest <= 1')
         for name in ('question_prompt', 'caption_prompt', 'phrase_prompt'):
             if isinstance(text := getattr(self, name), str):  # or each letter would be a prompt
                 raise UserError(f"data.{name} is one text, and a tuple of them is expected: write ('{text}',)")
@@ -104,7 +108,7 @@ class Objective:
     """Weight of contrast between two views of a picture, and of a text, by dropout (Gao et al. 2021); needs dropout."""
     static_queries: float = 0.0
     """Weight of ITC, ITM and ITG once more, from the mean of each query's bank (Cui et al. 2023: 1)."""
-    label_smoothing: float = 0.1
+    label_smoothing: Decay = 0.1
     """Of ITC and ITG; ITM and the language-model loss of stages 2 and 3 have none."""
     gather_grad: Literal['local', 'global'] = 'local'
     """ITC gradient: `local` stops it on the gathered side, as LAVIS's `concat_all_gather` does; `global` keeps both."""
@@ -123,21 +127,21 @@ class Objective:
 class Optimizer:
     """AdamW with warm-up and cosine (BLIP-2, section 3.4)."""
 
-    peak_rate: float = 1e-4
+    peak_rate: Rate = 1e-4
     """Learning rate after the warm-up."""
-    final_rate: float = 0.0
+    final_rate: Rate = 0.0
     """Learning rate at the last step."""
-    warmup_start: float = 0.0
+    warmup_start: Rate = 0.0
     """Learning rate at step 0."""
-    warmup_steps: int = 2000
+    warmup_steps: FromZero = 2000
     """Steps of the linear warm-up."""
     schedule: Literal['cosine', 'lavis'] = 'cosine'
     """`cosine`: every step, as in the paper; `lavis`: constant within an epoch, warm-up only in the first one."""
-    steps_per_epoch: int = 0
+    steps_per_epoch: FromZero = 0
     """Length of an epoch for the `lavis` schedule."""
-    beta1: float = 0.9
+    beta1: Decay = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.98
+    beta2: Decay = 0.98
     """Decay of the second moment (LAVIS: 0.999)."""
     weight_decay: float = 0.05
     """Decoupled weight decay; matrices, tables and query tokens only."""
@@ -151,13 +155,13 @@ class Optimizer:
 class Training:
     """How long, how much at a time, and what is kept."""
 
-    steps: int = 250_000
-    """Optimizer steps."""
+    steps: Annotated[int, Range(1, 100_000_000)] = 250_000
+    """Optimizer steps, at most 100 million."""
     batch_size: int = 1680
     """Pairs a step, over all devices."""
     accumulate: int = 1
     """Micro-batches a step (stages 2 and 3, and the towers); in stage 1 it would shrink the negatives: refused."""
-    seed: int = 0
+    seed: FromZero = 0
     """Seed of weights, dropout, negatives and data order."""
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     """Compute dtype, and the dtype in which frozen weights are held; trained weights and losses stay float32."""
@@ -165,7 +169,7 @@ class Training:
     """Steps between checkpoints; each computes the validation losses first."""
     validation_batches: int = 8
     """Batches of the validation split that a validation loss averages."""
-    max_skipped: int = 20
+    max_skipped: FromZero = 20
     """Steps with non-finite gradients that are skipped before the run stops."""
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import UserError
+from .ranges import FromZero
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Opt:
 
     family: Literal['opt'] = 'opt'
     """Kind of language model."""
-    vocab_size: int = 50272
+    vocab_size: FromZero = 50272
     """Rows of the token table (N); 0: the tokenizer's."""
     width: int = 2560
     """Hidden width (L)."""
@@ -81,7 +82,7 @@ class Opt:
     """Hidden width of the MLP."""
     max_positions: int = 2048
     """Longest sequence, queries included."""
-    embed_width: int = 0
+    embed_width: FromZero = 0
     """Width of token vectors, projected to the hidden width and back (OPT-350M: 512); 0: the hidden width."""
     norm_first: bool = True
     """LayerNorm before each branch and after the last block; False: after each branch only (OPT-350M)."""
@@ -98,7 +99,7 @@ class Llama:
 
     family: Literal['llama'] = 'llama'
     """Kind of language model."""
-    vocab_size: int = 32001
+    vocab_size: FromZero = 32001
     """Rows of the token table (N), Vicuna's with one for padding; 0: the tokenizer's."""
     width: int = 4096
     """Hidden width (L)."""
@@ -133,7 +134,7 @@ class T5:
 
     family: Literal['t5'] = 't5'
     """Kind of language model."""
-    vocab_size: int = 32128
+    vocab_size: FromZero = 32128
     """Rows of the token table (N), and of the output table, its own; 0: the tokenizer's."""
     width: int = 2048
     """Hidden width (L)."""

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from qformer_jax import json_file
+from qformer_jax.atomic import check_writable
 from qformer_jax.data.encoder import FILE, Encoder
 from qformer_jax.data.records import Record, pack_array
 from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, train_byte_bpe, train_wordpiece
@@ -62,13 +63,15 @@ def pack(
         raise UserError(f"no split 'train' among {', '.join(records_by_split) or 'none'}; tokenizers are trained on it")
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / CONTENT).is_file()):
         raise UserError(f'{out}: exists and is not a packed data set; choose a new folder')
+    text = TextTokenizer.load(text_tokenizer) if text_tokenizer else None
+    lm = LmTokenizer.load(lm_tokenizer) if lm_tokenizer else None
+    check_writable(out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f'{out.name}.unfinished-', dir=out.parent))
     try:
         with full_disk_as_user_error(out):
             packed, tally = _write(records_by_split, scratch)
-            text = TextTokenizer.load(text_tokenizer) if text_tokenizer else _trained_wordpiece(tally)
-            lm = LmTokenizer.load(lm_tokenizer) if lm_tokenizer else _trained_byte_bpe(tally)
+            text, lm = text or _trained_wordpiece(tally), lm or _trained_byte_bpe(tally)
             text.save(packed / WORDPIECE)
             lm.save(packed / BYTE_BPE)
             if encoder:

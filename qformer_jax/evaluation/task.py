@@ -14,11 +14,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from .. import atomic, json_file
+from ..atomic import check_writable
 from ..boxes import Grounded
 from ..data.dataset import Dataset
 from ..data.records import Record
@@ -45,31 +48,63 @@ class Judged:
     predictions: list[dict]
 
 
-def evaluate(folder: Path, task: str, split: str, data: Path | None = None, queries: int = 0) -> dict[str, float]:
+def evaluate(
+    folder: Path,
+    task: str,
+    split: str,
+    data: Path | None = None,
+    queries: int = 0,
+    connector: type | None = None,
+) -> dict[str, float]:
     """Evaluate a finished run, or read what was evaluated before; prints the table and returns its numbers.
 
-    `queries`: only so many of the queries are used, the first ones (0: all).
+    `queries`: only so many of the queries are used, the first ones (0: all). `connector`: the class of the run's own.
     """
-    done = run_dir.finished(folder)
+    done = run_dir.finished(folder, connector)
     dataset = Dataset.open(data or done.run.data.path)
     dataset.check_tower(done.last.get('vit'), done.run.model.vit)
+    check_split(task, dataset, split, done.run.data.train_split)
+    check_writable(folder / 'evaluation')
     identity = {'task': task, 'split': split, 'data': dataset.fingerprint, 'weights': done.last}
     name = f'{task}-{split}'.replace('/', '_')
     if queries:
         identity['queries'] = queries
         name += f'-{queries}-queries'
     table, rows = (folder / 'evaluation' / f'{name}{suffix}' for suffix in ('.json', '.jsonl'))
-    if table.exists() and (known := json.loads(table.read_text()))['identity'] == identity:
-        numbers = known['numbers']
-    else:
-        judged = TASKS[task](Blip2.load(folder, batch_size=PICTURES_AT_ONCE, queries=queries), dataset, split)
+    numbers = _known_numbers(table, identity) if rows.is_file() else None
+    if numbers is None:
+        model = Blip2.load(folder, batch_size=PICTURES_AT_ONCE, queries=queries, connector=connector)
+        judged = TASKS[task](model, dataset, split)
         numbers = judged.numbers
-        table.parent.mkdir(exist_ok=True)
-        rows.write_text(''.join(json.dumps(row) + '\n' for row in judged.predictions))
-        table.write_text(json.dumps({'identity': identity, 'numbers': numbers}, indent=1))
+        atomic.write_text(rows, ''.join(json.dumps(row) + '\n' for row in judged.predictions))
+        atomic.write_text(table, json.dumps({'identity': identity, 'numbers': numbers}, indent=1))
     _print(f'{task} on {split}, {folder}' + (f', {queries} queries' if queries else ''), numbers)
     print(f'predictions: {rows}; numbers: {table}')
     return numbers
+
+
+def _known_numbers(table: Path, identity: dict) -> dict[str, float] | None:
+    """Return the numbers of an earlier evaluation of the same; None where there is none, or its table is damaged."""
+    try:
+        known = json_file.read(table, _Table, '') if table.exists() else None
+    except UserError:
+        return None
+    return known.numbers if known and known.identity == identity else None
+
+
+class _Table(msgspec.Struct):
+    """What an evaluation's table holds."""
+
+    identity: dict
+    numbers: dict[str, float]
+
+
+def check_split(task: str, dataset: Dataset, split: str, train_split: str) -> None:
+    """Raise UserError for a split without what the task asks for, before a model is loaded."""
+    what, column = {'vqa': ('question', 1), 'grounding': ('phrase with boxes', 4)}.get(task, ('caption', 0))
+    _need((dataset.source(split).counts[:, column] > 0).any(), what, split)
+    if task in ('vqa', 'grounding'):
+        dataset.source(train_split)  # what is blind, or reads text only, learns from it
 
 
 def _print(title: str, numbers: dict[str, float]) -> None:
@@ -117,15 +152,10 @@ def judge_vqa(model: Blip2, dataset: Dataset, split: str) -> Judged:
         {'image': records[i].image_id, 'question': q, 'prediction': p, 'answers': a}
         for i, q, p, a in zip(positions, questions, predictions, answers, strict=True)
     ]
-    return Judged(
-        {
-            'accuracy': mean(predictions),
-            'with shuffled pictures': mean(blind),
-            'text only (commonest answer)': mean([guess.get(q, '') for q in questions]),
-            'number of questions': len(questions),
-        },
-        rows,
-    )
+    numbers = {'accuracy': mean(predictions), 'with shuffled pictures': mean(blind)}
+    if guess:  # there is none where nobody asked anything in training
+        numbers['text only (commonest answer)'] = mean([guess.get(q, '') for q in questions])
+    return Judged(numbers | {'number of questions': len(questions)}, rows)
 
 
 def _answers(

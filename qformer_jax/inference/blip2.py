@@ -87,7 +87,7 @@ class Blip2:
             model = cls(run, quantization.on_device(flatten(params).items(), weights), done.folder, batch_size, cache)
         else:
             found = exchange.read(sources)
-            read = ((path, tensor.read()) for path, tensor in found.tensors.items())
+            read = _finite((path, tensor.read()) for path, tensor in found.tensors.items())
             model = cls(found.run, quantization.on_device(read, weights), sources[0], batch_size, cache)
         return model.with_queries(queries) if queries else model
 
@@ -238,6 +238,10 @@ class Blip2:
         score = functools.partial(ranking.scores, rows_at_once=self.batch_size)
         inputs = *self._read(looked, prompts, ids.shape[2]), ids, exists
         total, tokens = self._in_batches(score, *inputs), exists.sum(axis=2)
+        if np.isnan(total).any():
+            raise UserError(
+                'the log p of an answer is not a number: the weights of this run are broken, or the features'
+            )
         return np.where(tokens, total / np.maximum(tokens, 1) if rule == 'mean' else total, -np.inf)
 
     def question_prompts(self, questions: Sequence[str]) -> list[str]:
@@ -398,3 +402,11 @@ class Blip2:
             raise UserError(
                 f"this Q-Former has no heads of ITC and ITM (its text side is '{side}'): give a 'stage1' run"
             )
+
+
+def _finite(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield parameters by path; raises UserError at one that holds NaN or infinity."""
+    for path, array in tensors:
+        if not exchange.is_finite(array):
+            raise UserError(f'{exchange.name_nonfinite([path])}: take an intact checkpoint')
+        yield path, array

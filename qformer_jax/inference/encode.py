@@ -30,8 +30,19 @@ def encode(data: Path, out: Path, run: Path, batch_size: int = 64, taps: tuple[i
     seeing = dataclasses.replace(model.run, model=dataclasses.replace(model.run.model, vit=vit))
     model = dataclasses.replace(model, run=seeing)
     tower = Encoder(str(run), done.last['vit'], vit, done.run.training.dtype)
+    _check_same(out, dataset, tower)
     records = {split: _encoded(model, dataset.source(split)) for split in dataset.splits}
     pack.pack(records, out, data / pack.WORDPIECE, data / pack.BYTE_BPE, tower)
+
+
+def _check_same(out: Path, dataset: Dataset, tower: Encoder) -> None:
+    """Raise UserError where `out` holds another data set, or another tower's features: said before the work."""
+    if not (out / pack.CONTENT).is_file():
+        return
+    there = Dataset.open(out)
+    sizes, wanted = ({split: len(rows) for split, rows in each.counts.items()} for each in (there, dataset))
+    if sizes != wanted or there.encoder != dataclasses.replace(tower, run=there.encoder.run if there.encoder else ''):
+        raise UserError(f'{out}: holds another packed data set; choose a new folder, or remove it first')
 
 
 def _encoded(model: Blip2, records: Source) -> Iterator[Record]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from .. import boxes
+from ..atomic import replacing
 from ..data import transforms
 from ..data.tokenizers import located
 from ..errors import UserError
@@ -42,4 +43,5 @@ def draw(picture: Path, said: dict[str, tuple[boxes.Box, ...]], out: Path) -> No
             text = pen.textbbox((left + 5, top + 4), phrase)
             pen.rectangle((text[0] - 2, text[1] - 1, text[2] + 2, text[3] + 1), fill=colour)
             pen.text((left + 5, top + 4), phrase, fill='white')
-    image.save(out)
+    with replacing(out) as scratch:
+        image.save(scratch)

@@ -1,47 +1,22 @@
 """What a configuration cannot do, said before anything is read."""
 
 import contextlib
-import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any
 
 from .. import config
+from ..config.ranges import check_ranges
 from ..errors import UserError
 from ..models import connectors, query_count
 
 TERMS = ('itc', 'itm', 'itg', 'cross_modal', 'in_modal', 'intra_modal', 'static_queries')
-FROM_ZERO = (
-    'model.qformer.feature_width', 'model.qformer.vocab_size', 'model.qformer.local_queries',
-    'model.connector.feature_width', 'model.lm.vocab_size', 'model.lm.embed_width', 'model.time.patches',
-    'model.word_head', 'data.max_patches', 'optimizer.warmup_steps', 'optimizer.steps_per_epoch', 'training.seed',
-    'training.max_skipped',
-)  # fmt: skip
-"""Whole numbers of which 0 says something: none, or as many as the tower or the data set has."""
-SHARES = (
-    'model.qformer.dropout', 'objective.label_smoothing', 'data.caption_fraction', 'data.phrase_fraction',
-    'optimizer.beta1', 'optimizer.beta2',
-)  # fmt: skip
-"""Numbers of at most 1."""
 
 
-def _check_numbers(run: config.Run) -> None:
-    """Refuse sizes and counts that are none, and weights, rates and shares that no loss or optimizer has a use for."""
-    for path, kind, value in _numbers(run):
-        least, share = int(kind is int and path not in FROM_ZERO), path in SHARES
-        if not least <= value < math.inf or (share and value > 1):  # nan is neither
-            upper = ' and at most 1' if share else ''
-            raise UserError(f'{path.replace("_", "-")} is {value}, it must be at least {least}{upper}')
-
-
-def _numbers(part: Any, path: str = '') -> Iterator[tuple[str, type, float]]:
-    """Yield the fields of a configuration that are one number: path, int or float, value."""
-    for field in dataclasses.fields(part):
-        value, name = getattr(part, field.name), f'{path}{field.name}'
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            yield from _numbers(value, f'{name}.')
-        elif field.type in (int, float):
-            yield name, field.type, value
+def _check_rates(run: config.Run) -> None:
+    """Refuse multiples of the learning rate that are none."""
+    for pattern, multiple in run.optimizer.rate_rules:
+        if multiple is not None and not 0 <= multiple < math.inf:  # NaN is not
+            raise UserError(f"optimizer.rate-rules: '{pattern}' learns at {multiple} times the rate; expected a number "
+                            'from 0 on, or None to freeze it')  # fmt: skip
 
 
 def _check_terms(run: config.Run) -> None:
@@ -102,7 +77,8 @@ def check(run: config.Run) -> None:
     for part in needs[run.stage]:
         if getattr(run.model, part) is None:
             raise UserError(f"stage '{run.stage}' needs model.{part}, which is None")
-    _check_numbers(run)
+    check_ranges(run)
+    _check_rates(run)
     _check_connector(run)
     _check_nested(run)
     if run.model.gates:
@@ -110,6 +86,9 @@ def check(run: config.Run) -> None:
     if run.model.lora and run.stage not in ('stage2', 'instruct'):
         raise UserError(f"model.lora adapts a frozen language model in 'stage2' and 'instruct', not in '{run.stage}'")
     if run.stage == 'stage1':
+        if run.model.qformer.text_side != 'full':
+            raise UserError(f"stage 'stage1' trains the text side: model.qformer.text-side is "
+                            f"'{run.model.qformer.text_side}', it must be 'full'")  # fmt: skip
         _check_terms(run)
     if run.stage == 'language' and run.model.lm.family == 't5':
         raise UserError("stage 'language' trains a decoder-only language model, not T5: choose another one (model.lm)")

@@ -22,7 +22,7 @@ from ..convert.assemble import assemble, check_repeats
 from ..convert.files import files_of, open_checkpoint
 from ..convert.recognise import NOTHING
 from ..convert.table import check_complete
-from ..convert.tensors import State, Tensor
+from ..convert.tensors import FLOATS, State, Tensor
 from ..data.pack import BYTE_BPE, WORDPIECE
 from ..data.tokenizers import LmTokenizer, TextTokenizer
 from ..errors import UserError
@@ -59,13 +59,13 @@ class Model:
         return self.run.objective.instruction_aware
 
 
-def read(sources: Sequence[Path], like: config.Blip2 = NOTHING) -> Model:
+def read(sources: Sequence[Path], like: config.Blip2 = NOTHING, connector: type | None = None) -> Model:
     """Return the model in a finished run of ours, or in one or more published checkpoints, unread.
 
-    Raises UserError when something is missing, damaged, twice there or unknown.
+    `connector`: the class of a run's own. Raises UserError when something is missing, damaged, twice there or unknown.
     """
     if len(sources) == 1 and (sources[0] / run_dir.RUN).is_file():
-        return _read_run(run_dir.finished(sources[0]))
+        return _read_run(run_dir.finished(sources[0], connector))
     whole = assemble(sources, like)
     check_repeats(whole)
     notes = tuple(f'{source.path}: {source.family}' for source in whole.sources) + whole.notes
@@ -142,12 +142,18 @@ def with_queries(model: Model, count: int, order: Path | None = None) -> Model:
 
 
 def to_ours(
-    model: Model, dest: Path, dtype: DType | None = None, text: Path | None = None, lm: Path | None = None
+    model: Model,
+    dest: Path,
+    dtype: DType | None = None,
+    text: Path | None = None,
+    lm: Path | None = None,
+    allow_nonfinite: bool = False,
 ) -> list[Path]:
     """Write a finished run at `dest` and its weights into the store beside it; returns what was written.
 
     `text` and `lm` are the tokenizers' files; without them the run cannot be asked with texts. They are found in a run,
-    the language model's in a GGUF file too, or beside the weights in their folder.
+    the language model's in a GGUF file too, or beside the weights in their folder. Raises UserError for tensors that
+    hold NaN or infinity, as they are written, unless they are allowed.
     """
     text, lm = text or model.text_tokenizer, lm or model.lm_tokenizer
     speaks = _read_lm_tokenizer(lm) if lm else None
@@ -159,12 +165,12 @@ def to_ours(
             TextTokenizer.load(text).save(scratch / WORDPIECE)
         if speaks:
             speaks.save(scratch / BYTE_BPE)
-        with _progress(model.tensors) as seen:
+        with _checked(model.tensors, dtype, allow_nonfinite) as (seen, nonfinite):
             for part in sorted({path.split('/', 1)[0] for path in seen}):
                 mine = {path.removeprefix(f'{part}/'): t for path, t in seen.items() if path.startswith(f'{part}/')}
                 digests[part] = save(mine, dtype)
         run_dir.write_identity(scratch, model.run, inputs)
-        json_file.write(scratch / PROVENANCE, _provenance(model, sources, dtype))
+        json_file.write(scratch / PROVENANCE, _provenance(model, sources, dtype) | {'nonfinite': nonfinite})
         tokenizers = [name for name in (WORDPIECE, BYTE_BPE) if (scratch / name).is_file()]
         run_dir.write_finished(scratch, digests, {}, None, tokenizers)
     return [dest, *(store.path(weights, digest) for digest in digests.values())]
@@ -190,12 +196,16 @@ def _tokenizer_beside(weights: Path) -> Path | None:
 
 
 def to_theirs(
-    model: Model, dest: Path, kind: Literal['lavis', 'huggingface'], dtype: DType | None = None
+    model: Model,
+    dest: Path,
+    kind: Literal['lavis', 'huggingface'],
+    dtype: DType | None = None,
+    allow_nonfinite: bool = False,
 ) -> tuple[list[Path], list[str]]:
     """Write what their class loads with strict=True; returns what was written, and what has no place there.
 
     LAVIS: one file, `.pth` with the state dict under 'model', or `.safetensors`. Hugging Face: a folder of safetensors
-    with `config.json`. Raises UserError when they have no class for such a model.
+    with `config.json`. Raises UserError when they have no class for such a model, and as `to_ours` for its tensors.
     """
     if kind == 'lavis' and dest.suffix not in ('.pth', '.safetensors'):
         raise UserError(f"'{dest}': LAVIS reads one file: name it .pth (or .safetensors)")
@@ -203,26 +213,24 @@ def to_theirs(
     target = choose(model.run.model, model.reads)
     theirs, left_out = published.state_dict(model.tensors, target)
     record = _provenance(model, _sources(model.files), dtype) | {'class': target.name, 'left_out': left_out}
-    with _progress(theirs) as seen:
-        if kind == 'lavis':
-            return _write_lavis(dest, seen, dtype, record), left_out
-        with all_or_nothing(dest) as scratch:
-            scratch.mkdir()
+    if kind == 'lavis':
+        return _write_lavis(dest, theirs, dtype, record, allow_nonfinite), left_out
+    with all_or_nothing(dest) as scratch:
+        scratch.mkdir()
+        with _checked(theirs, dtype, allow_nonfinite) as (seen, nonfinite):
             stream.write_shards(scratch, seen, dtype, _SHARD)
-            json_file.write(scratch / 'config.json', huggingface_config.of_model(target.model))
-            json_file.write(scratch / PROVENANCE, record)
+        json_file.write(scratch / 'config.json', huggingface_config.of_model(target.model))
+        json_file.write(scratch / PROVENANCE, record | {'nonfinite': nonfinite})
     return [dest], left_out
 
 
-def _write_lavis(dest: Path, state: State, dtype: DType | None, record: dict) -> list[Path]:
+def _write_lavis(dest: Path, state: State, dtype: DType | None, record: dict, allow_nonfinite: bool) -> list[Path]:
     """Write the file and its provenance beside it, both or neither."""
     beside = dest.with_name(f'{dest.stem}.{PROVENANCE}')
     with all_or_nothing(beside) as note, all_or_nothing(dest) as scratch:
-        json_file.write(note, record)
-        if dest.suffix == '.pth':
-            _write_pth(scratch, state, dtype)
-        else:
-            stream.write(scratch, state, dtype)
+        with _checked(state, dtype, allow_nonfinite) as (seen, nonfinite):
+            (_write_pth if dest.suffix == '.pth' else stream.write)(scratch, seen, dtype)
+        json_file.write(note, record | {'nonfinite': nonfinite})
     return [dest, beside]
 
 
@@ -239,20 +247,42 @@ def _write_pth(path: Path, state: State, dtype: DType | None) -> None:
 
 
 @contextmanager
-def _progress(state: State) -> Iterator[dict[str, Tensor]]:
-    """Return the tensors; a bar shows the bytes of those that were read."""
+def _checked(state: State, dtype: DType | None, allow_nonfinite: bool) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+    """Lend the tensors, and a list that gets the names of those read that hold NaN or infinity, as they are written.
+
+    A bar shows the bytes of those that were read. At the end raises UserError if there are names and none is allowed.
+    """
+    nonfinite = []
     with Progress(transient=True) as bar:
         task = bar.add_task('converting', total=sum(map(_bytes, state.values())))
 
-        def watched(tensor: Tensor) -> Tensor:
+        def watched(name: str, tensor: Tensor) -> Tensor:
             def fetch() -> np.ndarray:
                 array = tensor.read()
                 bar.advance(task, _bytes(tensor))
+                if not is_finite(array, dtype):
+                    nonfinite.append(name)
                 return array
 
             return replace(tensor, read=fetch)
 
-        yield {name: watched(tensor) for name, tensor in state.items()}
+        yield {name: watched(name, tensor) for name, tensor in state.items()}, nonfinite
+    if nonfinite and not allow_nonfinite:
+        raise UserError(f'{name_nonfinite(nonfinite, dtype)}: take an intact checkpoint, or say --allow-nonfinite')
+
+
+def is_finite(array: np.ndarray, dtype: DType | None = None) -> bool:
+    """Return whether an array holds neither NaN nor infinity, floats as `dtype` if that is given."""
+    if array.dtype.name not in FLOATS:
+        return True
+    with np.errstate(over='ignore'):
+        return bool(np.isfinite(array.astype(dtype or array.dtype, copy=False)).all())
+
+
+def name_nonfinite(names: Sequence[str], dtype: DType | None = None) -> str:
+    """Return a sentence about tensors that are not finite."""
+    more = f' and {len(names) - 4} more' if len(names) > 4 else ''
+    return f'NaN or infinity{f" (as {dtype})" if dtype else ""} in {", ".join(names[:4])}{more}'
 
 
 def _bytes(tensor: Tensor) -> int:

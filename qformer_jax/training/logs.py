@@ -19,6 +19,7 @@ from rich.progress import Progress as Bar
 from tensorboardX import FileWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
+from qformer_jax.atomic import replacing
 from qformer_jax.errors import UserError
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -97,7 +98,8 @@ def draw_curves(folder: Path) -> Path:
         axes = figure.add_subplot(rows, columns, place)
         _draw_loss(axes, log, name)
     figure.legend(*axes.get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False)
-    figure.savefig(folder / 'loss.png', dpi=150)
+    with replacing(folder / 'loss.png') as picture:
+        figure.savefig(picture, dpi=150)
     return folder / 'loss.png'
 
 

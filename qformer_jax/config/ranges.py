@@ -1,0 +1,64 @@
+"""Which numbers make sense: a range stands beside a field, in a configuration as in the options of a command.
+
+A whole number without a range of its own is at least 1, any other number at least 0; NaN and infinity are in no range.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from ..errors import UserError
+
+LARGEST = 2**31 - 1  # of what XLA counts in 32 bits
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `least` to `most`, without `most` itself where it says `below`."""
+
+    least: int | float = 0
+    most: int | float = LARGEST
+    below: bool = False
+
+    def __contains__(self, value: int | float) -> bool:
+        return self.least <= value < self.most if self.below else self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        if self.most == LARGEST:
+            return f'at least {self.least}'
+        return f'at least {self.least} and {"below" if self.below else "at most"} {self.most}'
+
+
+FromZero = Annotated[int, Range()]
+"""A whole number of which 0 says something."""
+Share = Annotated[float, Range(0, 1)]
+"""A part of a whole."""
+Decay = Annotated[float, Range(0, 1, below=True)]
+"""What is multiplied again and again, or a share that leaves something."""
+Rate = Annotated[float, Range(0, 10)]
+"""A learning rate."""
+
+
+def check_ranges(part: Any, name: Callable[[str], str] = str) -> None:
+    """Raise UserError for a number of a dataclass, or of one inside it, that is out of its range.
+
+    `name` makes what the user knows a field by from its path: `training.steps`.
+    """
+    for path, value, allowed in _numbers(part):
+        if value not in allowed:
+            raise UserError(f'{name(path).replace("_", "-")} is {value}, it must be {allowed}')
+
+
+def _numbers(part: Any, prefix: str = '') -> Iterator[tuple[str, int | float, Range]]:
+    """Yield path, value and range of each field that is one number."""
+    hints = typing.get_type_hints(type(part), include_extras=True)
+    for field in dataclasses.fields(part):
+        value, hint = getattr(part, field.name), hints[field.name]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from _numbers(value, f'{prefix}{field.name}.')
+        elif typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], Range):
+            yield f'{prefix}{field.name}', value, hint.__metadata__[0]
+        elif hint in (int, float):
+            yield f'{prefix}{field.name}', value, Range(1 if hint is int else 0)
