@@ -40,8 +40,13 @@ def command(function: Callable[[], object]) -> None:
 
 
 def _complain(message: str) -> int:
-    print(f'error: {message}', file=sys.stderr)
+    print(f'error: {one_line(message)}', file=sys.stderr)
     return 2
+
+
+def one_line(message: str) -> str:
+    """Return a message with its line ends and control characters escaped: names of files and keys may hold them."""
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in message)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ Kind = TypeVar('Kind')
 
 _DEPTH = 100  # levels of nesting; nothing of ours has ten
 _SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
-_UNKNOWN = re.compile(r'Object contains unknown field `(.*?)`')
+_UNKNOWN = re.compile(r'Object contains unknown field `([^`]*)`')
 
 
 def read(file: Path, kind: type[Kind], remedy: str) -> Kind:
@@ -65,14 +65,14 @@ def typed(tree: Any, kind: type[Kind], where: str, remedy: str) -> Kind:
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
-        raise UserError(f'{where}: {_named(str(error), tree, kind)}; {remedy}') from None
+        raise UserError(f'{where}: {_named(str(error), kind)}; {remedy}') from None
 
 
-def _named(message: str, tree: Any, kind: Any) -> str:
+def _named(message: str, kind: Any) -> str:
     """Return msgspec's message, with the nearest known key for one that is unknown at the top."""
     message = message.replace('`$.', '`').replace('`$', '`')
-    unknown = _UNKNOWN.match(message)
-    if not unknown or not isinstance(tree, dict) or unknown.group(1) not in tree:
+    unknown = _UNKNOWN.fullmatch(message)
+    if not unknown:
         return message
     known = getattr(kind, '__struct_encode_fields__', ())
     return f"unknown key '{unknown.group(1)}'{nearest(unknown.group(1), known)}; known are {', '.join(known)}"

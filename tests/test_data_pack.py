@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from data_sets import feature_record, png, record
+from data_sets import feature_record, png, record, write_lines
 from tensorflow_datasets.core import shuffle
 
+from qformer_jax import cli, recipes
 from qformer_jax.data import pack as packing
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.pack import pack
@@ -164,6 +165,34 @@ def test_what_was_written_is_said_on_stdout_only_once(tmp_path, capsys):
     assert len(lines) == 2
     assert 'train 20 records' in lines[0]
     assert lines[1].startswith('next: qformer train')
+
+
+def test_how_long_captions_are_is_said(tmp_path, capsys):
+    """As stage 1 reads them: cleaned, with both marks; answers, and captions of other splits, are not counted."""
+    texts = ['a red half', '(A "red" half!)', 'a red half', 'a red half is half red', 'a half']
+    records = [replace(record(n), captions=(text,)) for n, text in enumerate(texts)]
+    test = [replace(record(9), captions=('half ' * 20,))]
+    pack({'train': records, 'test': test}, tmp_path / 'set', row_lengths=(32, 5, 4, 8, 5))
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == (
+        'captions of train: longest 8, median 5 tokens with [CLS] and [SEP]; of 5, those that a recipe cuts by its '
+        'data.max_text: 4: 4, 5: 1, 8: none, 32: none; so that none is cut, train with --data.max-text 8'
+    )
+    assert said[2].startswith('next: ')
+    pack({'train': records}, tmp_path / 'other', row_lengths=(8,))
+    assert capsys.readouterr().out.splitlines()[1].endswith('data.max_text: 8: none')
+    pack({'train': [record(n, captions=0) for n in range(2)]}, tmp_path / 'asked', row_lengths=(8,))
+    assert len(capsys.readouterr().out.splitlines()) == 2, 'nothing to say'
+
+
+def test_the_command_counts_by_the_recipes(tmp_path, capsys):
+    write_lines(tmp_path / 'source', {'file': 'a.png', 'caption': 'a red half is on the left and black is there too'})
+    (tmp_path / 'source' / 'a.png').write_bytes(png('red'))
+    cli.run(['data', 'pack', 'folder', str(tmp_path / 'set'), '--path', str(tmp_path / 'source')])
+    said = capsys.readouterr().out
+    lengths = sorted({recipes.load(name)[0].data.max_text for name in recipes.names()})
+    rows = ', '.join(f'{row}: {1 if row < 14 else "none"}' for row in lengths)
+    assert 8 in lengths and f'data.max_text: {rows}; so that none is cut, train with --data.max-text 14' in said
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):

@@ -1,5 +1,6 @@
 """Every source yields the records it holds, and says in one line what is wrong with the others."""
 
+import io
 import json
 from itertools import islice
 
@@ -8,6 +9,7 @@ import pytest
 from data_sets import png, write_lines
 
 from qformer_jax.data import sources
+from qformer_jax.data.jsonl import read_features
 from qformer_jax.data.sources import coco, easy_vqa, features, folder
 from qformer_jax.errors import UserError
 
@@ -65,10 +67,51 @@ def test_a_folder_is_train_and_sub_folders_are_splits(tmp_path):
         ({'caption': 'x'}, r'line 2: expected an object with "file"'),
         ({'file': 'b.png', 'caption': 'x'}, r"b\.png: no such picture \(nearest: 'bad\.png'\) \(named in .*line 2\)"),
         ({'file': 'bad.png', 'caption': 'x'}, r'bad\.png: .*\(named in .*line 2\)'),
-        ({'file': 'a.png', 'questions': [{'question': 'x'}]}, r'line 2: expected "questions"'),
+        (
+            {'file': 'a.png', 'questions': [{'question': 'x'}]},
+            r'line 2: .*required field `answers` - at `questions\[0\]`',
+        ),
+        ({'file': 'a.png', 'questions': [{'question': 'x', 'answers': 'yes'}]}, r'line 2: .* - at `questions\[0\].ans'),
+        (
+            {'file': 'a.png', 'questions': [{'question': 'x', 'answers': [1]}]},
+            r'got `int` - at `questions\[0\].answers',
+        ),
+        ({'file': 'a.png', 'questions': [{'question': ' ', 'answers': ['x']}]}, r'line 2: an empty question, or'),
+        ({'file': 'a.png', 'questions': [{'question': 'x', 'answers': ['x', ' ']}]}, r'line 2: an empty question, or'),
+        (
+            {'file': 'a.png', 'questions': [{'question': 'x', 'answers': ['x'], 'file': 1}]},
+            r'`file` - at `questions\[0',
+        ),
+        ({'file': 'a.png', 'questions': {'question': 'x', 'answers': ['x']}}, r'`array`, got `object` - at `questions'),
+        ({'file': 'a.png', 'questions': None, 'caption': 'x'}, r'got `null` - at `questions`'),
+        ({'file': 'a.png', 'caption': None, 'captions': ['x']}, r'got `null` - at `caption`'),
+        ({'file': 'a.png', 'captions': 'a text'}, r'got `str` - at `captions`'),
+        ({'file': 'a.png', 'captions': ['x', '']}, r'line 2: an empty caption'),
+        ({'file': 'a.png', 'caption': 'x', 'captions': ['y']}, r'line 2: "caption" beside "captions"'),
+        ({'file': '', 'caption': 'x'}, r'line 2: no frame, or an empty name'),
+        ({'frames': ['a.png', ''], 'caption': 'x'}, r'line 2: no frame, or an empty name'),
+        ({'frames': 'a.png', 'caption': 'x'}, r'got `str` - at `frames`'),
+        ({'file': 'a\0.png', 'caption': 'x'}, r'no such picture'),
+        ({'file': 'a' * 300, 'caption': 'x'}, r'no such picture'),
+        ({'file': 'a.png/b', 'caption': 'x'}, r'no such picture'),
+        ({'file': '.', 'caption': 'x'}, r'no such picture'),
+        ('[]', r'line 2: Expected `object`, got `array`'),
+        ('null', r'line 2: Expected `object`, got `null`'),
+        ('{"file": "a.png", "caption": "\\ud800"}', r'line 2: holds half of a surrogate pair'),
+        ('{"file": "a.png", "caption": ' + '[' * 5000 + ']' * 5000 + '}', r'line 2: nested deeper than 100 levels'),
+        ('{"file": "a.png", "phrases": ' + '9' * 5000 + '}', r'line 2: not JSON'),
+        ('\u2028', r'line 2: not JSON'),
+        ({'file': 'a.png', 'phrases': [{'phrase': 'x', 'box': '0011'}]}, r'got `str` - at `phrases\[0\].box`'),
+        ({'file': 'a.png', 'phrases': [{'phrase': 'x', 'box': [False, 0, True, 1]}]}, r'got `bool` - at `phrases'),
+        ({'file': 'a.png', 'phrases': [{'phrase': 'x', 'box': [0, 0, 10**400, 1]}]}, r'out of range - at `phrases\[0'),
+        ('{"file": "a.png", "phrases": [{"phrase": "x", "box": [NaN, 0, 1, 1]}]}', r"line 2: 'x' has box \[nan"),
+        ('{"file": "a.png", "phrases": [{"phrase": "x", "box": [0, 0, 1, 1e999]}]}', r"line 2: 'x' has box \[0.*inf\]"),
         ({'file': 'a.png', 'questions': [{'question': 'x', 'answers': []}]}, r'line 2: an empty question, or'),
-        ({'file': 'a.png', 'phrases': [{'phrase': 'x'}]}, r'line 2: expected "phrases": \[\{"phrase": "a cat"'),
-        ({'file': 'a.png', 'phrases': [{'phrase': 'x', 'box': ['a']}]}, r'line 2: expected "phrases"'),
+        (
+            {'file': 'a.png', 'phrases': [{'phrase': 'x'}]},
+            r'required field `box` - at `phrases\[0\]`.*"phrase": "a cat"',
+        ),
+        ({'file': 'a.png', 'phrases': [{'phrase': 'x', 'box': ['a']}]}, r'got `str` - at `phrases\[0\].box'),
         ({'file': 'a.png', 'phrases': [{'phrase': ' ', 'box': [0, 0, 1, 1]}]}, r'line 2: an empty phrase'),
         (
             {'file': 'a.png', 'phrases': [{'phrase': 'x', 'box': [0, 0, 1]}]},
@@ -77,7 +120,7 @@ def test_a_folder_is_train_and_sub_folders_are_splits(tmp_path):
         ({'file': 'a.png', 'phrases': [{'phrase': 'x', 'box': [0, 9, 24, 24]}]}, r'as shares of width and height'),
         ({'file': 'a.png', 'phrases': [{'phrase': 'x', 'box': [0, 0.5, 1, 0.5]}]}, r'left < right, top < bottom'),
         ({'file': 'a.png', 'frames': ['a.png'], 'caption': 'x'}, r'line 2: expected an object with "file" \(or a list'),
-        ({'frames': [], 'caption': 'x'}, r'line 2: expected an object with "file"'),
+        ({'frames': [], 'caption': 'x'}, r'line 2: no frame, or an empty name'),
         ({'frames': ['a.png', 'b.png'], 'caption': 'x'}, r'b\.png: no such picture'),
     ],
 )
@@ -88,6 +131,35 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     with pytest.raises(UserError, match=message) as error:
         list(folder(tmp_path)['train'])
     assert '\n' not in str(error.value)
+
+
+CAT = b'{"file": "a.png", "caption": "a %scat"}'
+
+
+@pytest.mark.parametrize(
+    'data, captions',
+    [
+        (CAT % '\u2028\u2029\x85'.encode(), ['a \u2028\u2029\x85cat']),
+        (b'\xef\xbb\xbf' + CAT % b'' + b'\r\n \t\r\n' + CAT % b'red ' + b'\r\n', ['a cat', 'a red cat']),
+        (CAT % b'\\ud83d\\ude00', ['a \U0001f600cat']),
+        (b'{"file": "b.png", "file": "a.png", "caption": "a cat"}', ['a cat']),
+    ],
+    ids=['line ends of Unicode', 'as Windows writes it', 'a whole surrogate pair', 'a key twice'],
+)
+def test_lines_end_at_line_feeds_and_a_byte_order_mark_is_skipped(tmp_path, data, captions):
+    (tmp_path / 'captions.jsonl').write_bytes(data)
+    (tmp_path / 'a.png').write_bytes(png('red'))
+    assert [r.captions for r in folder(tmp_path)['train']] == [(caption,) for caption in captions]
+
+
+@pytest.mark.parametrize('encoding', ['latin-1', 'utf-16'])
+def test_a_text_of_another_encoding_is_refused_with_its_line(tmp_path, encoding):
+    lines = '{"file": "a.png", "caption": "plain"}\n{"file": "a.png", "caption": "caf\xe9"}\n'
+    (tmp_path / 'captions.jsonl').write_bytes(lines.encode(encoding))
+    (tmp_path / 'a.png').write_bytes(png('red'))
+    line = {'latin-1': 'line 2: not UTF-8 text .byte 34', 'utf-16': 'line 1: not UTF-8 text .byte 1'}[encoding]
+    with pytest.raises(UserError, match=line):
+        list(folder(tmp_path)['train'])
 
 
 def test_phrases_come_with_boxes_and_videos_with_frames(tmp_path):
@@ -133,6 +205,14 @@ def test_feature_arrays_are_read_with_their_dtype(tmp_path):
         (np.ones(4, np.float32), r'b\.npy: expected floats \[P, V\], found float32 \[4\]'),
         (np.ones((3, 4), np.int32), r'b\.npy: expected floats'),
         (np.full((3, 4), np.nan, np.float32), r'b\.npy: holds values that are not finite'),
+        (np.full((3, 4), -np.inf, np.float16), r'b\.npy: holds values that are not finite'),
+        (np.full((3, 4), 1e300), r'b\.npy: holds values that are not finite in float32'),
+        (np.full((3, 4), np.longdouble('1e4000')), r'b\.npy: holds values that are not finite in float32'),
+        (np.ones((0, 4)), r'b\.npy: '),
+        (np.ones((3, 4), complex), r'b\.npy: expected floats'),
+        (np.ones((3, 4), bool), r'b\.npy: expected floats'),
+        (np.array([['a', 'b', 'c', 'd']]), r'b\.npy: expected floats'),
+        (np.array([[1.0, None, 2.0, 3.0]]), r'b\.npy: not an \.npy array of numbers'),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, array, message):
@@ -141,6 +221,45 @@ def test_other_arrays_are_refused(tmp_path, array, message):
     np.save(tmp_path / 'b.npy', array)
     with pytest.raises(UserError, match=message):
         list(features(tmp_path)['train'])
+
+
+def npy(shape: str, descr: str = "'<f4'") -> bytes:
+    """Return an .npy file of 48 bytes whose header claims a shape."""
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}".encode()
+    return b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header + bytes(48)
+
+
+def npz() -> bytes:
+    np.savez(file := io.BytesIO(), x=np.ones((3, 4), np.float32))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        npz(),
+        npy('(100000, 100000)'),
+        npy('(4611686018427387904, 4611686018427387904)'),
+        npy('(-3, 4)'),
+        npy('(3, 4.0)'),
+        npy('None'),
+        npy('(3, 4)', 'None'),
+        npy('(3, 4)', "'O'"),
+        npy('((((('),
+        npy('(3, 5)'),
+        npy('(3, 4)')[:40],
+        b'',
+        b'\x93NUMPY\x09\x00',
+        b'no array',
+        b'\x80\x04N.',
+    ],
+)
+def test_what_is_no_array_of_numbers_is_said_in_one_line(tmp_path, data):
+    (tmp_path / 'a.npy').write_bytes(data)
+    with pytest.raises(UserError, match=r'a\.npy: not an \.npy array of numbers; write it with numpy\.save'):
+        read_features(tmp_path / 'a.npy')
+    with pytest.raises(UserError, match=r"b\.npy: no such array \(nearest: 'a\.npy'\)"):
+        read_features(tmp_path / 'b.npy')
 
 
 @pytest.fixture
@@ -168,8 +287,73 @@ def test_coco_joins_captions_and_questions(coco_folder):
     assert (second.image_id, second.captions, second.questions) == ('2.jpg', ('two', 'a pair'), ())
 
 
+CAPTIONS, ASKED, ANSWERED = (
+    f'{name}.json'
+    for name in ('captions_train2014', 'v2_OpenEnded_mscoco_train2014_questions', 'v2_mscoco_train2014_annotations')
+)
+TWO = [{'question_id': i, 'answers': [{'answer': 'a'}]} for i in (10, 11)]
+
+
+@pytest.mark.parametrize(
+    'name, change, message',
+    [
+        (CAPTIONS, None, 'Expected `object`, got `null`'),
+        (CAPTIONS, {'images': None}, 'Expected `array`, got `null` - at `images`'),
+        (CAPTIONS, {'images': [{'id': 1}]}, r'required field `file_name` - at `images\[0\]`'),
+        (CAPTIONS, {'images': [{'file_name': '1.jpg'}]}, r'required field `id` - at `images\[0\]`'),
+        (CAPTIONS, {'images': [{'id': 1.5, 'file_name': '1.jpg'}]}, r'got `float` - at `images\[0\].id`'),
+        (CAPTIONS, {'images': [{'id': True, 'file_name': '1.jpg'}]}, r'got `bool` - at `images\[0\].id`'),
+        (CAPTIONS, {'images': [{'id': [], 'file_name': '1.jpg'}]}, r'got `array` - at `images\[0\].id`'),
+        (CAPTIONS, {'images': [{'id': 1, 'file_name': None}]}, r'got `null` - at `images\[0\].file_name`'),
+        (CAPTIONS, {'images': [{'id': 1, 'file_name': ''}], 'annotations': []}, 'image 1 has an empty file_name'),
+        (CAPTIONS, {'images': [{'id': 1, 'file_name': '1.jpg'}] * 2}, 'two rows for image 1; remove'),
+        (CAPTIONS, {'images': [{'id': 1, 'file_name': '1.jpg'}]}, r'`annotations\[0\]` is of picture 2, which is not'),
+        (CAPTIONS, {'images': [{'id': 2, 'file_name': '2.jpg'}]}, r'question 10 is of picture 1, which is not'),
+        (CAPTIONS, {'annotations': [{'image_id': 1}]}, r'required field `caption` - at `annotations\[0\]`'),
+        (CAPTIONS, {'annotations': [{'caption': 'a'}]}, r'required field `image_id` - at `annotations\[0\]`'),
+        (CAPTIONS, {'annotations': [{'image_id': 1, 'caption': 7}]}, r'got `int` - at `annotations\[0\].caption`'),
+        (CAPTIONS, {'annotations': [{'image_id': 1, 'caption': ' '}]}, r'`annotations\[0\]` has an empty caption'),
+        (CAPTIONS, {'annotations': {}}, 'Expected `array`, got `object` - at `annotations`'),
+        (ASKED, {'questions': 'none'}, 'Expected `array`, got `str` - at `questions`'),
+        (ASKED, {'questions': [{'question_id': 10, 'image_id': 1}]}, r'field `question` - at `questions\[0\]`'),
+        (ASKED, {'questions': [{'question_id': 10, 'image_id': 1, 'question': ''}]}, 'question 10 is empty'),
+        (ASKED, {'questions': [{'question_id': 10, 'image_id': '1', 'question': 'a'}]}, 'question 10 is of picture 1,'),
+        (ASKED, {'questions': [{'question_id': 10, 'image_id': 1, 'question': 'a'}] * 2}, 'two rows for question 10'),
+        (ASKED, {'questions': []}, f'{ANSWERED}: answers to question 10, which is not in {ASKED}'),
+        (ANSWERED, {'annotations': []}, f'{ANSWERED}: no answers to question 10 of {ASKED}'),
+        (ANSWERED, {'annotations': TWO[:1] * 2}, 'two rows for question 10'),
+        (ANSWERED, {'annotations': TWO}, 'answers to question 11, which is not in'),
+        (ANSWERED, {'annotations': [{'question_id': 10, 'answers': []}]}, f'{ANSWERED}: question 10 has no answer'),
+        (ANSWERED, {'annotations': [{'question_id': 10, 'answers': [{'answer': ''}]}]}, 'or an empty one'),
+        (ANSWERED, {'annotations': [{'question_id': 10, 'answers': 'yes'}]}, r'got `str` - at `annotations\[0\].answ'),
+        (ANSWERED, {'annotations': [{'question_id': 10, 'answers': ['yes']}]}, r'got `str` - at `.*answers\[0\]`'),
+        (ANSWERED, {'annotations': [{'question_id': 10, 'answers': [{}]}]}, r'required field `answer` - at'),
+        (ANSWERED, {'annotations': [{'question_id': 10, 'answers': [{'answer': 1}]}]}, r'got `int` - at'),
+        (ANSWERED, {'annotations': [{'answers': []}]}, r'required field `question_id` - at `annotations\[0\]`'),
+    ],
+)
+def test_coco_names_what_is_odd(coco_folder, name, change, message):
+    file = coco_folder / 'annotations' / name
+    file.write_text(json.dumps(change and json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=message) as error:
+        list(coco(coco_folder)['train'])
+    assert str(error.value).startswith(f'{coco_folder / "annotations"}') and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('data', [b'', b'{', b'{"images": [], "annotations": [\xff]}'])
+@pytest.mark.parametrize('name', [CAPTIONS, ASKED, ANSWERED])
+def test_coco_names_a_damaged_file(coco_folder, name, data):
+    (coco_folder / 'annotations' / name).write_bytes(data)
+    with pytest.raises(UserError, match=f'{name}: not (JSON|UTF-8 text) .*; fetch it again'):
+        list(coco(coco_folder)['train'])
+
+
 def test_coco_with_a_missing_part_is_refused(coco_folder):
-    (coco_folder / 'annotations' / 'v2_mscoco_train2014_annotations.json').unlink()
+    (coco_folder / 'annotations' / ASKED).with_stem('MultipleChoice_train2014_questions').write_text('{}')
+    with pytest.raises(UserError, match='the questions of train2014 are in MultipleChoice_train2014_questions'):
+        list(coco(coco_folder)['train'])
+    (coco_folder / 'annotations' / 'MultipleChoice_train2014_questions.json').unlink()
+    (coco_folder / 'annotations' / ANSWERED).unlink()
     with pytest.raises(UserError, match=r'expected one .*train2014_annotations'):
         list(coco(coco_folder)['train'])
     with pytest.raises(UserError, match='captions_'):

@@ -4,9 +4,13 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
+import runpy
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.export
@@ -14,9 +18,11 @@ import lm_tokenizers
 import numpy as np
 import pytest
 import small
+from PIL import Image
 from safetensors.numpy import load_file
 
 from qformer_jax import cli, config
+from qformer_jax.data import transforms
 from qformer_jax.data.pack import BYTE_BPE
 from qformer_jax.errors import UserError
 from qformer_jax.inference import decode, exported, quantize
@@ -174,6 +180,140 @@ def test_the_folder_says_what_it_holds(folder, line):
     assert f'wrote {dest}' in said and f'next: python {dest / "run.py"} PICTURE "QUESTION"' in said
 
 
+FLIPPED = 'flipped at the start', 'flipped in the middle', 'flipped at the end'
+
+
+def damage(file: Path, how: str) -> None:
+    """Change a file as a bad disk, a bad copy or a person may."""
+    data = bytearray(file.read_bytes())
+    if how in FLIPPED:
+        data[FLIPPED.index(how) * (len(data) - 1) // 2] ^= 1
+    else:
+        data = {'cut': data[: len(data) // 2], 'empty': b'', 'null': b'null', 'list': b'[]', 'no UTF-8': b'\xff\xfe{}'}[
+            how
+        ]
+    file.write_bytes(data)
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """A copy of the folder, to be damaged."""
+    return Path(shutil.copytree(folder[0], tmp_path / 'copied'))
+
+
+def test_a_damaged_file_of_the_folder_is_named(copied):
+    files = sorted(path for path in copied.iterdir() if path.name != 'run.py')
+    assert len(files) == 6
+    for file, how in itertools.product(files, (*FLIPPED, 'cut', 'empty', 'null', 'list', 'no UTF-8', 'missing')):
+        whole = file.read_bytes()
+        damage(file, how) if how != 'missing' else file.unlink()
+        with pytest.raises(exported.Refused) as refused:
+            exported.Served(copied)
+        assert str(refused.value).startswith(f'{file}: ') and '\n' not in str(refused.value), (file, how)
+        file.write_bytes(whole)
+    (copied / 'more.json').write_text('{}')
+    with pytest.raises(exported.Refused, match=r'more\.json: not of this export; move it elsewhere'):
+        exported.Served(copied)
+
+
+def test_each_byte_of_what_the_folder_says_counts(copied):
+    """Blanks, the order of keys and keys that are there twice too; and what is left out or added."""
+    file = copied / 'export.json'
+    text, about = file.read_bytes(), json.loads(file.read_text())
+    draw = np.random.default_rng(0)
+    changed = []
+    for place in draw.integers(len(text), size=200):
+        changed.append(text[:place] + bytes([text[place] ^ 1 << draw.integers(8)]) + text[place + 1 :])
+    changed += [text + b'\n', json.dumps(about).encode(), text[:-2] + b',\n "stage": "stage1"\n}', b'{' * 5000]
+    for key in about:
+        changed.append(json.dumps({k: v for k, v in about.items() if k != key}, indent=1).encode())
+    for data in changed:
+        file.write_bytes(data)
+        with pytest.raises(exported.Refused, match=r'export\.json: damaged'):
+            exported.checked(copied)
+    file.write_bytes(text)
+    assert exported.checked(copied) == {key: value for key, value in about.items() if key != 'self'}
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['absent.png'], 'error: absent.png: no such file'),
+        (['a\n' + 'b' * 300], 'error: a\\nb'),
+        (['text.png', 'what?'], 'error: text.png: not a picture that Pillow can read; replace the file'),
+        (['float.tiff'], 'error: float.tiff: grey of 32 bits or floats'),
+        (['folder'], 'error: folder: a folder, and this model reads one picture'),
+        (['picture.png', '--where', 'x'], 'error: this model has no words for boxes'),
+        (['picture.png', 'mango'], 'weights.safetensors: damaged'),
+    ],
+)
+def test_the_command_refuses_in_one_line(copied, words, message, monkeypatch, capsys):
+    monkeypatch.chdir(copied.parent)
+    Path('text.png').write_text('no picture')
+    Path('folder').mkdir()
+    Image.fromarray(np.zeros((8, 8), np.float32)).save('float.tiff')
+    small.draw_picture('blue', 'circle').save('picture.png')
+    if 'mango' in words:
+        damage(copied / 'weights.safetensors', FLIPPED[1])
+    monkeypatch.setattr(sys, 'argv', ['run.py', *words])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(copied / 'run.py'), run_name='__main__')
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and not said.out
+    assert len(said.err.splitlines()) == 1 and message in said.err
+
+
+def test_the_loader_reads_pictures_as_the_package_does(tmp_path):
+    """Turned by EXIF, of 16 bits, of a palette with transparency: the same pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made = {
+        'turned.jpg': (Image.fromarray(noise), {'exif': exif}),
+        'turned.png': (Image.fromarray(noise), {'exif': exif}),
+        'grey.png': (Image.fromarray(noise[..., 0].astype(np.uint16) * 200), {'exif': exif}),
+        'grey.tiff': (Image.fromarray(noise[..., 0].astype(np.uint16) * 200), {}),
+        'grey.pgm': (Image.fromarray(noise[..., 0].astype(np.uint16) * 200), {}),
+        'palette.png': (Image.fromarray(noise).quantize(9), {'transparency': bytes([0, 128, 255])}),
+        'alpha.png': (Image.fromarray(noise).convert('RGBA'), {}),
+        'cmyk.jpg': (Image.fromarray(noise).convert('CMYK'), {}),
+    }
+    for name, (image, options) in made.items():
+        image.save(tmp_path / name, **options)
+        ours = transforms.decode((tmp_path / name).read_bytes())
+        np.testing.assert_array_equal(np.asarray(exported.upright(tmp_path / name)), np.asarray(ours), err_msg=name)
+    assert exported.upright(tmp_path / 'turned.png').size == (9, 14)
+
+
+@pytest.mark.parametrize(
+    'array',
+    [
+        np.ones((2, 4), np.int32),
+        np.ones((2, 3)),
+        np.ones(4),
+        np.ones((0, 4)),
+        np.full((2, 4), np.nan),
+        np.full((2, 4), 1e300),
+        np.array([[1.0, None, 2.0, 3.0]]),
+    ],
+)
+def test_the_loader_refuses_other_arrays(tmp_path, array):
+    np.save(tmp_path / 'a.npy', array)
+    with pytest.raises(exported.Refused, match=r'a\.npy: (expected floats|holds values that|not an \.npy array)'):
+        exported.features(tmp_path / 'a.npy', 4)
+
+
+def test_the_loader_refuses_what_is_no_array(tmp_path):
+    np.savez(tmp_path / 'a', x=np.ones((2, 4)))
+    np.save(tmp_path / 'cut.npy', np.ones((200, 4)))
+    (tmp_path / 'cut.npy').write_bytes((tmp_path / 'cut.npy').read_bytes()[:500])
+    for name in ('a.npz', 'cut.npy'):
+        with pytest.raises(exported.Refused, match=f'{name}: not an .npy array of numbers'):
+            exported.features(tmp_path / name, 4)
+    with pytest.raises(exported.Refused, match=r'absent\.npy: no such file'):
+        exported.features(tmp_path / 'absent.npy', 4)
+
+
 def test_the_loader_reads_instructions_and_feature_arrays(line, tmp_path):
     """As the package does: questions cleaned, prompts cut, special tokens as text, arrays as they are."""
     model = Blip2.load(line / 'instruct')
@@ -190,6 +330,8 @@ def test_the_loader_reads_instructions_and_feature_arrays(line, tmp_path):
     assert served.write(tmp_path / 'a.npy', question) == model.ask([tmp_path / 'a.npy'], [question])[0]
     assert served.prompt('', 4 + 10)[0].shape == (1, 8) and served.prompt('a' * 26, 4 + 10)[0].shape == (1, 27)
     assert served.write(tmp_path / 'a.npy') == model.caption([tmp_path / 'a.npy'])[0]
+    with pytest.raises(exported.Refused, match='a text of 401 tokens is too long for this model'):
+        served.prompt('a' * 400, 4 + 10)
 
 
 def test_the_loader_writes_with_an_encoder_decoder(tmp_path):

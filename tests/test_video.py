@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from PIL import Image
 
 from qformer_jax import cli, config
 from qformer_jax.data import pipeline, transforms
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.errors import UserError
-from qformer_jax.inference import exported
+from qformer_jax.inference import exported, seen
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.inference.export import write
 from qformer_jax.models import blip2
@@ -180,6 +181,56 @@ def test_encoded_videos_train_as_their_frames_do(run, videos, tmp_path):
         prefix = lambda made, given=given: made.soft_prefix(*made.see(**given))  # noqa: E731
         rows.append(bound.model.apply({'params': bound.params}, method=prefix).vectors)
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
+
+
+def test_frames_come_by_their_numbers(tmp_path):
+    """1, 2, ..., 10, 11 and not 1, 10, 11, 2; the loader of an exported folder sorts alike."""
+    names = ['1.png', '02.png', '2.png', '9.png', '10.png', '11.png', 'a2b9.png', 'a2b10.png', 'a10b1.png', 'b.png']
+    for number, name in enumerate(names):
+        Image.new('RGB', (8, 8), (20 * number, 0, 0)).save(tmp_path / name)
+    (tmp_path / '.DS_Store').write_bytes(b'hidden')
+    assert seen.read(tmp_path, 8)[:, 0, 0, 0].tolist() == [20 * number for number in range(len(names))]
+    assert seen.read(str(tmp_path), 8).shape == (len(names), 8, 8, 3)
+    assert [file.name for file in exported.frames(tmp_path)] == names
+    (tmp_path / 'more').mkdir()
+    with pytest.raises(UserError, match="holds the folder 'more'; a video is a folder of its frames alone"):
+        seen.read(tmp_path, 8)
+    with pytest.raises(exported.Refused, match="holds the folder 'more'"):
+        exported.frames(tmp_path)
+    with pytest.raises(UserError, match='no picture in it; a video is a folder of its frames'):
+        seen.read(tmp_path / 'more', 8)
+    with pytest.raises(exported.Refused, match='no picture in it'):
+        exported.frames(tmp_path / 'more')
+
+
+@pytest.mark.parametrize(
+    'picture, size, message',
+    [
+        ([], 8, 'a video without a frame'),
+        ([np.zeros((8, 8, 3), np.uint8)], 8, 'a picture is a file, its bytes or a PIL image, not ndarray'),
+        ('absent.png', 8, 'absent.png: no such file'),
+        ('a\0.png', 8, 'null byte'),
+        ('a' * 300, 8, 'file name too long'),
+        ('a' * 300 + '.npy', 8, 'no such array'),
+        (b'picture', 0, 'no vision tower: give feature arrays'),
+        ('.', 0, 'no vision tower: give feature arrays'),
+        (np.full((2, 3), 1e39), 8, 'the features: holds values that are not finite in float32'),
+        (np.full((2, 3), np.nan, np.float32), 8, 'the features: holds values that are not finite'),
+        (np.ones((2, 3), np.int32), 8, 'the features: expected floats .P, V., found int32'),
+        (np.array([[1, None]]), 8, 'found object'),
+        (np.ones(3), 8, 'found float64 .3.'),
+        (np.ones((8, 8, 3)), 8, 'found float64 .8, 8, 3.'),
+    ],
+)
+def test_what_is_no_picture_and_no_features_is_refused(picture, size, message):
+    with pytest.raises(UserError, match=message):
+        seen.read(picture, size)
+
+
+def test_features_are_read_in_float32():
+    for dtype in (np.float64, np.float32, np.float16, jnp.bfloat16, '>f4'):
+        got = seen.read(np.full((2, 3), 1.5).astype(dtype), 8)
+        assert got.dtype == np.float32 and (got == 1.5).all()
 
 
 def test_frames_are_cropped_and_mirrored_alike():

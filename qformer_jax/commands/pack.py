@@ -11,7 +11,10 @@ from .options import Wait
 
 @dataclass(frozen=True)
 class Pack:
-    """Turn a source into a data set that every stage reads, and train its two tokenizers on the train split."""
+    """Turn a source into a data set that every stage reads, and train its two tokenizers on the train split.
+
+    Says how long the captions are, and how many of them the recipes' data.max_text would cut.
+    """
 
     source: tyro.conf.Positional[Literal['easy-vqa', 'folder', 'coco', 'features']]
     """`easy-vqa`: the PyPI package; `folder`: pictures, or videos as lists of frames, with a captions.jsonl;
@@ -30,6 +33,7 @@ class Pack:
 
 def pack(options: Pack) -> None:
     """Pack a data set."""
+    from .. import recipes
     from ..data import pack as packing
     from ..data import sources
     from ..lock import one_writer
@@ -40,5 +44,7 @@ def pack(options: Pack) -> None:
         'coco': lambda: sources.coco(options.path),
         'features': lambda: sources.features(options.path),
     }
+    rows = {recipes.load(name)[0].data.max_text for name in recipes.names()}
+    tokenizers = options.text_tokenizer, options.lm_tokenizer
     with one_writer(options.out, options.wait):
-        packing.pack(read[options.source](), options.out, options.text_tokenizer, options.lm_tokenizer)
+        packing.pack(read[options.source](), options.out, *tokenizers, row_lengths=rows)

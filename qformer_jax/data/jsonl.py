@@ -10,21 +10,64 @@ box, the left, top, right and bottom edge as shares of width and height. A line 
 A video is a list of pictures in place of `file`; it goes by the name of the first.
 
     {"frames": ["0003/0.png", "0003/1.png"], "caption": "a cat jumps"}
+
+The file is UTF-8 text; only a line feed ends a line.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+import msgspec
 import numpy as np
 
-from qformer_jax.data.records import Box, Record
+from qformer_jax import json_file
+from qformer_jax.boxes import Box
+from qformer_jax.data import arrays
+from qformer_jax.data.records import Record
 from qformer_jax.data.transforms import decode
 from qformer_jax.errors import UserError, nearest
 
+Read = TypeVar('Read')
+
 _LIST = 'captions.jsonl'
-_KEYS = ('file', 'frames', 'caption', 'captions', 'questions', 'phrases')
+_REMEDY = (
+    'a line is such as {"file": "0001.jpg", "caption": "a cat", "questions": [{"question": "what is it?", "answers": '
+    '["cat"]}], "phrases": [{"phrase": "a cat", "box": [0.1, 0.25, 0.5, 1.0]}]}'
+)
+
+
+class _Question(msgspec.Struct, forbid_unknown_fields=True):
+    question: str
+    answers: list[str]
+
+
+class _Phrase(msgspec.Struct, forbid_unknown_fields=True):
+    phrase: str
+    box: list[float]
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    """One line of captions.jsonl."""
+
+    file: str | msgspec.UnsetType = msgspec.UNSET
+    frames: list[str] | msgspec.UnsetType = msgspec.UNSET
+    caption: str | msgspec.UnsetType = msgspec.UNSET
+    captions: list[str] | msgspec.UnsetType = msgspec.UNSET
+    questions: list[_Question] = []
+    phrases: list[_Phrase] = []
+
+    @property
+    def names(self) -> list[str]:
+        """The files that are seen: one, or the frames of a video."""
+        return [self.file] if self.frames is msgspec.UNSET else self.frames
+
+    @property
+    def said(self) -> list[str]:
+        """The captions."""
+        if self.captions is not msgspec.UNSET:
+            return self.captions
+        return [] if self.caption is msgspec.UNSET else [self.caption]
 
 
 def folder(path: Path | str) -> dict[str, Iterator[Record]]:
@@ -45,27 +88,21 @@ def features(path: Path | str) -> dict[str, Iterator[Record]]:
 
 def read_picture(file: Path) -> bytes:
     """Return the file's bytes as they are; raises UserError when it is missing or cannot be decoded to the end."""
+    if not _is_file(file):
+        raise UserError(f'{file}: no such picture{_near(file)}')
     try:
         data = file.read_bytes()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f'{file}: no such picture{_near(file)}') from error
+    except OSError as error:
+        raise UserError(f'{file}: {error.strerror.lower()}') from error
     decode(data, str(file))
     return data
 
 
 def read_features(file: Path) -> np.ndarray:
     """Return the array [P, V] of an .npy file; raises UserError when it is missing or holds anything else."""
-    try:
-        array = np.load(file, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f'{file}: no such array{_near(file)}') from error
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f'{file}: not an .npy array of numbers; write it with numpy.save') from error
-    if array.ndim != 2 or array.dtype.kind != 'f' or 0 in array.shape:
-        raise UserError(f'{file}: expected floats [P, V], found {array.dtype} {list(array.shape)}')
-    if not np.isfinite(array).all():
-        raise UserError(f'{file}: holds values that are not finite; encode this item again or leave it out')
-    return array if array.dtype == np.float16 else array.astype(np.float32)
+    if not _is_file(file):
+        raise UserError(f'{file}: no such array{_near(file)}')
+    return arrays.read(file)
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
@@ -84,89 +121,85 @@ def _split_folders(path: Path) -> dict[str, Path]:
 
 def _picture_records(root: Path) -> Iterator[Record]:
     for where, line in _lines(root / _LIST):
-        names = line.get('frames') or [line['file']]
-        seen = [_at(where, lambda name=name: read_picture(root / name)) for name in names]
-        kind = {'frames': tuple(seen)} if 'frames' in line else {'image': seen[0]}
-        yield Record(image_id=names[0], **kind, **_said(where, line))
+        seen = tuple(_at(where, lambda name=name: read_picture(root / name)) for name in line.names)
+        kind = {'image': seen[0]} if line.frames is msgspec.UNSET else {'frames': seen}
+        yield Record(image_id=line.names[0], **kind, **_texts(line))
 
 
 def _feature_records(root: Path) -> Iterator[Record]:
     width = None
     for where, line in _lines(root / _LIST):
-        if 'frames' in line:
+        if line.frames is not msgspec.UNSET:
             raise UserError(f'{where}: "frames" are pictures; an array [P, V] is a "file"')
-        array = _at(where, lambda name=line['file']: read_features(root / name))
+        array = _at(where, lambda name=line.file: read_features(root / name))
         width = width or array.shape[1]
         if array.shape[1] != width:
-            raise UserError(f"{where}: '{line['file']}' has {array.shape[1]} columns (V), the files before it {width}")
-        yield Record(image_id=line['file'], features=array, **_said(where, line))
+            raise UserError(f"{where}: '{line.file}' has {array.shape[1]} columns (V), the files before it {width}")
+        yield Record(image_id=line.file, features=array, **_texts(line))
 
 
-def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ('FILE line N', checked object) of every line that is not blank."""
-    for number, text in enumerate(file.read_text().splitlines(), 1):
-        if text.strip():
+def _lines(file: Path) -> Iterator[tuple[str, _Line]]:
+    """Yield ('FILE line N', checked line) of every line that is not blank."""
+    with file.open('rb') as lines:  # read as bytes, they end at \n alone and not at what else Unicode calls an end
+        for number, data in enumerate(lines, 1):
             where = f'{file} line {number}'
-            yield where, _checked(where, text)
+            if (text := _text(where, data)).strip(' \t\r\n'):
+                line = json_file.typed(json_file.parse(text, where, _REMEDY), _Line, where, _REMEDY)
+                _check(where, line)
+                yield where, line
 
 
-def _checked(where: str, text: str) -> dict[str, Any]:
+def _text(where: str, data: bytes) -> str:
     try:
-        line = json.loads(text)
-    except ValueError as error:
-        raise UserError(f'{where}: not JSON ({error})') from error
-    if not isinstance(line, dict) or isinstance(line.get('file'), str) == _is_texts(line.get('frames')):
-        raise UserError(f'{where}: expected an object with "file" (or a list of "frames"), '
+        return data.decode('utf-8-sig')  # a byte-order mark, which Windows' editors write, is no part of the text
+    except UnicodeDecodeError as error:
+        raise UserError(f'{where}: not UTF-8 text (byte {error.start + 1}); save the file as UTF-8') from None
+
+
+def _check(where: str, line: _Line) -> None:
+    """Raise UserError where a line contradicts itself, says nothing, or has something empty in it."""
+    if (line.file is msgspec.UNSET) == (line.frames is msgspec.UNSET):
+        raise UserError(f'{where}: expected an object with "file" (or a list of "frames"), not none of them or both, '
                         'such as {"file": "0001.jpg", "caption": "a cat"}')  # fmt: skip
-    for key in line.keys() - set(_KEYS):
-        raise UserError(f"{where}: unknown key '{key}'{nearest(key, _KEYS)}; known are {', '.join(_KEYS)}")
-    return line
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(x, str) for x in value)
-
-
-def _said(where: str, line: dict[str, Any]) -> dict[str, tuple]:
-    """Return the text fields of a Record."""
-    captions = line['captions'] if 'captions' in line else [line['caption']] if 'caption' in line else []
-    questions, phrases = line.get('questions', []), _phrases(where, line.get('phrases', []))
-    if not isinstance(captions, list) or not all(isinstance(c, str) and c.strip() for c in captions):
-        raise UserError(f'{where}: an empty caption, or one that is not text; write one or remove the line')
-    if not captions and not questions and not phrases:
+    if not line.names or not all(line.names):
+        raise UserError(f'{where}: no frame, or an empty name of a file; write the names of the files')
+    if line.caption is not msgspec.UNSET and line.captions is not msgspec.UNSET:
+        raise UserError(f'{where}: "caption" beside "captions", so one would be lost; put all of them into "captions"')
+    if not all(caption.strip() for caption in line.said):
+        raise UserError(f'{where}: an empty caption; write one or remove the line')
+    if not (line.said or line.questions or line.phrases):
         raise UserError(f'{where}: neither a caption nor a question nor a phrase; write one or remove the line')
-    try:
-        pairs = [(q['question'].strip(), tuple(a.strip() for a in q['answers'])) for q in questions]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f'{where}: expected "questions": [{{"question": "...", "answers": ["..."]}}]') from error
-    if not all(question and answers and all(answers) for question, answers in pairs):
-        raise UserError(f'{where}: an empty question, or one without an answer; complete it or remove it')
+    for asked in line.questions:
+        if not (asked.question.strip() and asked.answers and all(answer.strip() for answer in asked.answers)):
+            raise UserError(f'{where}: an empty question, or one without an answer; complete it or remove it')
+    for phrase in line.phrases:
+        _check_phrase(where, phrase)
+
+
+def _check_phrase(where: str, x: _Phrase) -> None:
+    if not x.phrase.strip():
+        raise UserError(f'{where}: an empty phrase; write it or remove its box')
+    if len(x.box) != 4 or not (0 <= x.box[0] < x.box[2] <= 1 and 0 <= x.box[1] < x.box[3] <= 1):
+        raise UserError(f"{where}: '{x.phrase.strip()}' has box {x.box}; expected left, top, right, bottom as shares "
+                        'of width and height, 0 to 1, left < right, top < bottom')  # fmt: skip
+
+
+def _texts(line: _Line) -> dict[str, tuple]:
+    """Return the text fields of a Record."""
     return {
-        'captions': tuple(c.strip() for c in captions),
-        'questions': tuple(question for question, _ in pairs),
-        'answers': tuple(answers for _, answers in pairs),
-        'phrases': phrases,
+        'captions': tuple(caption.strip() for caption in line.said),
+        'questions': tuple(asked.question.strip() for asked in line.questions),
+        'answers': tuple(tuple(answer.strip() for answer in asked.answers) for asked in line.questions),
+        'phrases': tuple((x.phrase.strip(), _box(x.box)) for x in line.phrases),
     }
 
 
-def _phrases(where: str, found: Any) -> tuple[tuple[str, Box], ...]:
-    """Return phrases with their boxes."""
-    try:
-        pairs = tuple((x['phrase'].strip(), tuple(float(edge) for edge in x['box'])) for x in found)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise UserError(
-            f'{where}: expected "phrases": [{{"phrase": "a cat", "box": [0.1, 0.25, 0.5, 1.0]}}]'
-        ) from error
-    for phrase, box in pairs:
-        if not phrase:
-            raise UserError(f'{where}: an empty phrase; write it or remove its box')
-        if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-            raise UserError(f"{where}: '{phrase}' has box {list(box)}; expected left, top, right, bottom as shares "
-                            'of width and height, 0 to 1, left < right, top < bottom')  # fmt: skip
-    return pairs
+def _box(edges: list[float]) -> Box:
+    left, top, right, bottom = edges
+    return left, top, right, bottom
 
 
-def _at(where: str, read):
+def _at(where: str, read: Callable[[], Read]) -> Read:
     """Return `read()`, with the line's place added to the UserError that it may raise."""
     try:
         return read()
@@ -174,6 +207,15 @@ def _at(where: str, read):
         raise UserError(f'{error} (named in {where})') from error
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has NUL in it
+        return False
+
+
 def _near(path: Path) -> str:
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    return nearest(path.name, siblings)
+    try:
+        return nearest(path.name, [sibling.name for sibling in path.parent.iterdir()])
+    except (OSError, ValueError):  # no such folder, or no name of one
+        return ''

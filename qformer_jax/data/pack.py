@@ -28,7 +28,7 @@ from qformer_jax import json_file
 from qformer_jax.atomic import check_writable
 from qformer_jax.data.encoder import FILE, Encoder
 from qformer_jax.data.records import Record, pack_array
-from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, train_byte_bpe, train_wordpiece
+from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, train_byte_bpe, train_wordpiece
 from qformer_jax.errors import UserError, full_disk_as_user_error
 from qformer_jax.hashing import sha256
 
@@ -50,13 +50,15 @@ def pack(
     text_tokenizer: Path | None = None,
     lm_tokenizer: Path | None = None,
     encoder: Encoder | None = None,
+    row_lengths: Iterable[int] = (),
 ) -> None:
     """Write the data set into the new folder `out`, and print what was written.
 
     A tokenizer that is not given (a file of BERT's or OPT's) is trained on the split `train`; `encoder` is the tower
-    that made the features, where ours did. A folder that holds the same records already is left as it is. Nothing
-    appears at `out` before everything is written. Raises UserError when `out` holds anything else, when a split is
-    empty, when `train` is missing or without text, and when the disk is full.
+    that made the features, where ours did; with `row_lengths`, values of `data.max_text`, it is said how many captions
+    each would cut. A folder that holds the same records already is left as it is. Nothing appears at `out` before
+    everything is written. Raises UserError when `out` holds anything else, when a split is empty, when `train` is
+    missing or without text, and when the disk is full.
     """
     out = Path(out)
     if 'train' not in records_by_split:
@@ -81,6 +83,8 @@ def pack(
         summary = f'{counts}; vocabularies: WordPiece {text.vocab_size}, byte BPE {lm.vocab_size}'
         given = [name for name, file in ((WORDPIECE, text_tokenizer), (BYTE_BPE, lm_tokenizer)) if file]
         _publish(packed, out, summary, given)
+        if row_lengths and tally.captions:
+            print(_caption_lengths(tally.captions, text, row_lengths))
         more = f' --start.vit {encoder.run} --data.crop-scale 1 1 --data.no-flip' if encoder else ''
         if encoder and encoder.vit.taps:
             more += ' --model.vit.taps ' + ' '.join(map(str, encoder.vit.taps))
@@ -146,6 +150,7 @@ class _Tally:
         self.index: dict[str, list[tuple[int, ...]]] = {}
         self.hash = hashlib.sha256()
         self.texts: list[str] = []
+        self.captions: list[str] = []  # those among the texts
         self._progress, self._tasks = progress, {}
 
     def add(self, split: str, record: Record, example: dict[str, Any]) -> None:
@@ -159,7 +164,10 @@ class _Tally:
         if split == 'train':
             answers = (a for accepted in record.answers for a in dict.fromkeys(accepted))
             phrases = (phrase for phrase, _ in record.phrases)
-            self.texts += (text.lower() for text in (*record.captions, *record.questions, *answers, *phrases))
+            captions = [caption.lower() for caption in record.captions]
+            self.captions += captions
+            self.texts += captions
+            self.texts += (text.lower() for text in (*record.questions, *answers, *phrases))
         if split not in self._tasks:
             self._tasks[split] = self._progress.add_task(split, total=None)
         self._progress.advance(self._tasks[split])
@@ -168,6 +176,18 @@ class _Tally:
 def _hashed(example: dict[str, Any]) -> list[Any]:
     """Return what the content's hash is of: a record without phrases and frames has that of before there were any."""
     return [value for key, value in example.items() if value or key not in ('frames', 'phrases', 'boxes')]
+
+
+def _caption_lengths(captions: Sequence[str], tokenizer: TextTokenizer, row_lengths: Iterable[int]) -> str:
+    """Return how long the captions of `train` are as stage 1 reads them, and how many a row of each length cuts."""
+    lengths = np.array([len(tokenizer.ids(clean_caption(caption))) + 2 for caption in captions])
+    cut = {row: int((lengths > row).sum()) for row in sorted(set(row_lengths))}
+    rows = ', '.join(f'{row}: {count or "none"}' for row, count in cut.items())
+    advice = f'; so that none is cut, train with --data.max-text {lengths.max()}' if any(cut.values()) else ''
+    return (
+        f'captions of train: longest {lengths.max()}, median {np.median(lengths):g} tokens with [CLS] and [SEP]; of '
+        f'{len(lengths)}, those that a recipe cuts by its data.max_text: {rows}{advice}'
+    )
 
 
 def _trained_wordpiece(tally: _Tally) -> TextTokenizer:

@@ -1,13 +1,15 @@
 """Public data sets on disk, each as `split name -> iterator of Record`; `jsonl.py` reads a folder of one's own."""
 
 import importlib.util
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
+
+from qformer_jax import json_file
 from qformer_jax.data.jsonl import features, folder, read_picture
 from qformer_jax.data.records import Record
 from qformer_jax.errors import UserError
@@ -17,6 +19,55 @@ __all__ = ['coco', 'easy_vqa', 'features', 'folder']
 _COLOURS = frozenset(('black', 'blue', 'brown', 'gray', 'green', 'red', 'teal', 'yellow'))
 _SHAPES = frozenset(('circle', 'rectangle', 'triangle'))
 _SPLIT = re.compile(r'[a-z]+')
+_FETCH = 'fetch it again, or write it as COCO and VQAv2 do'
+
+
+Id = int | str
+Row = TypeVar('Row')
+
+
+class _Image(msgspec.Struct):
+    id: Id
+    file_name: str
+
+
+class _Caption(msgspec.Struct):
+    image_id: Id
+    caption: str
+
+
+class _Captions(msgspec.Struct):
+    """What is read of captions_NAME.json; these files have more."""
+
+    images: list[_Image]
+    annotations: list[_Caption]
+
+
+class _Question(msgspec.Struct):
+    question_id: Id
+    image_id: Id
+    question: str
+
+
+class _Questions(msgspec.Struct):
+    """What is read of NAME_questions.json."""
+
+    questions: list[_Question]
+
+
+class _Answer(msgspec.Struct):
+    answer: str
+
+
+class _Answers(msgspec.Struct):
+    question_id: Id
+    answers: list[_Answer]
+
+
+class _Answered(msgspec.Struct):
+    """What is read of NAME_annotations.json."""
+
+    annotations: list[_Answers]
 
 
 def easy_vqa() -> dict[str, Iterator[Record]]:
@@ -34,7 +85,7 @@ def easy_vqa() -> dict[str, Iterator[Record]]:
 
 def _easy_records(root: Path) -> Iterator[Record]:
     asked = defaultdict(list)
-    for question, answer, number in read_json(root / 'questions.json'):
+    for question, answer, number in json_file.read(root / 'questions.json', list, 'install easy-vqa again'):
         asked[number].append((question, answer))
     for number in range(len(list((root / 'images').glob('*.png')))):
         pairs = asked[number]
@@ -79,51 +130,76 @@ def coco(path: Path | str) -> dict[str, Iterator[Record]]:
 
 
 def _coco_records(file: Path, pictures: Path) -> Iterator[Record]:
-    tree = read_json(file)
-    captions = defaultdict(list)
-    for row in _rows(tree, 'annotations', file):
-        if not row['caption'].strip():
-            raise UserError(f'{file}: annotation {row["id"]} has an empty caption; remove it or write one')
-        captions[row['image_id']].append(row['caption'].strip())
-    asked = _vqa(file.parent, pictures.name)
-    for row in _rows(tree, 'images', file):
-        pairs = asked[row['id']]
+    tree = json_file.read(file, _Captions, _FETCH)
+    images = _by_id(tree.images, 'id', file, 'image')
+    captions, asked = _captions(tree, images, file), _vqa(file.parent, pictures.name, images)
+    for number, image in images.items():
+        if not image.file_name:
+            raise UserError(f'{file}: image {number} has an empty file_name; write it, or remove the image')
         yield Record(
-            image_id=row['file_name'],
-            image=read_picture(pictures / row['file_name']),
-            captions=tuple(captions[row['id']]),
-            questions=tuple(question for question, _ in pairs),
-            answers=tuple(answers for _, answers in pairs),
+            image_id=image.file_name,
+            image=read_picture(pictures / image.file_name),
+            captions=tuple(captions[number]),
+            questions=tuple(question for question, _ in asked[number]),
+            answers=tuple(answers for _, answers in asked[number]),
         )
 
 
-def _vqa(folder: Path, name: str) -> dict[int, list[tuple[str, tuple[str, ...]]]]:
+def _captions(tree: _Captions, images: dict[Id, Any], file: Path) -> dict[Id, list[str]]:
+    """Return the captions of every picture."""
+    captions = defaultdict(list)
+    for place, row in enumerate(tree.annotations):
+        if not row.caption.strip():
+            raise UserError(f'{file}: `annotations[{place}]` has an empty caption; remove it or write one')
+        _check_known(row.image_id, images, f'{file}: `annotations[{place}]`', file)
+        captions[row.image_id].append(row.caption.strip())
+    return captions
+
+
+def _vqa(folder: Path, name: str, images: dict[Id, Any]) -> dict[Id, list[tuple[str, tuple[str, ...]]]]:
     """Return VQAv2's (question, answers) pairs of every picture; empty when the folder has no questions for `name`."""
     asked = defaultdict(list)
-    for questions in sorted(folder.glob(f'*{name}_questions.json')):
-        annotations = [f for f in folder.glob(f'*{name}_annotations.json') if not f.name.startswith('captions_')]
-        if len(annotations) != 1:
-            raise UserError(f"{questions}: expected one '*{name}_annotations.json' beside it, found {len(annotations)}")
-        rows = _rows(read_json(annotations[0]), 'annotations', annotations[0])
-        answers = {row['question_id']: tuple(a['answer'] for a in row['answers']) for row in rows}
-        for row in _rows(read_json(questions), 'questions', questions):
-            if row['question_id'] not in answers:
-                raise UserError(f'{annotations[0]}: no answers to question {row["question_id"]} of {questions.name}')
-            asked[row['image_id']].append((row['question'], answers[row['question_id']]))
+    files = sorted(folder.glob(f'*{name}_questions.json'))
+    if len(files) > 1:
+        raise UserError(f'{files[1]}: the questions of {name} are in {files[0].name} too; move one of them away')
+    for file in files:
+        questions = _by_id(json_file.read(file, _Questions, _FETCH).questions, 'question_id', file, 'question')
+        answers = _answers(file, folder, name, questions)
+        for number, row in questions.items():
+            if not row.question.strip():
+                raise UserError(f'{file}: question {number} is empty; write it, or remove it with its answers')
+            _check_known(row.image_id, images, f'{file}: question {number}', folder / f'captions_{name}.json')
+            asked[row.image_id].append((row.question, answers[number]))
     return asked
 
 
-def read_json(file: Path) -> Any:
-    """Return the file's JSON; raises UserError when it is missing or damaged."""
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f'{file}: no such file') from error
-    except ValueError as error:
-        raise UserError(f'{file}: not JSON ({error}); fetch it again') from error
+def _answers(file: Path, folder: Path, name: str, questions: dict[Id, Any]) -> dict[Id, tuple[str, ...]]:
+    """Return the answers to each question of `file`, all of them."""
+    found = [f for f in folder.glob(f'*{name}_annotations.json') if not f.name.startswith('captions_')]
+    if len(found) != 1:
+        raise UserError(f"{file}: expected one '*{name}_annotations.json' beside it, found {len(found)}")
+    rows = _by_id(json_file.read(found[0], _Answered, _FETCH).annotations, 'question_id', found[0], 'question')
+    for number in questions.keys() - rows.keys():
+        raise UserError(f'{found[0]}: no answers to question {number} of {file.name}; add them, or remove the question')
+    for number in rows.keys() - questions.keys():
+        raise UserError(f'{found[0]}: answers to question {number}, which is not in {file.name}; remove them')
+    for number, row in rows.items():
+        if not row.answers or not all(x.answer.strip() for x in row.answers):
+            raise UserError(f'{found[0]}: question {number} has no answer, or an empty one; complete it or remove it')
+    return {number: tuple(x.answer for x in row.answers) for number, row in rows.items()}
 
 
-def _rows(tree: Any, key: str, file: Path) -> list[dict[str, Any]]:
-    if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-        raise UserError(f"{file}: expected a JSON object with a list '{key}', as COCO and VQAv2 have")
-    return tree[key]
+def _by_id(rows: list[Row], key: str, file: Path, what: str) -> dict[Id, Row]:
+    """Return rows by their id; raises UserError where two have the same."""
+    found: dict[Id, Row] = {}
+    for row in rows:
+        if (number := getattr(row, key)) in found:
+            raise UserError(f'{file}: two rows for {what} {number}; remove one of them')
+        found[number] = row
+    return found
+
+
+def _check_known(number: Id, images: dict[Id, Any], where: str, file: Path) -> None:
+    if number not in images:
+        raise UserError(f"{where} is of picture {number}, which is not among the 'images' of {file.name}; "
+                        'add the picture there, or remove the row')  # fmt: skip

@@ -189,7 +189,7 @@ class Blip2:
             if array.ndim != 2 or array.shape[1] != width:
                 hint = ' (or give pictures)' if self.run.model.vit else ''
                 raise UserError(f'features must be [P, {width}] for this run, not {list(array.shape)}{hint}')
-        return Seen.of([array.astype(np.float32) for array in arrays])
+        return Seen.of([array.astype(np.float32) for array in arrays])  # of files in float16, read as they are
 
     def caption(
         self, pictures: Pictures | Queries, settings: Settings = CAPTION, key: jax.Array | None = None

@@ -2,7 +2,8 @@
 
 NAME.stablehlo        each function of the run, as `jax.export` serializes it, for every platform and size
 weights.safetensors   their first arguments: the weights by parameter path, once for all
-export.json           names, shapes and types; marks and prompts of texts; what the files were made from
+export.json           names, shapes and types; marks and prompts of texts; what the files were made from; the SHA-256 of
+                      each file, and as `self` that of the rest of this one
 *.json                the tokenizers
 run.py                reads all this (`exported.py`)
 """
@@ -63,6 +64,7 @@ def write(model: Blip2, dest: Path, fingerprint: str) -> dict[str, int]:
             model.text_tokenizer.save(folder / WORDPIECE)
         shutil.copy(exported.__file__, folder / 'run.py')
         about['sha256'] = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+        about['self'] = exported.digest(about)
         (folder / 'export.json').write_text(json.dumps(about, indent=1))
     return {path.name: path.stat().st_size for path in sorted(dest.iterdir())}
 

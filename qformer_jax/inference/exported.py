@@ -5,19 +5,23 @@ that has words for boxes prints those of PHRASE, a line each: left, top, right a
 Where a model was trained on feature arrays, PICTURE is a .npy file; for one of videos, it is a folder of frames.
 
 Needs jax, flatbuffers, numpy, safetensors, tokenizers and Pillow. Every size that comes for the first time is compiled;
-JAX_COMPILATION_CACHE_DIR=FOLDER keeps that for the next start.
+JAX_COMPILATION_CACHE_DIR=FOLDER keeps that for the next start. A damaged file is named in one line, with exit code 2.
 """
 
+import contextlib
+import hashlib
 import json
+import os
 import re
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.export
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.flax import load_file
 from tokenizers import Tokenizer
 
@@ -29,11 +33,102 @@ def clean(text, blank):
     return ' '.join(text.split(' ')[:50])
 
 
+class Refused(ValueError):
+    """A file that is damaged, or cannot be read as what it should be; the text is one line."""
+
+
+def checked(folder):
+    """Return what export.json says, once it and each file that it names are as they were written."""
+    file, again = folder / 'export.json', 'export the run again'
+    try:
+        text = file.read_bytes()
+        about = json.loads(text)
+        whole = json.dumps(about, indent=1).encode() == text and about.pop('self') == digest(about)
+    except OSError as error:
+        raise Refused(f'{file}: {error.strerror.lower()}; {again}') from error
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise Refused(f'{file}: damaged, or not written by this version; {again}')
+    here = {path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith('.')}
+    for name in sorted(here - about['sha256'].keys() - {file.name}):
+        raise Refused(f'{folder / name}: not of this export; move it elsewhere')
+    for name in sorted(about['sha256'].keys() - {'run.py'}):  # this file, which one may change
+        try:
+            with (folder / name).open('rb') as opened:
+                same = hashlib.file_digest(opened, 'sha256').hexdigest() == about['sha256'][name]
+        except OSError as error:
+            raise Refused(f'{folder / name}: {error.strerror.lower()}; {again}') from error
+        if not same:
+            raise Refused(f'{folder / name}: damaged, its SHA-256 is not that in {file.name}; {again}')
+    return about
+
+
+def digest(about):
+    """Return the SHA-256 of all that export.json says beside it."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def check_existing(file):
+    """Raise Refused unless there is such a file: a pipe, say, could be waited for without end."""
+    if not os.path.isfile(file):
+        raise Refused(f'{file}: no such file')
+
+
+def frames(folder):
+    """Return the pictures of a folder, a video, with numbers in their order: 9.png before 10.png."""
+    found = [file for file in Path(folder).iterdir() if not file.name.startswith('.')]
+    for file in found:
+        if file.is_dir():
+            raise Refused(f"{folder}: holds the folder '{file.name}'; a video is a folder of its frames alone")
+    if not found:
+        raise Refused(f'{folder}: no picture in it; a video is a folder of its frames')
+    parts = lambda file: re.split('([0-9]+)', file.name)  # noqa: E731
+    numbers = lambda file: [int(part) if place % 2 else part for place, part in enumerate(parts(file))]  # noqa: E731
+    return sorted(found, key=lambda file: (numbers(file), file.name))
+
+
+def upright(file):
+    """Return a picture in RGB as training read it: turned as its EXIF says, 16-bit grey scaled to 8 bits."""
+    check_existing(file)
+    try:
+        image = Image.open(file)
+        image.load()
+    except Exception as error:  # of bytes that anybody may have written
+        raise Refused(f'{file}: not a picture that Pillow can read; replace the file') from error
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
+        grey, stored = (np.asarray(image, np.uint32) * 255 + 32767) // 65535, image
+        image = Image.fromarray(grey.astype(np.uint8))
+        image.info = stored.info
+    if image.mode in ('I', 'F'):
+        raise Refused(f'{file}: grey of 32 bits or floats, and nothing says which value is white: save it with 8 or 16')
+    with contextlib.suppress(Exception):  # where EXIF cannot be read, the picture stays as it is stored
+        image = ImageOps.exif_transpose(image)
+    return (image.convert('RGBA') if image.mode == 'P' and 'transparency' in image.info else image).convert('RGB')
+
+
+def features(file, width):
+    """Return the array [P, V] of an .npy file in float32."""
+    check_existing(file)
+    try:
+        array = np.lib.format.open_memmap(file, mode='r')  # a header that declares too much asks for no memory
+        with np.errstate(all='ignore'):  # what float32 cannot hold becomes infinite
+            single = np.array(array, np.float32, subok=False)
+    except Exception as error:  # of bytes that anybody may have written
+        raise Refused(f'{file}: not an .npy array of numbers; write it with numpy.save') from error
+    if array.ndim != 2 or array.dtype.kind != 'f' or not len(array) or array.shape[1] != width:
+        raise Refused(f'{file}: expected floats [P, {width}], found {array.dtype} {list(array.shape)}')
+    if not np.isfinite(single).all():
+        raise Refused(f'{file}: holds values that are not finite in float32')
+    return single
+
+
 class Served:
     """What export.json says, the functions by name with their weights, and the tokenizers."""
 
     def __init__(self, folder):
-        self.about = json.loads((folder / 'export.json').read_text())
+        folder = Path(folder)
+        self.about = checked(folder)
         self.functions, self.tokenizers = {}, {}
         weights = load_file(folder / 'weights.safetensors')
         for name, function in self.about['functions'].items():
@@ -50,13 +145,18 @@ class Served:
 
     def see(self, picture):
         """Return pixels [1, S, S, 3], of a video [1, F, S, S, 3], or features [1, P, V]; and which of these exist."""
-        if not self.about['image']:
-            features = np.load(picture)[None].astype(np.float32)
-            return features, np.ones(features.shape[:2], bool)
-        size = self.about['image']['size'], self.about['image']['size']
-        files = sorted(Path(picture).iterdir()) if Path(picture).is_dir() else [picture]
-        seen = [np.asarray(Image.open(file).convert('RGB').resize(size, Image.Resampling.BICUBIC)) for file in files]
-        return (np.stack([seen]), np.ones((1, len(seen)), bool)) if self.about['image']['video'] else (seen[0][None],)
+        image = self.about['image']
+        if not image:
+            function = self.about['functions']['encode' if 'tokens' in self.about else 'image']
+            width = int(function['inputs']['features'].split(', ')[-1].rstrip(']'))
+            found = features(picture, width)[None]
+            return found, np.ones(found.shape[:2], bool)
+        is_video = os.path.isdir(picture)
+        if is_video and not image['video']:
+            raise Refused(f'{picture}: a folder, and this model reads one picture at a time: give a file')
+        files, size = frames(picture) if is_video else [picture], (image['size'], image['size'])
+        seen = np.stack([np.asarray(upright(file).resize(size, Image.Resampling.BICUBIC)) for file in files])
+        return (seen[None], np.ones((1, len(seen)), bool)) if image['video'] else (seen,)
 
     def text(self, text):
         """Return ids and mask [1, T] of what the Q-Former reads."""
@@ -72,6 +172,8 @@ class Served:
         ids = [*marks['begin'], *self.ids('tokens', text.rstrip()), *marks['close']]
         multiple = -(-len(ids) // marks['multiple']) * marks['multiple']
         length = max(1, len(ids), min(multiple, marks.get('limit', multiple + beside) - beside))
+        if length + beside > marks.get('limit', length + beside):
+            raise Refused(f'a text of {length} tokens is too long for this model: shorten it')
         holes = length - len(ids)
         return np.array([[marks['pad']] * holes + ids], np.int32), np.arange(length)[None] >= holes
 
@@ -84,7 +186,7 @@ class Served:
     def where(self, picture, phrase):
         """Return the boxes of a phrase, each from the middle of one cell of a grid to that of another."""
         if 'phrase' not in self.about:
-            sys.exit('this model has no words for boxes: ask it with a TEXT')
+            raise Refused('this model has no words for boxes: ask it with a TEXT')
         task, boxes = self.about['phrase'], []
         prompt = task['prompt'].format(phrase=clean(phrase, ' '))
         ids = self.written(picture, task, prompt, re.sub('<[^>]*>', '', prompt))
@@ -121,12 +223,28 @@ class Served:
         return float((queries[0] @ vector[0]).max())
 
 
+def main(words):
+    """Print what a model makes of a picture and a text; raises Refused."""
+    served, (picture, *rest) = Served(Path(__file__).parent), words
+    text = ' '.join(rest)
+    if rest[:1] == ['--where']:
+        for box in served.where(picture, ' '.join(rest[1:])):
+            print(*(f'{edge:.3f}' for edge in box))
+    elif 'tokens' in served.about:
+        print(served.write(picture, text))
+    elif text:
+        print(served.fit(picture, text))
+    else:
+        raise Refused('this model compares: give a TEXT beside the picture')
+
+
 if __name__ == '__main__':
     if not sys.argv[1:] or sys.argv[2:] == ['--where']:
         sys.exit(__doc__)
-    served = Served(Path(__file__).parent)
-    if sys.argv[2:3] == ['--where']:
-        for box in served.where(sys.argv[1], ' '.join(sys.argv[3:])):
-            print(*(f'{edge:.3f}' for edge in box))
-    else:
-        print((served.write if 'tokens' in served.about else served.fit)(*sys.argv[1:]))
+    warnings.simplefilter('ignore')  # Pillow's, about odd pictures
+    try:
+        main(sys.argv[1:])
+    except Refused as refused:
+        line = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(refused))
+        print(f'error: {line}', file=sys.stderr)
+        sys.exit(2)

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -97,11 +98,11 @@ class Kept:
 
 def _digest(picture: Picture, size: int) -> str:
     """Return the SHA-256 of a file's bytes; of a video and a picture in memory, that of what is read from it."""
-    if isinstance(picture, str | Path) and not Path(picture).is_dir():
+    if isinstance(picture, str | Path) and not os.path.isdir(picture):
         try:
             return sha256(Path(picture))
-        except OSError as error:
-            raise UserError(f'{picture}: {error.strerror.lower()}') from error
+        except (OSError, ValueError) as error:  # a ValueError: of a name with NUL
+            raise UserError(f'{picture}: {(getattr(error, "strerror", None) or str(error)).lower()}') from error
     if isinstance(picture, bytes):
         return hashlib.sha256(picture).hexdigest()
     array = read(picture, size)

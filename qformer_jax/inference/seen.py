@@ -1,5 +1,7 @@
 """Pictures as they are given, their frozen features, and what the queries read of them."""
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import Qformer
+from ..data.arrays import checked
 from ..data.jsonl import read_features
 from ..data.rows import padded
 from ..data.transforms import eval_image
@@ -86,18 +89,43 @@ def is_array(picture: Picture) -> bool:
 
 
 def read(picture: Picture, size: int) -> np.ndarray:
-    """Return pixels [S, S, 3], of a video [F, S, S, 3] (with size 0 there is no tower to see them), or features."""
-    if isinstance(picture, list | tuple):
-        return np.stack([_pixels(frame, size) for frame in picture])
-    if isinstance(picture, str | Path) and Path(picture).is_dir():
-        return read(sorted(Path(picture).iterdir()), size)
+    """Return pixels [S, S, 3], of a video [F, S, S, 3] (with size 0 there is no tower to see them), or features.
+
+    Raises UserError for what is no picture, no video and no array of finite floats [P, V].
+    """
     if isinstance(picture, np.ndarray):
-        return picture.astype(np.float32)
-    if isinstance(picture, str | Path) and (not size or is_array(picture)):
+        return checked(picture, 'the features').astype(np.float32)
+    is_folder = isinstance(picture, str | Path) and os.path.isdir(picture)
+    if isinstance(picture, str | Path) and not is_folder and (not size or is_array(picture)):
         return read_features(Path(picture))
     if not size:
         raise UserError('this run has no vision tower: give feature arrays')
-    return _pixels(picture, size)
+    if is_folder:
+        return read(frames(Path(picture)), size)
+    if not isinstance(picture, list | tuple):
+        return _pixels(picture, size)
+    if not picture:
+        raise UserError('a video without a frame: give its pictures')
+    return np.stack([_pixels(frame, size) for frame in picture])
+
+
+def frames(folder: Path) -> list[Path]:
+    """Return the pictures of a folder, a video, with numbers in their order: 9.png before 10.png.
+
+    Raises UserError when there is none, or a folder among them.
+    """
+    found = sorted((file for file in folder.iterdir() if not file.name.startswith('.')), key=natural)
+    if inside := [file for file in found if file.is_dir()]:
+        raise UserError(f"{folder}: holds the folder '{inside[0].name}'; a video is a folder of its frames alone")
+    if not found:
+        raise UserError(f'{folder}: no picture in it; a video is a folder of its frames')
+    return found
+
+
+def natural(file: Path) -> tuple[list[str | int], str]:
+    """Return a key that sorts names by their numbers, not digit by digit; of equal ones, by the name."""
+    parts = re.split('([0-9]+)', file.name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], file.name
 
 
 def together(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -114,11 +142,13 @@ def together(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
 
 def _pixels(picture: Picture, size: int) -> np.ndarray:
     name = str(picture) if isinstance(picture, str | Path) else 'the picture'
+    if not isinstance(picture, str | Path | bytes | Image.Image):
+        raise UserError(f'a picture is a file, its bytes or a PIL image, not {type(picture).__name__}')
     if isinstance(picture, str | Path):
         try:
             picture = Path(picture).read_bytes()
-        except OSError as error:
-            raise UserError(f'{name}: {error.strerror.lower()}') from error
+        except (OSError, ValueError) as error:  # a ValueError: of a name with NUL
+            raise UserError(f'{name}: {(getattr(error, "strerror", None) or str(error)).lower()}') from error
     try:
         return eval_image(picture, size)
     except UserError as error:
