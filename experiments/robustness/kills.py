@@ -19,12 +19,12 @@ from pathlib import Path
 import tyro
 
 from qformer_jax.data.dataset import Dataset
+from qformer_jax.runs import run_dir
 from qformer_jax.training import logs
 
 from .prepare import line, train_words
 
 RESULTS = Path(__file__).parent / 'kills.jsonl'
-IGNORED = ('provenance.json', '.lock')  # versions of libraries, and nothing
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,17 @@ class Work:
     """How often it is ended."""
 
 
-def _tree(folder: Path, _: str) -> str:
-    """Return the SHA-256 of all files."""
-    files = sorted(p for p in folder.rglob('*') if p.is_file() and not p.name.endswith(IGNORED))
-    return hashlib.sha256(repr([(str(p.relative_to(folder)), p.read_bytes()) for p in files]).encode()).hexdigest()
+def _files(folder: Path, _: str) -> str:
+    """Return the SHA-256 of all files of what was written."""
+    files = sorted(p for p in (folder / 'out').rglob('*') if p.is_file())
+    return hashlib.sha256(repr([(p.name, p.read_bytes()) for p in files]).encode()).hexdigest()
+
+
+def _weights(folder: Path, _: str) -> str:
+    """Return what a finished run holds, whose weights are there and intact."""
+    done = run_dir.finished(folder / 'out')
+    run_dir.load_components(done)
+    return f'{done.fingerprint} {sorted(done.last.items())}'
 
 
 def _records(folder: Path, _: str) -> str:
@@ -84,19 +91,14 @@ def works(home: Path, options: Options) -> dict[str, Work]:
     runs, n, source = home / 'line', options.others, f'{home}/source'
     data, tower = f'{home}/data', f'{home}/line/vision'
     return {
-        'train': Work(lambda f: _train(home, f), _run, options.trainings),
+        'train': Work(lambda f: train_words(home, 'stage1', f / 'out', 40, 5), _run, options.trainings),
         'pack': Work(lambda f: ['data', 'pack', 'folder', f'{f}/out', '--path', source], _records, n),
         'encode': Work(lambda f: ['data', 'encode', data, f'{f}/out', '--vit', tower], _records, n),
-        'convert': Work(lambda f: ['convert', f'{runs}/stage2', f'{f}/out'], _tree, n),
-        'export': Work(lambda f: ['export', f'{runs}/instruct', f'{f}/out'], _tree, n),
-        'quantize': Work(lambda f: ['quantize', f'{runs}/instruct', f'{f}/out', '--weights', 'int8'], _tree, n),
+        'convert': Work(lambda f: ['convert', f'{runs}/stage2', f'{f}/out'], _weights, n),
+        'export': Work(lambda f: ['export', f'{runs}/instruct', f'{f}/out'], _files, n),
+        'quantize': Work(lambda f: ['quantize', f'{runs}/instruct', f'{f}/out', '--weights', 'int8'], _weights, n),
         'search': Work(lambda f: ['search', f'{f}/run', source, 'a red circle'], _table, n),
     }
-
-
-def _train(home: Path, folder: Path) -> list[str]:
-    words = train_words(home, 'stage1', folder / 'out', steps=40)
-    return [*words, '--training.checkpoint-every', '5']
 
 
 def _start(words: list[str]) -> subprocess.Popen:

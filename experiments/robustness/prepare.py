@@ -35,13 +35,13 @@ def pictures(folder: Path, count: int = 40) -> Path:
     return folder
 
 
-def train_words(home: Path, stage: str, run: Path, steps: int = STEPS) -> list[str]:
+def train_words(home: Path, stage: str, run: Path, steps: int = STEPS, checkpoint_every: int = 2) -> list[str]:
     """Return the words of `qformer` that train a stage over the runs in `home / 'line'`."""
     names = _BEGINNINGS.get(stage, ())
     start = [word if word.startswith('--') else str(home / 'line' / word) for word in names]
     words = ['train', f'easy_vqa_{stage}', '--run', str(run), '--data.path', str(home / 'data'), *start]
     sizes = ['--training.steps', str(steps), '--training.batch-size', '8', '--optimizer.warmup-steps', '1']
-    return [*words, *sizes, '--training.checkpoint-every', '2', '--training.validation-batches', '1']
+    return [*words, *sizes, '--training.checkpoint-every', str(checkpoint_every), '--training.validation-batches', '1']
 
 
 def line(home: Path) -> Path:
