@@ -63,7 +63,7 @@ def every_command() -> list[str]:
     return sorted({command for text in every_text() for command in commands(text)})
 
 
-def checked(run: Run, folder: Path) -> types.SimpleNamespace:
+def checked(run: Run, folder: Path, wait: bool, restart: str) -> types.SimpleNamespace:
     """Do what `loop.train` does before it touches the disk."""
     loop.check(run)
     return types.SimpleNamespace(run=run, folder=folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ..config.ranges import FromZero, Share
+from ..config.ranges import FromZero, Seed, Share
 
 if TYPE_CHECKING:
     import jax
@@ -45,7 +45,7 @@ class Drawing:
     """Draw among so many likeliest tokens; 0: all."""
     top_p: Share = 1.0
     """Draw among the likeliest tokens that together have this probability (LAVIS: 0.9); 1: all."""
-    seed: FromZero = 0
+    seed: Seed = 0
     """Of what is drawn: the same seed gives the same texts."""
 
     def settings(self, max_new_tokens: int) -> 'Settings':

@@ -1,6 +1,7 @@
 """Which numbers make sense: a range stands beside a field, in a configuration as in the options of a command.
 
-A whole number without a range of its own is at least 1, any other number at least 0; NaN and infinity are in no range.
+A whole number without a range of its own is 1 to a million, any other number at least 0; NaN and infinity are in no
+range.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 from ..errors import UserError
 
 LARGEST = 2**31 - 1  # of what XLA counts in 32 bits
+_MILLION = 1_000_000  # no size of a network, of a batch or of a text is larger
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class Range:
     def __str__(self) -> str:
         if self.most == LARGEST:
             return f'at least {self.least}'
-        return f'at least {self.least} and {"below" if self.below else "at most"} {self.most}'
+        return f'at least {self.least} and {"below" if self.below else "at most"} {self.most:,}'
 
 
-FromZero = Annotated[int, Range()]
-"""A whole number of which 0 says something."""
+FromZero = Annotated[int, Range(0, _MILLION)]
+"""A size or count of which 0 says something."""
+Seed = Annotated[int, Range()]
+"""Of random numbers."""
 Share = Annotated[float, Range(0, 1)]
 """A part of a whole."""
 Decay = Annotated[float, Range(0, 1, below=True)]
@@ -61,4 +65,4 @@ def _numbers(part: Any, prefix: str = '') -> Iterator[tuple[str, int | float, Ra
         elif typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], Range):
             yield f'{prefix}{field.name}', value, hint.__metadata__[0]
         elif hint in (int, float):
-            yield f'{prefix}{field.name}', value, Range(1 if hint is int else 0)
+            yield f'{prefix}{field.name}', value, Range(1, _MILLION) if hint is int else Range()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from ..errors import UserError
 from .connectors import Connector, Qformer, Time
-from .ranges import Decay, FromZero, Range, Rate, Share
+from .ranges import Decay, FromZero, Range, Rate, Seed, Share
 from .towers import T5, Gates, Grounding, Llama, Lora, Opt, Vit
 
 Stage = Literal['vision', 'language', 'stage1', 'stage2', 'instruct']
@@ -133,11 +133,11 @@ class Optimizer:
     """Learning rate at the last step."""
     warmup_start: Rate = 0.0
     """Learning rate at step 0."""
-    warmup_steps: FromZero = 2000
+    warmup_steps: Annotated[int, Range()] = 2000
     """Steps of the linear warm-up."""
     schedule: Literal['cosine', 'lavis'] = 'cosine'
     """`cosine`: every step, as in the paper; `lavis`: constant within an epoch, warm-up only in the first one."""
-    steps_per_epoch: FromZero = 0
+    steps_per_epoch: Annotated[int, Range()] = 0
     """Length of an epoch for the `lavis` schedule."""
     beta1: Decay = 0.9
     """Decay of the first moment."""
@@ -161,15 +161,15 @@ class Training:
     """Pairs a step, over all devices."""
     accumulate: int = 1
     """Micro-batches a step (stages 2 and 3, and the towers); in stage 1 it would shrink the negatives: refused."""
-    seed: FromZero = 0
+    seed: Seed = 0
     """Seed of weights, dropout, negatives and data order."""
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     """Compute dtype, and the dtype in which frozen weights are held; trained weights and losses stay float32."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Annotated[int, Range(1)] = 1000
     """Steps between checkpoints; each computes the validation losses first."""
     validation_batches: int = 8
     """Batches of the validation split that a validation loss averages."""
-    max_skipped: FromZero = 20
+    max_skipped: Annotated[int, Range()] = 20
     """Steps with non-finite gradients that are skipped before the run stops."""
 
 
