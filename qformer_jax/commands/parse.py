@@ -11,6 +11,9 @@ from ..config.ranges import check_ranges
 from ..errors import UserError
 
 
+_BORDER = re.compile(r'[╭╰]|\W*(──|---)')  # of a box, or a line across it; the second where the terminal is not UTF-8
+
+
 def parse(kind: Any, arguments: list[str], **options: Any) -> Any:
     """Return tyro's result; its boxed error message becomes one line of a UserError."""
     said = io.StringIO()
@@ -32,7 +35,7 @@ def _option(path: str) -> str:
 
 def _one_line(box: str) -> str:
     """Return the text of tyro's error box; of the options that it suggests, the names only."""
-    lines = [line.strip('│ ') for line in box.splitlines() if not line.startswith(('╭', '╰')) and '──' not in line]
+    lines = [line.strip('│| ') for line in box.splitlines() if not _BORDER.match(line)]
     complaint, _, suggested = ' '.join(lines).partition(' Perhaps you meant: ')
     names = [name for name in re.findall(r'(?<!\S)--[\w.-]+', suggested) if name != '--help']
     return complaint + (f' (nearest: {", ".join(names)})' if names else '')

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from .options import ConnectorFile
+from .options import ConnectorFile, class_of
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,13 @@ def queries(options: Queries) -> None:
     from ..inference.blip2 import Blip2
     from ..runs import run_dir
 
-    done = run_dir.finished(options.run)
+    own = class_of(options.connector)
+    done = run_dir.finished(options.run, own)
     dataset = Dataset.open(options.data or done.run.data.path)
     dataset.check_tower(done.last.get('vit'), done.run.model.vit)
+    records = dataset.source(options.split)
     check_writable(options.out)
-    found = carried(Blip2.load(options.run, connector=options.connector), list(dataset.source(options.split)))
+    found = carried(Blip2.load(options.run, connector=own), list(records))
     options.out.mkdir(parents=True, exist_ok=True)
     picture, arrays = options.out / 'queries.png', options.out / 'queries.npz'
     draw_carried(found, picture)
