@@ -140,7 +140,8 @@ def of_strange_connector(folder, line):
     run = small.change(done.run, 'model', qformer=None, connector=config.Connector(kind='marking', feature_width=16))
     run_dir.write_identity(folder / 'strange', run, done.inputs)
     for place in (folder, folder / 'strange'):
-        (place / 'marking.py').write_text(MODULE.format(marker=str(folder / 'marker')))
+        for name in ('marking', 'tyro'):  # one that it names, and one that this package needs
+            (place / f'{name}.py').write_text(MODULE.format(marker=str(folder / 'marker')))
     return folder / 'strange'
 
 

@@ -10,7 +10,6 @@ import tyro
 from ..config.ranges import check_ranges
 from ..errors import UserError
 
-
 _BORDER = re.compile(r'[╭╰]|\W*(──|---)')  # of a box, or a line across it; the second where the terminal is not UTF-8
 
 
