@@ -3,8 +3,14 @@
 import dataclasses
 import errno
 import json
+import math
+import os
+import re
 import shutil
+import socket
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +19,7 @@ import small
 from small import change, recipe, without_tower
 
 import experiments
-from qformer_jax import cli, config, errors
+from qformer_jax import cli, config, errors, lock
 from qformer_jax.evaluation import task
 from qformer_jax.runs import run_dir
 from qformer_jax.training import loop
@@ -176,7 +182,7 @@ def test_a_batch_larger_than_the_data_set(complaint, pictures, tmp_path):
         ('model.qformer.num-queries', 0, 'it must be at least 1'),
         ('model.qformer.cross-attention-freq', 0, 'it must be at least 1'),
         ('model.vit.depth', -2, 'it must be at least 1'),
-        ('model.qformer.dropout', 1.5, 'it must be at least 0 and at most 1'),
+        ('model.qformer.dropout', 1.5, 'it must be at least 0 and below 1'),
         ('optimizer.peak-rate', -0.1, 'it must be at least 0'),
         ('optimizer.weight-decay', 'nan', 'it must be at least 0'),
         ('objective.itm', -1.0, 'it must be at least 0'),
@@ -186,7 +192,110 @@ def test_a_batch_larger_than_the_data_set(complaint, pictures, tmp_path):
 )
 def test_a_number_that_makes_no_sense(complaint, pictures, tmp_path, option, value, words):
     said = complaint(*train_words(recipe('stage1', pictures), tmp_path), f'--{option}', value)
-    assert said == f'error: {option} is {value}, {words}' and not (tmp_path / 'run').exists()
+    assert said.startswith(f'error: --{option} is {value}, {words}') and not (tmp_path / 'run').exists()
+
+
+ODD = {int: (-1, 10**30, 2**64), float: (math.nan, math.inf, -math.inf, -1.0, 1e30)}
+
+
+def numbers_of(run: config.Run) -> list[tuple[tuple[str, ...], type]]:
+    """Return every field of a configuration that is one number, by its path, and whether it is a whole one."""
+    found = []
+    for part in ('model', 'data', 'objective', 'optimizer', 'training'):
+        open_parts = [((part,), getattr(run, part))]
+        while open_parts:
+            path, tree = open_parts.pop()
+            for field in dataclasses.fields(tree):
+                value = getattr(tree, field.name)
+                if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                    open_parts.append(((*path, field.name), value))
+                elif type(value) in (int, float):
+                    found.append(((*path, field.name), type(value)))
+    return found
+
+
+def with_number(tree, path: tuple[str, ...], value):
+    name, *rest = path
+    inner = with_number(getattr(tree, name), rest, value) if rest else value
+    return dataclasses.replace(tree, **{name: inner})
+
+
+def complete_run() -> config.Run:
+    """Return a run that has every part."""
+    run = recipe('stage2', 'nowhere')
+    more = {'lora': config.Lora(), 'time': config.Time(), 'grounding': config.Grounding()}
+    more |= {'gates': config.Gates(heads=2), 'connector': config.Connector(feature_width=16)}
+    return change(run, 'model', **more)
+
+
+@pytest.mark.parametrize(
+    'path, kind', numbers_of(complete_run()), ids=lambda it: '.'.join(it) if type(it) is tuple else ''
+)
+def test_no_number_takes_an_odd_value(path, kind):
+    """Neither of a recipe, nor of the same configuration in Python."""
+    run = complete_run()
+    loop.check(run)
+    for value in ODD[kind]:
+        with pytest.raises(errors.UserError, match=path[-1].replace('_', '.')):
+            loop.check(with_number(run, path, value))
+
+
+@pytest.mark.parametrize(
+    'option, values, words',
+    [
+        ('training.seed', [2**64], 'it must be at least 0'),
+        ('training.seed', [2**31], 'it must be at least 0'),
+        ('training.steps', ['1e30'], "invalid literal for int() with base 10: '1e30'"),
+        ('training.steps', [10**9], 'it must be at least 1 and at most 100'),
+        ('model.vit.depth', [2**31 - 1], 'it must be at least 1'),
+        ('data.max-text', [2**31 - 1], 'it must be at least 1'),
+        ('optimizer.beta1', [1], 'it must be at least 0 and below 1'),
+        ('optimizer.beta2', ['nan'], 'it must be at least 0 and below 1'),
+        ('data.cut-texts', [1.5], 'it must be at least 0 and at most 1'),
+        ('data.crop-scale', [-1, 0], 'expected two shares, 0 < smallest <= largest <= 1'),
+        ('data.crop-scale', ['nan', 1], 'expected two shares'),
+        ('data.crop-scale', [2, 3], 'expected two shares'),
+        ('data.crop-scale', [1, 0.5], 'expected two shares'),
+        ('data.crop-scale', [0, 1], 'expected two shares'),
+        ('optimizer.rate-rules', ['.*', 'nan'], "'.*' learns at nan times the rate"),
+        ('optimizer.rate-rules', ['.*', -1], "'.*' learns at -1.0 times the rate"),
+        ('optimizer.rate-rules', ['.*', '1e300'], "'.*' learns at 1e+300 times the rate"),
+        ('model.qformer.text-side', ['none'], "model.qformer.text-side is 'none', it must be 'full'"),
+        ('model.qformer.text-side', ['retrieval'], "is 'retrieval', it must be 'full'"),
+    ],
+)
+def test_an_option_that_would_ruin_the_run(complaint, tmp_path, option, values, words):
+    run = recipe('stage1', tmp_path / 'no_data')
+    said = complaint(*train_words(run, tmp_path), f'--{option}', *values)
+    assert option in said and words in said and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    'words, option, values',
+    [
+        (('caption', 'RUN', 'PICTURE'), 'max-new-tokens', (0, -1, 'nan', 2**64)),
+        (('caption', 'RUN', 'PICTURE'), 'num-beams', (0, -1, 2**64)),
+        (('caption', 'RUN', 'PICTURE'), 'num-return', (0, -1, 2**64)),
+        (('ask', 'RUN', 'PICTURE', 'what?'), 'temperature', (-1, 'nan', 'inf')),
+        (('ask', 'RUN', 'PICTURE', 'what?'), 'top-p', ('nan', -1, 2)),
+        (('ask', 'RUN', 'PICTURE', 'what?'), 'top-k', (-1, 2**64)),
+        (('ask', 'RUN', 'PICTURE', 'what?'), 'seed', (-1, 2**64)),
+        (('chat', 'RUN', 'PICTURE'), 'max-new-tokens', (0, 2**64)),
+        (('search', 'RUN', 'FOLDER', 'red'), 'top', (0, -1, 2**64)),
+        (('search', 'RUN', 'FOLDER', 'red'), 'rerank', (-5, 2**64)),
+        (('evaluate', 'RUN', '--task', 'vqa'), 'queries', (-1, 2**64)),
+        (('convert', 'RUN', 'DEST'), 'queries', (-1, 2**64)),
+        (('data', 'encode', 'DATA', 'OUT', '--vit', 'RUN'), 'batch-size', (0, -1, 2**64)),
+    ],
+)
+def test_an_option_of_a_command_out_of_its_range(complaint, words, option, values):
+    for value in values:
+        said = complaint(*words, f'--{option}', value)
+        assert f'--{option}' in said and str(value) in said, 'said before anything is looked for'
+
+
+def test_no_text_is_drawn_where_nothing_is_likely(complaint):
+    assert 'top_p 0.0 must be in (0, 1]' in complaint('caption', 'RUN', 'PICTURE', '--top-p', 0)
 
 
 @pytest.mark.parametrize('part', ['qformer', 'vit'])
@@ -323,6 +432,130 @@ def test_a_full_disk_while_evaluating(complaint, line, monkeypatch):
     monkeypatch.setattr(task, 'TASKS', task.TASKS | {'caption': lambda *_: task.Judged({}, [])})
     monkeypatch.setattr(Path, 'write_text', fill_the_disk)
     assert 'disk full' in complaint('evaluate', line / 'stage2', '--task', 'caption', '--split', 'train')
+
+
+WRITERS = {
+    'pack': ('data', 'pack', 'folder', 'OUT', '--path', 'nowhere'),
+    'encode': ('data', 'encode', 'nowhere', 'OUT', '--vit', 'nowhere'),
+    'convert': ('convert', 'nowhere', 'OUT'),
+    'quantize': ('quantize', 'STAGE2', 'OUT', '--weights', 'int8'),
+    'export': ('export', 'STAGE2', 'OUT'),
+    'search': ('search', 'RUNS/none', 'nowhere', 'red'),
+    'train': ('train', 'RECIPE', '--run', 'OUT'),
+}
+
+
+def writer_words(name: str, line: Path, tmp_path: Path) -> tuple[list, Path]:
+    """Return the words of a command that writes, and what it writes."""
+    places = {'OUT': tmp_path / 'out', 'STAGE2': line / 'stage2', 'RUNS/none': tmp_path / 'runs' / 'none'}
+    places['RECIPE'] = small.write_recipe(tmp_path / 'recipe.py', recipe('vision', tmp_path / 'no_data'))
+    return [places.get(w, w) for w in WRITERS[name]], tmp_path / 'runs' / 'cache' if name == 'search' else places['OUT']
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_two_do_not_write_in_one_place(complaint, line, tmp_path, name):
+    """What the commands would read is not there: who writes is asked first."""
+    words, out = writer_words(name, line, tmp_path)
+    with lock.one_writer(out):
+        said = complaint(*words)
+    assert re.search(rf"'{out}' is being written by process {os.getpid()} on {socket.gethostname()}: .*--wait", said)
+    assert not out.exists()
+    assert 'is being written' not in complaint(*words) if name not in ('quantize', 'export') else True
+
+
+HOLD = """
+import pathlib, sys, time
+from qformer_jax.lock import one_writer
+with one_writer(pathlib.Path(sys.argv[1])):
+    print('holding', flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_command_waits_for_another_process(line, tmp_path):
+    """Refused without --wait; with it, done once the other one has ended, even by a signal that it cannot catch."""
+    small.write_pictures(tmp_path / 'source')
+    words = ['data', 'pack', 'folder', str(tmp_path / 'out'), '--path', str(tmp_path / 'source')]
+    holder = subprocess.Popen(
+        [sys.executable, '-c', HOLD, tmp_path / 'out'], cwd=small.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout.readline() == b'holding\n'
+    with pytest.raises(errors.UserError, match=rf'is being written by process {holder.pid} on '):
+        cli.run(words)
+    waiting = threading.Thread(target=cli.run, args=([*words, '--wait'],))
+    waiting.start()
+    waiting.join(timeout=0.5)
+    assert waiting.is_alive() and not (tmp_path / 'out').exists()
+    holder.kill()
+    waiting.join(timeout=60)
+    assert (tmp_path / 'out' / 'dataset_info.json').is_file()
+    holder.communicate()
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """Loading a model is a failure: what can be known before is said before."""
+    monkeypatch.setattr('qformer_jax.inference.blip2.Blip2.load', lambda *_, **__: pytest.fail('a model was loaded'))
+    monkeypatch.setattr('qformer_jax.convert.store.load', lambda *_, **__: pytest.fail('weights were read'))
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        ('embed', 'STAGE1', 'PICTURE', '--out', 'FILE/v.safetensors'),
+        ('attention', 'STAGE1', 'PICTURE', '--out', 'FILE/a'),
+        ('queries', 'STAGE1', '--out', 'FILE/q'),
+        ('ground', 'STAGE2', 'PICTURE', 'red', '--out', 'FILE/g'),
+        ('convert', 'STAGE1', 'FILE/c'),
+        ('convert', 'STAGE1', 'FILE/c.pth', '--to', 'lavis'),
+        ('quantize', 'STAGE2', 'FILE/q', '--weights', 'int8'),
+        ('export', 'STAGE2', 'FILE/e'),
+        ('data', 'encode', 'DATA', 'FILE/e', '--vit', 'VISION'),
+        ('data', 'pack', 'folder', 'FILE/d', '--path', 'SOURCE'),
+        ('train', 'RECIPE', '--run', 'FILE/r'),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_place_that_cannot_be_written(complaint, line, pictures, tmp_path, words, unread):
+    places = {'PICTURE': tmp_path / 'a.png', 'DATA': pictures, 'SOURCE': tmp_path / 'source'}
+    places |= {stage.upper(): line / stage for stage in small.STAGES}
+    places['RECIPE'] = small.write_recipe(tmp_path / 'recipe.py', recipe('vision', pictures))
+    small.draw_picture('red', 'square').save(tmp_path / 'a.png')
+    small.write_pictures(tmp_path / 'source')
+    (tmp_path / 'file').write_text('mine')
+    words = [places.get(w, w.replace('FILE', str(tmp_path / 'file'))) for w in words]
+    assert 'cannot be written' in complaint(*words)
+    assert (tmp_path / 'file').read_text() == 'mine'
+
+
+@pytest.mark.parametrize(
+    'words', [('quantize', 'RUN', 'OUT', '--weights', 'int8'), ('export', 'RUN', 'OUT'), ('convert', 'RUN', 'OUT')]
+)
+def test_a_destination_that_exists(complaint, line, tmp_path, words, unread):
+    (tmp_path / 'out').mkdir()
+    said = complaint(*[{'RUN': line / 'stage2', 'OUT': tmp_path / 'out'}.get(w, w) for w in words])
+    assert f"'{tmp_path / 'out'}' exists: name a new one" in said
+
+
+@pytest.mark.parametrize(
+    'words, said',
+    [
+        (('evaluate', 'instruct', '--task', 'vqa', '--split', 'tset'), "no split 'tset' (nearest: 'test')"),
+        (('evaluate', 'instruct', '--task', 'grounding'), "split 'test' has no phrase with boxes"),
+        (('queries', 'stage1', '--split', 'tset'), "no split 'tset' (nearest: 'test')"),
+        (('quantize', 'stage2', 'OUT', '--weights', 'int8', '--split', 'tset'), "no split 'tset' (nearest: 'test')"),
+        (('quantize', 'stage2', 'OUT', '--weights', 'int8', '--data', 'nowhere'), 'nowhere: no such folder'),
+    ],
+)
+def test_a_split_is_looked_at_before_the_model(complaint, line, tmp_path, words, said, unread):
+    stages = {stage: line / stage for stage in small.STAGES}
+    assert said in complaint(*[{**stages, 'OUT': tmp_path / 'out'}.get(w, w) for w in words])
+    assert not (tmp_path / 'out').exists()
+
+
+def test_an_encoded_data_set_is_not_replaced_by_another(complaint, line, pictures, unread):
+    said = complaint('data', 'encode', pictures, pictures, '--vit', line / 'vision')
+    assert f'{pictures}: holds another packed data set' in said
 
 
 EXPERIMENTS = [p for p in Path(experiments.__file__).parent.rglob('*.py') if 'tyro.cli(' in p.read_text()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ..config.ranges import FromZero, Seed, Share
+from ..config.ranges import Few, FromZero, Seed, Share
 
 if TYPE_CHECKING:
     import jax
@@ -65,9 +65,9 @@ class Drawing:
 class Writing(Drawing):
     """How texts are found."""
 
-    num_beams: int = 1
+    num_beams: Few = 1
     """Texts pursued at a time, of which the best are printed; 1: greedy (LAVIS: 5)."""
-    num_return: int = 1
+    num_return: Few = 1
     """Texts to print, best first; more than one needs beams or a temperature."""
 
     def settings(self, max_new_tokens: int) -> 'Settings':

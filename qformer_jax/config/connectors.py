@@ -5,7 +5,7 @@ from math import isqrt
 from typing import Literal
 
 from ..errors import UserError
-from .ranges import Decay, FromZero
+from .ranges import Decay, Few, FromZero
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Qformer:
     """Learned queries (Q)."""
     width: int = 768
     """Hidden width (D)."""
-    depth: int = 12
+    depth: Few = 12
     """Number of layers."""
     heads: int = 12
     """Attention heads."""
@@ -82,7 +82,7 @@ class Connector:
     """Features that `windowed` reads at a time (SALMONN: 17, for one token)."""
     width: int = 768
     """Hidden width (D)."""
-    depth: int = 2
+    depth: Few = 2
     """Number of layers."""
     heads: int = 12
     """Attention heads."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from ..errors import UserError
 
 LARGEST = 2**31 - 1  # of what XLA counts in 32 bits
-_MILLION = 1_000_000  # no size of a network, of a batch or of a text is larger
+MILLION = 1_000_000  # no size of a network, of a batch or of a text is larger
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Range:
         return f'at least {self.least} and {"below" if self.below else "at most"} {self.most:,}'
 
 
-FromZero = Annotated[int, Range(0, _MILLION)]
+Few = Annotated[int, Range(1, 1000)]
+"""A count of what costs much each: blocks, which are compiled, and texts pursued at a time, which have caches."""
+FromZero = Annotated[int, Range(0, MILLION)]
 """A size or count of which 0 says something."""
 Seed = Annotated[int, Range()]
 """Of random numbers."""
@@ -52,7 +54,8 @@ def check_ranges(part: Any, name: Callable[[str], str] = str) -> None:
     """
     for path, value, allowed in _numbers(part):
         if value not in allowed:
-            raise UserError(f'{name(path).replace("_", "-")} is {value}, it must be {allowed}')
+            limit = f' and at most {LARGEST:,}' if value > allowed.most == LARGEST else ''
+            raise UserError(f'{name(path).replace("_", "-")} is {value}, it must be {allowed}{limit}')
 
 
 def _numbers(part: Any, prefix: str = '') -> Iterator[tuple[str, int | float, Range]]:
@@ -65,4 +68,4 @@ def _numbers(part: Any, prefix: str = '') -> Iterator[tuple[str, int | float, Ra
         elif typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], Range):
             yield f'{prefix}{field.name}', value, hint.__metadata__[0]
         elif hint in (int, float):
-            yield f'{prefix}{field.name}', value, Range(1, _MILLION) if hint is int else Range()
+            yield f'{prefix}{field.name}', value, Range(1, MILLION) if hint is int else Range()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import UserError
-from .ranges import FromZero
+from .ranges import MILLION, Few, FromZero
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Vit:
     """Height and width of a patch, pixels."""
     width: int = 1408
     """Hidden width."""
-    depth: int = 39
+    depth: Few = 39
     """Number of blocks."""
     heads: int = 16
     """Attention heads."""
@@ -49,8 +49,8 @@ class Vit:
         wrong = [tap for tap in self.taps if not 0 <= tap < self.depth]
         if wrong:
             raise UserError(f'model.vit.taps has {wrong[0]}, but the blocks are numbered 0 to {self.depth - 1}')
-        if self.patch_size < 1:
-            raise UserError(f'model.vit.patch-size is {self.patch_size}, it must be at least 1')
+        if not 1 <= self.patch_size <= MILLION:
+            raise UserError(f'model.vit.patch-size is {self.patch_size}, it must be at least 1 and at most {MILLION:,}')
         fits = max(self.image_size // self.patch_size, 1) * self.patch_size
         if self.image_size != fits:
             raise UserError(
@@ -74,7 +74,7 @@ class Opt:
     """Rows of the token table (N); 0: the tokenizer's."""
     width: int = 2560
     """Hidden width (L)."""
-    depth: int = 32
+    depth: Few = 32
     """Number of layers."""
     heads: int = 32
     """Attention heads."""
@@ -103,7 +103,7 @@ class Llama:
     """Rows of the token table (N), Vicuna's with one for padding; 0: the tokenizer's."""
     width: int = 4096
     """Hidden width (L)."""
-    depth: int = 32
+    depth: Few = 32
     """Number of layers."""
     heads: int = 32
     """Attention heads."""
@@ -138,9 +138,9 @@ class T5:
     """Rows of the token table (N), and of the output table, its own; 0: the tokenizer's."""
     width: int = 2048
     """Hidden width (L)."""
-    depth: int = 24
+    depth: Few = 24
     """Layers of the encoder."""
-    decoder_depth: int = 24
+    decoder_depth: Few = 24
     """Layers of the decoder."""
     heads: int = 32
     """Attention heads."""

@@ -18,19 +18,19 @@ def encode(data: Path, out: Path, run: Path, batch_size: int = 64, taps: tuple[i
     """Write the records of `data` to `out`, features [P, V] in the tower's compute dtype in the pictures' places.
 
     Texts, splits, order and tokenizers stay; `taps` takes the place of the tower's. Raises UserError when `run` is not
-    finished or has no tower, and when the data set holds features already.
+    finished or has no tower, when the data set holds features already, and when `out` holds another data set.
     """
     dataset, done = Dataset.open(data), run_dir.finished(run)
     if dataset.feature_shape:
         raise UserError(f"'{data}' holds feature arrays, not pictures: name the data set of the pictures")
     if not done.run.model.vit:
         raise UserError(f"run '{run}' has no vision tower: name the 'vision' run, or one that begins with it")
-    model, vit = Blip2.load(run, batch_size=batch_size), done.run.model.vit
-    vit = dataclasses.replace(vit, taps=taps or vit.taps)
-    seeing = dataclasses.replace(model.run, model=dataclasses.replace(model.run.model, vit=vit))
-    model = dataclasses.replace(model, run=seeing)
+    vit = dataclasses.replace(done.run.model.vit, taps=taps or done.run.model.vit.taps)
     tower = Encoder(str(run), done.last['vit'], vit, done.run.training.dtype)
     _check_same(out, dataset, tower)
+    model = Blip2.load(run, batch_size=batch_size)
+    seeing = dataclasses.replace(model.run, model=dataclasses.replace(model.run.model, vit=vit))
+    model = dataclasses.replace(model, run=seeing)
     records = {split: _encoded(model, dataset.source(split)) for split in dataset.splits}
     pack.pack(records, out, data / pack.WORDPIECE, data / pack.BYTE_BPE, tower)
 

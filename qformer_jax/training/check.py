@@ -1,10 +1,9 @@
 """What a configuration cannot do, said before anything is read."""
 
 import contextlib
-import math
 
 from .. import config
-from ..config.ranges import check_ranges
+from ..config.ranges import MILLION, check_ranges
 from ..errors import UserError
 from ..models import connectors, query_count
 
@@ -14,9 +13,9 @@ TERMS = ('itc', 'itm', 'itg', 'cross_modal', 'in_modal', 'intra_modal', 'static_
 def _check_rates(run: config.Run) -> None:
     """Refuse multiples of the learning rate that are none."""
     for pattern, multiple in run.optimizer.rate_rules:
-        if multiple is not None and not 0 <= multiple < math.inf:  # NaN is not
+        if multiple is not None and not 0 <= multiple <= MILLION:  # NaN is not
             raise UserError(f"optimizer.rate-rules: '{pattern}' learns at {multiple} times the rate; expected a number "
-                            'from 0 on, or None to freeze it')  # fmt: skip
+                            f'from 0 to {MILLION:,}, or None to freeze it')  # fmt: skip
 
 
 def _check_terms(run: config.Run) -> None:
