@@ -1,6 +1,8 @@
 """Connectors without a text side: what each may see, what it says when it is wrong, and all of them through a line."""
 
+import contextlib
 import dataclasses
+import io
 import re
 from functools import partial
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import small
 
-from qformer_jax import config
+from qformer_jax import cli, config
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
@@ -162,23 +164,72 @@ def test_published_sizes_have_shapes(kind):
     assert shapes['connector_projection']['kernel'].shape[1] == 2560
 
 
-def test_a_newcomer_adds_one_as_the_page_says(arrays, tmp_path):
-    """The file of docs/variants.md, below 40 lines, and one line of configuration: it trains, answers and exports."""
+RECIPE = """'A recipe that imports what lies beside it.'
+import dataclasses
+from soft_pool import Connector as SoftPool
+from qformer_jax.config import from_json
+
+def config():
+    run = from_json({run!r})
+    connector = dataclasses.replace(run.model.connector, kind='soft_pool', module=SoftPool)
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, connector=connector))
+"""
+
+
+@pytest.fixture(scope='module')
+def newcomer(arrays, tmp_path_factory):
+    """The file of docs/variants.md, and a run of a recipe beside it that imports it."""
+    folder = tmp_path_factory.mktemp('newcomer')
     page = (small.ROOT / 'docs' / 'variants.md').read_text()
     (code,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
     assert len(code.splitlines()) < 40
-    (tmp_path / 'soft_pool.py').write_text(code)
-    own = connectors.from_file(tmp_path / 'soft_pool.py')
+    (folder / 'soft_pool.py').write_text(code)
     run = small.without_tower(small.recipe('stage2', arrays, steps=6))
     run = small.change(run, 'model', qformer=None, connector=dataclasses.replace(SMALL, feature_width=0))
-    run = small.change(run, 'model', connector=dataclasses.replace(run.model.connector, kind='soft_pool', module=own))
-    loop.train(run, tmp_path / 'run')
+    (folder / 'mine.py').write_text(RECIPE.format(run=config.to_json(run)))
+    cli.run(['train', str(folder / 'mine.py'), '--run', str(folder / 'run')])
+    np.save(folder / 'a.npy', FEATURES[0])
+    return folder
+
+
+def test_a_newcomer_adds_one_as_the_page_says(newcomer):
+    """The file of docs/variants.md, below 40 lines, and one line of configuration: it trains, answers and exports."""
     with pytest.raises(UserError, match=r"no connector 'soft_pool': .*--connector FILE"):
-        Blip2.load(tmp_path / 'run')
-    model = Blip2.load(tmp_path / 'run', connector=own)
+        Blip2.load(newcomer / 'run')
+    model = Blip2.load(newcomer / 'run', connector=newcomer / 'soft_pool.py')
     assert len(model.caption([FEATURES[0]])) == 1
     names = [function.name for function in functions(model.run, apart(flatten(model.params)))]
     assert names == ['encode', 'prefill', 'step']
+
+
+COMMANDS = (
+    ('caption', 'RUN', 'PICTURE'),
+    ('ask', 'RUN', 'PICTURE', 'what?'),
+    ('rank', 'RUN', 'PICTURE', 'what?', 'red', 'blue'),
+    ('chat', 'RUN', 'PICTURE'),
+    ('evaluate', 'RUN', '--task', 'caption'),
+    ('queries', 'RUN', '--out', 'OUT'),
+    ('quantize', 'RUN', 'OUT', '--weights', 'int8'),
+    ('export', 'RUN', 'OUT'),
+    ('convert', 'RUN', 'OUT'),
+    ('attention', 'RUN', 'PICTURE', '--out', 'OUT'),
+    ('ground', 'RUN', 'PICTURE', 'red', '--out', 'OUT'),
+)
+
+
+@pytest.mark.parametrize('words', COMMANDS, ids=lambda words: words[0])
+def test_a_command_takes_the_file_of_a_runs_own_connector(words, newcomer, tmp_path, monkeypatch):
+    """Without it, the command says what is missing; with it, it does its work, or says what this run has not."""
+    places = {'RUN': newcomer / 'run', 'PICTURE': newcomer / 'a.npy', 'OUT': tmp_path / 'out'}
+    words = [str(places.get(word, word)) for word in words]
+    monkeypatch.setattr('sys.stdin', io.StringIO('what?\n'))
+    with pytest.raises(UserError, match=r"no connector 'soft_pool': .*--connector FILE"):
+        cli.run(words)
+    assert not (tmp_path / 'out').exists()
+    lacks = {'queries': 'has no qformer', 'attention': 'has no qformer', 'ground': 'no words for boxes'}
+    expected = pytest.raises(UserError, match=lacks[words[0]]) if words[0] in lacks else contextlib.nullcontext()
+    with expected:
+        cli.run([*words, '--connector', str(newcomer / 'soft_pool.py')])
 
 
 def test_what_a_file_of_ones_own_lacks_is_not_mistaken_for_the_file(tmp_path):
