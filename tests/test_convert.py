@@ -107,6 +107,62 @@ def test_provenance_stands_beside_the_result(tmp_path):
     assert {a.dtype.name for a in read_all(exchange.read([done.folder]).tensors).values()} == {'bfloat16'}
 
 
+@pytest.fixture
+def broken(monkeypatch, tmp_path):
+    """Return a function that writes a published file in which some values of some tensors are others."""
+    recipe(monkeypatch, LIKE['stage1'])
+
+    def write(**values: float):
+        tensors = load_file(recorded('stage1'))
+        names = sorted(
+            name for name, tensor in tensors.items() if tensor.ndim == 2 and name.startswith('visual_encoder.')
+        )
+        for name, value in zip(names, values.values(), strict=False):
+            tensors[name] = tensors[name].copy()
+            tensors[name][-1, -1] = value
+        save_file(tensors, tmp_path / 'broken.safetensors')
+        return tmp_path / 'broken.safetensors', [bool(np.isfinite(t).all()) for t in tensors.values()].count(False)
+
+    return write
+
+
+@pytest.mark.parametrize('to', ['ours', 'lavis', 'huggingface'])
+def test_values_that_are_not_finite_are_refused(broken, tmp_path, to):
+    """Named, with nothing written; or written because that is asked for, and then their names stand beside them."""
+    source, count = broken(**{str(i): value for i, value in enumerate((np.nan, np.inf, -np.inf, np.nan, np.nan))})
+    assert count == 5
+    dest = tmp_path / 'runs' / ('theirs.safetensors' if to == 'lavis' else 'new')
+    words = ['convert', str(source), str(dest), '--recipe', 'mine', '--to', to]
+    with pytest.raises(UserError, match=r'NaN or infinity in \S+, \S+, \S+, \S+ and 1 more: .*--allow-nonfinite'):
+        cli.run(words)
+    left = [path.name for path in (tmp_path / 'runs').rglob('*') if not path.name.endswith('.lock')]
+    assert left == []
+    cli.run([*words, '--allow-nonfinite'])
+    (note,) = (tmp_path / 'runs').rglob('*provenance.json')
+    assert len(json.loads(note.read_text())['nonfinite']) == 5
+
+
+def test_values_that_a_smaller_type_cannot_hold_are_refused(broken, tmp_path):
+    source, _ = broken(large=1e5)
+    words = ['convert', str(source), str(tmp_path / 'runs' / 'new'), '--recipe', 'mine']
+    with pytest.raises(UserError, match=r'NaN or infinity \(as float16\) in \S+: '):
+        cli.run([*words, '--dtype', 'float16'])
+    assert not (tmp_path / 'runs' / 'new').exists()
+    cli.run([*words, '--dtype', 'bfloat16'])
+    assert json.loads((tmp_path / 'runs' / 'new' / 'provenance.json').read_text())['nonfinite'] == []
+
+
+def test_a_published_model_with_values_that_are_not_finite_is_not_used(tmp_path):
+    exchange.to_theirs(read('stage1'), tmp_path / 'theirs', 'huggingface')
+    file = tmp_path / 'theirs' / 'model.safetensors'
+    tensors = load_file(file)
+    tensors['query_tokens'] = tensors['query_tokens'].copy()
+    tensors['query_tokens'][0, 0, 0] = np.nan
+    save_file(tensors, file)
+    with pytest.raises(UserError, match='NaN or infinity in qformer/query_token: take an intact checkpoint'):
+        Blip2.load(tmp_path / 'theirs')
+
+
 def test_a_file_for_lavis_and_its_provenance_are_written_both_or_neither(tmp_path):
     (tmp_path / 'blip2.provenance.json').write_text('another one')
     with pytest.raises(UserError, match=r"blip2\.provenance\.json' exists"):
@@ -250,7 +306,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(kind, message, tmp_pat
     with pytest.raises(UserError, match=message) as caught:
         cli.run(['convert', str(source), str(dest), '--recipe', 'mine'])
     assert '\n' not in str(caught.value)
-    assert not dest.parent.exists()
+    assert [file.name for file in dest.parent.rglob('*')] == ['.mine.lock']
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path):
@@ -284,7 +340,7 @@ def test_wrong_command_lines(arguments, message, monkeypatch, tmp_path):
     monkeypatch.setattr(recipes, 'load', lambda name: (config.Run('stage1', models[name]), ''))
     with pytest.raises(UserError, match=message):
         cli.run(['convert', *arguments])
-    assert not list(tmp_path.iterdir())
+    assert {file.name for file in tmp_path.iterdir()} <= {'.out.lock'}
 
 
 def test_an_existing_destination_is_kept(tmp_path):

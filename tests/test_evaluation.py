@@ -1,6 +1,9 @@
 """Scores by hand, and the evaluation of a finished run: its numbers, its predictions, and that it runs once."""
 
+import errno
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.records import Record
 from qformer_jax.data.tokenizers import clean_caption
+from qformer_jax.errors import UserError
 from qformer_jax.evaluation import retrieval, task, vqa
 from qformer_jax.inference.blip2 import Blip2
 
@@ -89,6 +93,51 @@ def test_vqa_of_a_run_is_the_mean_over_its_predictions(line, capsys):
     # What the commonest answer gives: 6 of 8 pictures are not red, and one colour of four is guessed for 'what color'.
     assert numbers['text only (commonest answer)'] == pytest.approx((6 + 2) / 16)
     assert 'accuracy' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [b'', b'{"identity": {', b'null', b'[]', b'{}', b'\xff', b'{"identity": {}, "numbers": []}', b'[' * 3000, None],
+    ids=['empty', 'cut', 'null', 'list', 'no keys', 'not text', 'other types', 'nested', 'predictions gone'],
+)
+def test_a_damaged_table_is_evaluated_anew(line, tmp_path, monkeypatch, damage):
+    """Of what was written once; with both files whole, nothing is evaluated a second time."""
+    shutil.copytree(line / 'weights', tmp_path / 'weights')
+    shutil.copytree(line / 'stage2', tmp_path / 'stage2', ignore=shutil.ignore_patterns('evaluation'))
+    asked = []
+    judged = lambda *_: asked.append(1) or task.Judged({'exact match': 0.5}, [{'prediction': 'a'}])  # noqa: E731
+    monkeypatch.setattr(task, 'TASKS', task.TASKS | {'caption': judged})
+    monkeypatch.setattr(Blip2, 'load', lambda *_, **__: None)
+    for _ in range(2):
+        assert task.evaluate(tmp_path / 'stage2', 'caption', 'test') == {'exact match': 0.5}
+    assert len(asked) == 1
+    table = tmp_path / 'stage2' / 'evaluation' / 'caption-test.json'
+    whole = table.read_bytes()
+    if damage is None:
+        table.with_suffix('.jsonl').unlink()
+    else:
+        table.write_bytes(damage)
+    assert task.evaluate(tmp_path / 'stage2', 'caption', 'test') == {'exact match': 0.5}
+    assert len(asked) == 2 and table.read_bytes() == whole and table.with_suffix('.jsonl').is_file()
+
+
+def test_a_table_is_whole_or_not_there(line, tmp_path, monkeypatch):
+    """The disk is full while the predictions are written: what was there before stays."""
+    monkeypatch.setattr(task, 'TASKS', task.TASKS | {'caption': lambda *_: task.Judged({'exact match': 0.5}, [{}])})
+    monkeypatch.setattr(Blip2, 'load', lambda *_, **__: None)
+    task.evaluate(line / 'stage2', 'caption', 'train[:3]')
+    folder = line / 'stage2' / 'evaluation'
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    real = Path.write_text
+
+    def half(file, text, **options):
+        real(file, text[: len(text) // 2], **options)
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(Path, 'write_text', half)
+    with pytest.raises(UserError, match='disk full'):
+        task.evaluate(line / 'stage2', 'caption', 'train[3:6]')
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_retrieval_of_a_run(line):

@@ -65,6 +65,16 @@ def test_other_candidates_change_nothing(instructed, drawn):
     np.testing.assert_allclose(many, np.tile(scores, 5), atol=1e-5)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_what_is_no_number_is_not_printed(instructed, drawn, value):
+    """As of a run whose weights somebody damaged."""
+    queries = instructed.params['qformer']['query_token'].at[0].set(value)
+    qformer = instructed.params['qformer'] | {'query_token': queries}
+    broken = dataclasses.replace(instructed, params=instructed.params | {'qformer': qformer})
+    with pytest.raises(UserError, match='not a number: the weights of this run are broken'):
+        broken.rank(drawn, QUESTIONS, CANDIDATES)
+
+
 def test_every_question_may_have_candidates_of_its_own(instructed, drawn):
     seen = instructed.encode(drawn)
     scores = instructed.rank(seen, QUESTIONS, CANDIDATES)

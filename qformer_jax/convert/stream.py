@@ -23,7 +23,8 @@ def write(path: Path, state: State, dtype: str | None = None) -> str:
         total.update(start)
         file.write(start)
         for tensor in state.values():
-            array = np.ascontiguousarray(tensor.read().astype(_kind(tensor, dtype), copy=False))
+            with np.errstate(over='ignore'):  # whoever writes says what became infinite
+                array = np.ascontiguousarray(tensor.read().astype(_kind(tensor, dtype), copy=False))
             data = memoryview(array.reshape(-1).view(np.uint8))  # no copy
             total.update(data)
             file.write(data)
