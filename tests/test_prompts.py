@@ -88,7 +88,9 @@ def test_a_run_in_use_takes_the_first():
 
 def test_the_command_line_takes_several_and_json_keeps_them(data, tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(loop, 'train', lambda of, folder: trained.append(of) or SimpleNamespace(run=of, folder=folder))
+    monkeypatch.setattr(
+        loop, 'train', lambda of, folder, *_: trained.append(of) or SimpleNamespace(run=of, folder=folder)
+    )
     words = ('train', write_recipe(tmp_path / 'mine.py', recipe('instruct', data)), '--run', tmp_path / 'run')
     cli.run([*map(str, words), '--data.question-prompt', *ASKED])
     assert trained[0].data.question_prompt == ASKED

@@ -43,6 +43,8 @@ class Options:
     """Of them, those of a half-done run, whose reading is a training."""
     seed: int = 0
     """Of what is drawn."""
+    results: Path = RESULTS
+    """File to write."""
 
 
 def _half_done(home: Path) -> None:
@@ -137,8 +139,8 @@ def main(options: Options) -> int:
             print(wrong[-1], flush=True)
         tally[part, mutation.__name__, found or kind] += 1
     rows = [{'part': p, 'mutation': m, 'found': f, 'count': n} for (p, m, f), n in sorted(tally.items())]
-    RESULTS.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    print(f'{len(cases)} mutations, {len(wrong)} wrong; wrote {RESULTS}')
+    options.results.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    print(f'{len(cases)} mutations, {len(wrong)} wrong; wrote {options.results}')
     return int(bool(wrong))
 
 

@@ -39,6 +39,10 @@ class Options:
     """Ends of each other command."""
     seed: int = 0
     """Of the moments."""
+    only: tuple[str, ...] = ()
+    """Of the commands, those named; default: all."""
+    results: Path = RESULTS
+    """File to write."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,8 @@ def main(options: Options) -> int:
     if not (home / 'served').is_dir():
         line(home)
     for name, work in works(home, options).items():
+        if options.only and name not in options.only:
+            continue
         folder = home / 'ended' / name
         known, _ = _whole(work, _begin(folder, home))
         again, seconds = _whole(work, _begin(folder, home))  # compiled by now
@@ -172,8 +178,8 @@ def main(options: Options) -> int:
         row['two at once'] = _two(work, folder, home, known).replace(str(home), 'HOME')
         rows.append(row)
         print(json.dumps(row), flush=True)
-    RESULTS.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    print(f'wrote {RESULTS}')
+    options.results.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    print(f'wrote {options.results}')
     return int(any(row['other'] or not row['same'] or row['two at once'].startswith('WRONG') for row in rows))
 
 
