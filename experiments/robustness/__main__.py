@@ -9,7 +9,6 @@ import json
 import os
 import random
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 import tyro
 from rich.progress import track
 
+from qformer_jax.errors import command
 from qformer_jax.runs import run_dir
 
 from . import mutations
@@ -153,4 +153,4 @@ def _copy(home: Path, whole: Path) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main(tyro.cli(Options)))
+    command(lambda: main(tyro.cli(Options)))

@@ -63,9 +63,10 @@ def served(home: Path) -> str:
     spec = importlib.util.spec_from_file_location('served_run', home / 'served' / 'run.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    said = module.Served(home / 'served').write(str(home / 'source' / 'test' / '1.png'), _QUESTION)
-    sys.modules.pop('served_run', None)
-    return said
+    try:
+        return module.Served(home / 'served').write(str(home / 'source' / 'test' / '1.png'), _QUESTION)
+    except module.Refused as error:  # which its command says in one line, as `qformer` does with a UserError
+        raise UserError(str(error)) from None
 
 
 def half(home: Path) -> str:

@@ -5,7 +5,8 @@ What lies in the folder:
     OUT/dataset_info.json, features.json, records-SPLIT.array_record-*   read by `tfds.builder_from_directory`
     OUT/index.npz        SPLIT -> int32[N, 6], of every record: captions, questions, rows (P) and columns (V) of
                          features, phrases, frames
-    OUT/content.txt      SHA-256 of all records, in order; then a line for each file below and index.npz: SHA-256, name
+    OUT/content.txt      SHA-256 of all records, in order; then, a line each, SHA-256 and name of the files below and
+                         index.npz, and last of its own lines before
     OUT/wordpiece.json   the Q-Former's tokenizer        OUT/byte_bpe.json   the language model's
     OUT/encoder.json     the tower that made the features, where `qformer data encode` wrote the data set
 """
@@ -228,10 +229,14 @@ def _refuse_unusable(tally: _Tally) -> None:
 
 
 def _write_checksums(packed: Path) -> None:
-    """Add to content.txt the SHA-256 of each file that no record's checksum covers, as `sha256sum` writes it."""
+    """Add to content.txt the SHA-256 of each file that no record's checksum covers, and that of its own other lines."""
     files = [packed / name for name in CHECKED if (packed / name).is_file()]
-    with (packed / CONTENT).open('a') as content:
-        content.writelines(f'{sha256(file)}  {file.name}\n' for file in files)
+    text = (packed / CONTENT).read_text() + ''.join(f'{sha256(file)}  {file.name}\n' for file in files)
+    (packed / CONTENT).write_text(f'{text}{_digest_of(text)}  {CONTENT}\n')
+
+
+def _digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_content(folder: Path) -> tuple[str, dict[str, str]]:
@@ -240,11 +245,14 @@ def read_content(folder: Path) -> tuple[str, dict[str, str]]:
     Raises UserError when content.txt holds anything else.
     """
     file = folder / CONTENT
-    first, *rest = json_file.read_text(file, PACK_AGAIN).splitlines() or ['']
+    text = json_file.read_text(file, PACK_AGAIN)
+    first, *rest = text.splitlines() or ['']
     rows = [line.split('  ') for line in rest]
     digests = {name: digest for digest, name in rows} if all(len(row) == 2 for row in rows) else {'': ''}
-    if not all(map(_DIGEST.fullmatch, (first, *digests.values()))) or not digests.keys() <= set(CHECKED):
-        raise UserError(f'{file}: expected a SHA-256, and then lines of SHA-256 and file name; {PACK_AGAIN}')
+    whole = digests.pop(CONTENT, None)
+    known = all(map(_DIGEST.fullmatch, (first, *digests.values()))) and digests.keys() <= set(CHECKED)
+    if not known or (rest and whole != _digest_of(text[: text.rindex('\n', 0, -1) + 1])):
+        raise UserError(f'{file}: damaged, or not what `qformer data pack` wrote; {PACK_AGAIN}')
     return first, digests
 
 
