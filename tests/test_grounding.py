@@ -182,7 +182,7 @@ def maker(stage: str, **data: object) -> RowMaker:
     return RowMaker(
         stage=stage,
         data=config.Data(max_text=10, max_lm_text=32, question_prompt=('{question}',), **data),
-        memory=Memory(Source(Path(), 'train', np.zeros((1, 6))), pictures=False, _kept={0: (RECORD, ())}),
+        memory=Memory(Source(Path(), 'train', (), np.zeros((1, 6))), pictures=False, _kept={0: (RECORD, ())}),
         first=0,
         image_size=0,
         max_patches=2,

@@ -215,7 +215,7 @@ def test_the_command_searches_with_beams(line, pictures_drawn, tmp_path, capsys)
 
 def test_the_command_draws_answers(instructed, pictures_drawn, tmp_path, monkeypatch, capsys):
     pictures_drawn[0].save(tmp_path / 'red.png')
-    monkeypatch.setattr(Blip2, 'load', lambda run, cache: instructed)
+    monkeypatch.setattr(Blip2, 'load', lambda run, **_: instructed)
     words = '--num-return 3 --temperature 2 --top-k 40 --top-p 0.9 --seed 5 --max-new-tokens 4'
     cli.run(['ask', 'run', str(tmp_path / 'red.png'), 'is it red?', *words.split()])
     settings = Settings(4, num_return=3, temperature=2.0, top_k=40, top_p=0.9)

@@ -21,7 +21,7 @@ import tyro
 
 from experiments.connectors.prepare import DATA
 from qformer_jax import cli
-from qformer_jax.data.pack import WORDPIECE
+from qformer_jax.data.pack import WORDPIECE, read_content, write_content
 from qformer_jax.errors import command
 
 BLOCKS = {
@@ -68,6 +68,7 @@ def in_words_of(options: Options, tokenizer: Path) -> None:
             if file.name != WORDPIECE:
                 os.link(file, folder / file.name)
         shutil.copy(tokenizer, folder / WORDPIECE)
+        write_content(folder, read_content(folder)[0])
 
 
 def main(options: Options) -> None:

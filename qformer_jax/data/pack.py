@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from qformer_jax import json_file
-from qformer_jax.atomic import check_writable
+from qformer_jax.atomic import check_writable, write_text
 from qformer_jax.data.encoder import FILE, Encoder
 from qformer_jax.data.records import Record, pack_array
 from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, train_byte_bpe, train_wordpiece
@@ -79,7 +79,7 @@ def pack(
             lm.save(packed / BYTE_BPE)
             if encoder:
                 encoder.save(packed)
-            _write_checksums(packed)
+            write_content(packed, tally.hash.hexdigest())
         counts = ', '.join(f'{split} {len(rows)} records' for split, rows in tally.index.items())
         summary = f'{counts}; vocabularies: WordPiece {text.vocab_size}, byte BPE {lm.vocab_size}'
         given = [name for name, file in ((WORDPIECE, text_tokenizer), (BYTE_BPE, lm_tokenizer)) if file]
@@ -214,7 +214,6 @@ def _write(records_by_split: dict[str, Iterable[Record]], scratch: Path) -> tupl
         writer.close_all()
     _refuse_unusable(tally)
     np.savez(packed / INDEX, **{split: np.array(rows, np.int32) for split, rows in tally.index.items()})
-    (packed / CONTENT).write_text(tally.hash.hexdigest() + '\n')
     return packed, tally
 
 
@@ -228,11 +227,11 @@ def _refuse_unusable(tally: _Tally) -> None:
         raise UserError(f'records of several kinds: {found}; a data set holds one kind only')
 
 
-def _write_checksums(packed: Path) -> None:
-    """Add to content.txt the SHA-256 of each file that no record's checksum covers, and that of its own other lines."""
-    files = [packed / name for name in CHECKED if (packed / name).is_file()]
-    text = (packed / CONTENT).read_text() + ''.join(f'{sha256(file)}  {file.name}\n' for file in files)
-    (packed / CONTENT).write_text(f'{text}{_digest_of(text)}  {CONTENT}\n')
+def write_content(folder: Path, records: str) -> None:
+    """Write content.txt: the SHA-256 of the records, of each file that no record's checksum covers, and of itself."""
+    files = [folder / name for name in CHECKED if (folder / name).is_file()]
+    text = f'{records}\n' + ''.join(f'{sha256(file)}  {file.name}\n' for file in files)
+    write_text(folder / CONTENT, f'{text}{_digest_of(text)}  {CONTENT}\n')
 
 
 def _digest_of(text: str) -> str:
