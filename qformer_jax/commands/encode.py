@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from .options import Wait
+from .options import ConnectorFile, Wait, class_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Encode:
     """Blocks whose outputs side by side are the features (`model.vit.taps`); empty: as in the tower's run."""
     batch_size: int = 64
     """Pictures that go through the tower together."""
+    connector: ConnectorFile = None
     wait: Wait = False
 
 
@@ -36,4 +37,5 @@ def encode(options: Encode) -> None:
     from ..lock import one_writer
 
     with one_writer(options.out, options.wait):
-        encode_pictures(options.data, options.out, options.vit, options.batch_size, options.taps)
+        own = class_of(options.connector)
+        encode_pictures(options.data, options.out, options.vit, options.batch_size, options.taps, own)

@@ -87,8 +87,8 @@ class Blip2:
             model = cls(run, quantization.on_device(flatten(params).items(), weights), done.folder, batch_size, cache)
         else:
             found = exchange.read(sources)
-            read = _finite((path, tensor.read()) for path, tensor in found.tensors.items())
-            model = cls(found.run, quantization.on_device(read, weights), sources[0], batch_size, cache)
+            params = quantization.on_device(exchange.read_finite(found.tensors), weights)
+            model = cls(found.run, params, sources[0], batch_size, cache)
         return model.with_queries(queries) if queries else model
 
     def with_queries(self, count: int) -> 'Blip2':
@@ -402,11 +402,3 @@ class Blip2:
             raise UserError(
                 f"this Q-Former has no heads of ITC and ITM (its text side is '{side}'): give a 'stage1' run"
             )
-
-
-def _finite(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield parameters by path; raises UserError at one that holds NaN or infinity."""
-    for path, array in tensors:
-        if not exchange.is_finite(array):
-            raise UserError(f'{exchange.name_nonfinite([path])}: take an intact checkpoint')
-        yield path, array

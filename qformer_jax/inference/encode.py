@@ -14,13 +14,21 @@ from ..runs import run_dir
 from .blip2 import Blip2
 
 
-def encode(data: Path, out: Path, run: Path, batch_size: int = 64, taps: tuple[int, ...] = ()) -> None:
+def encode(
+    data: Path,
+    out: Path,
+    run: Path,
+    batch_size: int = 64,
+    taps: tuple[int, ...] = (),
+    connector: type | None = None,
+) -> None:
     """Write the records of `data` to `out`, features [P, V] in the tower's compute dtype in the pictures' places.
 
-    Texts, splits, order and tokenizers stay; `taps` takes the place of the tower's. Raises UserError when `run` is not
-    finished or has no tower, when the data set holds features already, and when `out` holds another data set.
+    Texts, splits, order and tokenizers stay; `taps` takes the place of the tower's, and `connector` is the class of the
+    run's own. Raises UserError when `run` is not finished or has no tower, the data set holds features already, or
+    `out` holds another data set.
     """
-    dataset, done = Dataset.open(data), run_dir.finished(run)
+    dataset, done = Dataset.open(data), run_dir.finished(run, connector)
     if dataset.feature_shape:
         raise UserError(f"'{data}' holds feature arrays, not pictures: name the data set of the pictures")
     if not done.run.model.vit:
@@ -28,7 +36,7 @@ def encode(data: Path, out: Path, run: Path, batch_size: int = 64, taps: tuple[i
     vit = dataclasses.replace(done.run.model.vit, taps=taps or done.run.model.vit.taps)
     tower = Encoder(str(run), done.last['vit'], vit, done.run.training.dtype)
     _check_same(out, dataset, tower)
-    model = Blip2.load(run, batch_size=batch_size)
+    model = Blip2.load(run, batch_size=batch_size, connector=connector)
     seeing = dataclasses.replace(model.run, model=dataclasses.replace(model.run.model, vit=vit))
     model = dataclasses.replace(model, run=seeing)
     records = {split: _encoded(model, dataset.source(split)) for split in dataset.splits}

@@ -308,3 +308,12 @@ def _version(library: str) -> str | None:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def read_finite(tensors: State) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield tensors by path, one at a time; raises UserError at one that holds NaN or infinity."""
+    for path, tensor in tensors.items():
+        array = tensor.read()
+        if not is_finite(array):
+            raise UserError(f'{name_nonfinite([path])}: take an intact checkpoint')
+        yield path, array
