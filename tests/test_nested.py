@@ -70,7 +70,7 @@ def stage1(model, exists=None):
 
 
 def generation(model, exists=None):
-    return losses.generation(model, BATCH, AWARE, 1, False, exists)
+    return losses.generation(model, BATCH, jax.random.key(0), AWARE, exists=exists)
 
 
 def gradients(model: blip2.Blip2, params: dict, loss, exists=None):
@@ -113,13 +113,13 @@ def test_each_step_of_training_draws_and_validation_does_not():
     model, params = model_of(depth=1)
     run = small.change(small.recipe('stage1', 'nowhere'), 'model', vit=None, qformer=model.config.qformer)
     run = small.change(run, 'objective', nested_queries=True)
-    loss = jax.jit(step.make_loss(run, model, data_mesh()), static_argnums=4)
+    loss = jax.jit(partial(step.loss, step.Program.of(run), data_mesh(1)), static_argnums=4)
     keys = [jax.random.key(seed) for seed in range(6)]
     seen = [loss(params, {}, BATCH, key, True)[1] for key in keys]
     assert len({float(metrics['queries']) for metrics in seen}) > 1
     plain = small.change(run, 'objective', nested_queries=False)
     assert 'queries' not in loss(params, {}, BATCH, keys[0], False)[1]
-    want = jax.jit(step.make_loss(plain, model, data_mesh()), static_argnums=4)(params, {}, BATCH, keys[0], False)
+    want = step.loss(step.Program.of(plain), data_mesh(1), params, {}, BATCH, keys[0], False)
     assert want[0] == loss(params, {}, BATCH, keys[0], False)[0]
 
 

@@ -47,7 +47,7 @@ def stage1(model, batch):
 
 
 def stage2(model, batch):
-    return losses.generation(model, batch, config.Objective(), 1, False)[0]
+    return losses.generation(model, batch, jax.random.key(0), config.Objective())[0]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Depth, width, frequency of cross-attention and number of queries at unusual values, over the whole line, by shape."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def test_a_loss_has_gradients_of_the_parameters_shapes(stage, name):
     shapes, text, mask = blip2.shapes(c), jnp.zeros((2, 5), jnp.int32), jnp.ones((2, 5), bool)
     batch = {'features': jnp.zeros((2, 4, 48)), 'feature_mask': jnp.ones((2, 4), bool), 'image_id': jnp.arange(2)}
     batch |= {'text': text, 'text_mask': mask, 'lm_text': text, 'lm_mask': mask, 'lm_target': mask}
-    gradients = jax.grad(step.make_loss(run, blip2.Blip2(c), data_mesh()), has_aux=True)
+    gradients = jax.grad(functools.partial(step.loss, step.Program.of(run), data_mesh(1)), has_aux=True)
     key = jax.eval_shape(lambda: jax.random.key(0))
     found, metrics = jax.eval_shape(lambda p, b, k: gradients(p, {}, b, k, True), shapes, batch, key)
     jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail(f'{a} {b}'), found, shapes)

@@ -1,8 +1,9 @@
 """Training does what its configuration says: what learns, at which rate, from where, and what stops it."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -123,8 +124,9 @@ def test_rates_are_multiplied_and_decay_follows_the_path():
         peak_rate=0.1, final_rate=0.1, warmup_start=0.1, warmup_steps=1, weight_decay=0.5,
         rate_rules=(('vit/.*', 0.2), ('.*', 1.0)),
     )  # fmt: skip
-    adamw = optimizer.make(o, 10, params)
-    updates, _ = adamw.update(jax.tree.map(jnp.zeros_like, params), adamw.init(params), params)
+    constants = optimizer.Constants.of(o)
+    state = optimizer.init(constants, params, optimizer.rates(o, 10))
+    updates, _ = optimizer.make(constants, params).update(jax.tree.map(jnp.zeros_like, params), state, params)
     new = flatten(optax.apply_updates(params, updates))
     for path, expected in {'vit/kernel': 0.99, 'vit/bias': 1.0, 'qformer/query_token': 0.95}.items():
         np.testing.assert_allclose(new[path], expected, rtol=1e-6)
@@ -135,8 +137,9 @@ def test_gradients_are_clipped_by_their_global_norm_only_when_asked():
     grads = {'kernel': jnp.full((2, 2), 50.0)}  # norm 100
     for clip_norm, expected in ((1.0, 0.5), (0.0, 50.0)):
         o = config.Optimizer(clip_norm=clip_norm)
-        adamw = optimizer.make(o, 10_000, params)
-        _, state = adamw.update(grads, adamw.init(params), params)
+        constants = optimizer.Constants.of(o)
+        state = optimizer.init(constants, params, optimizer.rates(o, 10_000))
+        _, state = optimizer.make(constants, params).update(grads, state, params)
         moment = optax.tree.get(state, 'mu')['kernel']
         np.testing.assert_allclose(moment, expected * (1 - o.beta1), rtol=1e-5)
 
@@ -165,19 +168,18 @@ def test_accumulation_is_the_whole_batch(pictures):
 def one_step(run: config.Run, batch: dict) -> tuple[step.State, dict]:
     """Return state and metrics after one step from the run's initial parameters."""
     advance, arguments = first_step(run, batch)
-    with jax.set_mesh(data_mesh()):
+    with jax.set_mesh(data_mesh(1)):
         return advance(*arguments)
 
 
 def first_step(run: config.Run, batch: dict) -> tuple[Callable, tuple]:
     """Return the jitted step, and what the first one is given."""
-    mesh = data_mesh()
+    mesh = data_mesh(1)
     with jax.set_mesh(mesh):
         params = blip2.init(blip2.Blip2(run.model), jax.random.key(0))
         trainable, frozen = split(params, run.optimizer.rate_rules)
-        adamw = optimizer.make(run.optimizer, run.training.steps, trainable)
-        advance = step.make_step(run, blip2.Blip2(run.model), adamw, mesh)
-        return advance, (step.new_state(trainable, adamw, 0), frozen, put_batch(mesh, batch))
+        state = step.new_state(trainable, run)
+        return step.train_step, (step.Program.of(run), mesh, state, frozen, put_batch(mesh, batch))
 
 
 def test_accumulation_is_refused_where_it_would_take_negatives_away(pictures, tmp_path):
@@ -223,19 +225,14 @@ def test_too_many_skipped_steps_stop_the_run_naming_a_tensor(tmp_path):
 
 def test_bfloat16_holds_frozen_weights_and_trains_in_float32(pictures, line, tmp_path, monkeypatch):
     seen = {}
-    real = step.make_step
+    real = step.train_step
 
-    def spy(*arguments):
-        advance = real(*arguments)
+    def spy(program, mesh, state, frozen, batch):
+        new, metrics = real(program, mesh, state, frozen, batch)
+        seen.update(state=new, frozen=frozen, metrics=metrics)
+        return new, metrics
 
-        def call(state, frozen, batch):
-            new, metrics = advance(state, frozen, batch)
-            seen.update(state=new, frozen=frozen, metrics=metrics)
-            return new, metrics
-
-        return call
-
-    monkeypatch.setattr(step, 'make_step', spy)
+    monkeypatch.setattr(step, 'train_step', spy)
     run = change(recipe('instruct', pictures, steps=6), 'training', dtype='bfloat16')
     done = loop.train(dataclasses.replace(run, start=config.Start(checkpoint=str(line / 'stage2'))), tmp_path / 'run')
     assert {x.dtype for x in jax.tree.leaves(seen['frozen'])} == {jnp.dtype('bfloat16')}
@@ -249,12 +246,37 @@ def test_bfloat16_holds_frozen_weights_and_trains_in_float32(pictures, line, tmp
     assert frozen_after['word_embedding'].dtype == np.float32, 'stored from where it came, not as a bfloat16 copy'
 
 
-def test_the_step_compiles_once(pictures, tmp_path, monkeypatch):
-    made = []
-    real = step.make_step
-    monkeypatch.setattr(step, 'make_step', lambda *a: made.append(real(*a)) or made[-1])
-    loop.train(recipe('language', pictures, steps=8), tmp_path / 'run')
-    assert [advance._cache_size() for advance in made] == [1]
+@pytest.mark.parametrize('stage', small.STAGES)
+def test_a_second_training_of_the_same_shape_compiles_nothing(stage, pictures, tmp_path):
+    """Other folder, other seed, other learning rates: all of them are data, and the programs are there."""
+    run = change(recipe(stage, pictures, steps=8), 'data', validation_split='test')
+    first, again, wider = tmp_path / 'first', tmp_path / 'again', tmp_path / 'wider'
+    with compiled() as programs:
+        loop.train(change(run, 'training', checkpoint_every=4), first)
+    assert {'jit(train_step)', 'jit(evaluation_step)'} <= set(programs)
+    other = change(change(run, 'training', checkpoint_every=4, seed=7), 'optimizer', peak_rate=3e-3, warmup_steps=2)
+    with compiled() as programs:
+        loop.train(other, again)
+    assert not programs
+    with compiled() as programs:
+        loop.train(change(run, 'training', batch_size=16), wider)
+    assert 'jit(train_step)' in programs
+
+
+@contextlib.contextmanager
+def compiled() -> Iterator[list[str]]:
+    """Collect the names of the programs that are compiled inside, or taken from the compilation cache."""
+    names = []
+
+    def note(event: str, seconds: float, fun_name: str = '', **_) -> None:
+        if event.endswith('backend_compile_duration'):
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield names
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def test_runs_that_differ_in_their_rates_share_one_program(pictures):
@@ -265,7 +287,7 @@ def test_runs_that_differ_in_their_rates_share_one_program(pictures):
     programs = []
     for each in changes:
         advance, arguments = first_step(change(run, 'optimizer', **each), batch)
-        with jax.set_mesh(data_mesh()):
+        with jax.set_mesh(data_mesh(1)):
             programs.append(advance.lower(*arguments).as_text())
     assert programs[0] == programs[1] != programs[2]
 

@@ -13,7 +13,7 @@ from qformer_jax.analysis.flops import compiled_flops, flops
 from qformer_jax.models import blip2
 from qformer_jax.parallel.mesh import put_batch, replicated
 from qformer_jax.rules import flatten, split
-from qformer_jax.training import optimizer, step
+from qformer_jax.training import step
 from qformer_jax.typing import Params
 
 PATCHES = 65  # of a 112 px picture: a class token and 8 x 8
@@ -44,13 +44,12 @@ def of(run: config.Run) -> dict[str, float]:
 def measured(run: config.Run, params: Params) -> dict[str, float]:
     """Return what a training step takes on one device, alone: milliseconds, and the bytes that XLA reserves."""
     trainable, frozen = split(params, run.optimizer.rate_rules)
-    transform = optimizer.make(run.optimizer, run.training.steps, trainable)
-    state = step.new_state(trainable, transform, 0)
+    state = step.new_state(trainable, run)
     mesh = jax.make_mesh((1,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     state, frozen = jax.device_put((state, frozen), replicated(mesh))
     batch = put_batch(mesh, _batch(run))
     with jax.set_mesh(mesh):
-        advance = step.make_step(run, blip2.Blip2(run.model), transform, mesh).lower(state, frozen, batch).compile()
+        advance = step.train_step.lower(step.Program.of(run), mesh, state, frozen, batch).compile()
         memory, seconds = advance.memory_analysis(), _fastest(advance, state, frozen, batch)
     size = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {'ms a step': 1e3 * seconds, 'MiB a step': size / 2**20}

@@ -230,13 +230,14 @@ class Blip2:
         `candidates` are the same for all questions, or a list a question; what a shorter list lacks scores -inf. The
         rules are those of `inference/rank.py`.
         """
-        looked, prompts = self.look(pictures), self.question_prompts(questions)
-        as_many(looked, questions, 'question')
+        self.needs('lm')
+        as_many(pictures, questions, 'question')
+        prompts = self.question_prompts(questions)
         shared = all(isinstance(candidate, str) for candidate in candidates)
         each = [candidates] * len(questions) if shared else candidates
         ids, exists = ranking.rows(self.lm_tokenizer, prompts, each)
         score = functools.partial(ranking.scores, rows_at_once=self.batch_size)
-        inputs = *self._read(looked, prompts, ids.shape[2]), ids, exists
+        inputs = *self._read(pictures, prompts, ids.shape[2]), ids, exists
         total, tokens = self._in_batches(score, *inputs), exists.sum(axis=2)
         if np.isnan(total).any():
             raise UserError(
@@ -260,9 +261,8 @@ class Blip2:
         Texts end at `settings.end_ids`, or at the tokenizer's end token where those are not given. A temperature needs
         a `key`.
         """
-        looked = self.look(pictures)
-        as_many(looked, prompts, 'prompt')
-        inputs = self._read(looked, prompts, settings.max_new_tokens)
+        as_many(pictures, prompts, 'prompt')
+        inputs = self._read(pictures, prompts, settings.max_new_tokens)
         settings = ending(settings, self.lm_tokenizer.end_id)
         return self._write(decode.with_lm, settings, key, self.lm_tokenizer, *inputs)
 
@@ -276,9 +276,9 @@ class Blip2:
         """Yield what `generate` returns for one picture, in pieces, as it is written."""
         if settings.num_beams > 1 or settings.num_return > 1:
             raise UserError('a text that is streamed is written once: num_beams and num_return must be 1')
-        looked = self.look(picture if isinstance(picture, Seen | Queries) else [picture])
         settings = ending(settings, self.lm_tokenizer.end_id)
-        inputs = self._read(looked, [prompt], settings.max_new_tokens)
+        given = picture if isinstance(picture, Seen | Queries) else [picture]
+        inputs = self._read(given, [prompt], settings.max_new_tokens)
         read = stream.begin(self.model, self.params, *inputs, settings=settings)
         keys = None if key is None else row_keys(key, 1)
         ids = (int(token[0]) for token, _ in stream.tokens(self.model, self.params, read, settings, keys))
@@ -313,12 +313,31 @@ class Blip2:
 
     def soft_prefix(self, pictures: Pictures | Queries, prompts: Sequence[str]) -> blip2.Prefix:
         """Return the soft prefixes; an instruction-aware Q-Former reads the prompts (InstructBLIP, section 2.3)."""
+        self.needs('lm')
+        if not len(pictures):
+            raise UserError('no picture given')
+        reads = self.run.objective.instruction_aware
+        text = self.text_arrays(list(map(boxes.plain, prompts))) if reads else []
+        if self.cache is None and self._are_pixels(pictures):
+            return self._prefix_of_pixels(pictures, text)
         looked = self.look(pictures)
         if isinstance(looked, Queries):
             return self._in_batches(passes.project, looked.queries)
-        reads = self.run.objective.instruction_aware
-        text = self.text_arrays(list(map(boxes.plain, prompts))) if reads else []
         return self._in_batches(passes.soft_prefix, looked.features, looked.mask, *text)
+
+    def _are_pixels(self, pictures: Pictures | Queries) -> bool:
+        given = isinstance(pictures, Seen | Queries) or self.run.model.vit is None
+        return not given and not any(map(is_array, pictures))
+
+    def _prefix_of_pixels(self, pictures: Sequence[Picture], text: Sequence[np.ndarray]) -> blip2.Prefix:
+        """Return the soft prefixes by one compiled function a batch; the next batch is decoded meanwhile."""
+        size, parts, start = self.run.model.vit.image_size, [], 0
+        for batch in ahead.batches(pictures, self.batch_size, functools.partial(read, size=size)):
+            image, frames = (*together(batch), None)[:2]
+            rows = [array[start : start + len(batch)] for array in text] or [None, None]
+            parts.append(self._in_batches(passes.soft_prefix_of_pictures, image, frames, *rows))
+            start += len(batch)
+        return blip2.Prefix.join(parts)
 
     def features(
         self,
@@ -379,14 +398,14 @@ class Blip2:
         return left_padded(rows, self.lm_tokenizer.pad_id, None if c.family == 't5' else c.max_positions - beside)
 
     def _read(
-        self, looked: Seen | Queries, prompts: Sequence[str], new: int
+        self, pictures: Pictures | Queries, prompts: Sequence[str], new: int
     ) -> tuple[blip2.Prefix, Int['N T'], Bool['N T']]:
         """Return what the language model reads: prefixes and padded prompts, with room for `new` tokens."""
-        prefix = self.soft_prefix(looked, prompts)
+        prefix = self.soft_prefix(pictures, prompts)
         beside = blip2.in_front(self.run.model, prefix) + new - 1  # the last token is not read
         return prefix, *self.padded_prompts(prompts, beside)
 
-    def _in_batches(self, function: Callable, *arrays: np.ndarray | blip2.Prefix) -> Any:
+    def _in_batches(self, function: Callable, *arrays: np.ndarray | blip2.Prefix | None) -> Any:
         return passes.in_batches(functools.partial(function, self.model, self.params), self.batch_size, *arrays)
 
     def needs(self, part: Literal['lm', 'qformer']) -> None:

@@ -25,10 +25,10 @@ def bound(function: Callable) -> Callable:
     return call
 
 
-def in_batches(function: Callable, size: int, *arrays: np.ndarray | Prefix) -> Any:
+def in_batches(function: Callable, size: int, *arrays: np.ndarray | Prefix | None) -> Any:
     """Apply a pass to `size` rows of the arrays at a time, and return what it gives of all (numpy).
 
-    A batch of fewer is padded with its last row to a power of two: 5 rows run as 8, 1 as 1.
+    A batch of fewer is padded with its last row to a power of two: 5 rows run as 8, 1 as 1. None stays None.
     """
     leaves, structure = jax.tree.flatten(arrays)
     parts = []
@@ -95,6 +95,18 @@ def project(model: Blip2, queries: Float['B Q D']) -> Prefix:
 def soft_prefix(model: Blip2, *arrays) -> Prefix:
     """Return the soft prefix of (features, mask) or (features, mask, question, question mask)."""
     return model.soft_prefix(*arrays)
+
+
+@bound
+def soft_prefix_of_pictures(
+    model: Blip2,
+    image: UInt8['B S S 3'] | UInt8['B F S S 3'],
+    frame_mask: Bool['B F'] | None,
+    text: Int['B T'] | None,
+    text_mask: Bool['B T'] | None,
+) -> Prefix:
+    """Return the soft prefix of pictures, or of videos: from pixels to the language model's width in one function."""
+    return model.soft_prefix(*model.see(image, frame_mask=frame_mask), text, text_mask)
 
 
 @bound

@@ -9,7 +9,7 @@ from ..data.tokenizers import LmTokenizer, lm_row, pad
 from ..errors import UserError
 from ..typing import Bool, Int
 from .search import Settings
-from .seen import Queries, Seen
+from .seen import Pictures, Queries
 
 PROMPT_BUCKET = 8  # prompts are padded to a multiple of this many tokens
 
@@ -40,7 +40,9 @@ def ending(settings: Settings, end_id: int) -> Settings:
     return settings if settings.end_ids else dataclasses.replace(settings, end_ids=(end_id,))
 
 
-def as_many(pictures: Seen | Queries, texts: Sequence[str], what: str) -> None:
-    """Raise UserError unless there is a text for every picture."""
+def as_many(pictures: Pictures | Queries, texts: Sequence[str], what: str) -> None:
+    """Raise UserError unless there are pictures, and a text for each."""
+    if not len(pictures):
+        raise UserError('no picture given')
     if len(texts) != len(pictures):
         raise UserError(f'{len(pictures)} picture(s) but {len(texts)} {what}(s): give one {what} a picture')

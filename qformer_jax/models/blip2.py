@@ -6,10 +6,12 @@ it, behind its queries (BLIVA, Hu et al. 2023).
 """
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.typing import DTypeLike
 
@@ -40,6 +42,15 @@ class Prefix:
     def whole(cls, vectors: Array) -> 'Prefix':
         """Return a prefix of which everything exists."""
         return cls(vectors, jnp.ones(vectors.shape[:2], bool))
+
+    @classmethod
+    def join(cls, parts: Sequence['Prefix']) -> 'Prefix':
+        """Return the rows of all parts (numpy); shorter ones have places in front that do not exist."""
+        longest = max(part.exists.shape[1] for part in parts)
+        grow = [((0, 0), (longest - part.exists.shape[1], 0)) for part in parts]
+        vectors = [np.pad(part.vectors, (*g, (0, 0))) for part, g in zip(parts, grow, strict=True)]
+        exists = [np.pad(part.exists, g) for part, g in zip(parts, grow, strict=True)]
+        return cls(np.concatenate(vectors), np.concatenate(exists))
 
 
 def in_front(c: config.Blip2, prefix: Prefix) -> Size:
@@ -227,20 +238,16 @@ class Blip2(nn.Module):
             self.lm.word_logits(self.after_prefix(prefix, text, exists, exists))
 
 
-def init(model: Blip2, key: jax.Array) -> Params:
-    """Return fresh parameters of every part, as the canonical nested dict (float32)."""
-
-    def make(key: jax.Array) -> Params:
-        params = model.init(key, method='touch_everything')['params']
-        c = model.config
-        if c.lora:
-            params['lora'] = lora.init(c.lora, params['lm'], jax.random.fold_in(key, 1))
-        if c.grounding and not c.grounding.in_table:
-            params['grounding'] = added.init(c.grounding, params['lm'], jax.random.fold_in(key, 2))
-        return params
-
-    # Compiled, the pass that touches every part drops out: only what draws the numbers is left.
-    return jax.jit(make)(key)
+@functools.partial(jax.jit, static_argnames=('model', 'names'))  # so only what draws the numbers is left of the pass
+def init(model: Blip2, key: jax.Array, names: tuple[str, ...] = ()) -> Params:
+    """Return fresh parameters, as the canonical nested dict (float32), of the parts named; default: of every part."""
+    params = model.init(key, method='touch_everything')['params']
+    c = model.config
+    if c.lora:
+        params['lora'] = lora.init(c.lora, params['lm'], jax.random.fold_in(key, 1))
+    if c.grounding and not c.grounding.in_table:
+        params['grounding'] = added.init(c.grounding, params['lm'], jax.random.fold_in(key, 2))
+    return {name: params[name] for name in names} if names else params
 
 
 def applied(params: Params, c: config.Blip2) -> Params:

@@ -7,9 +7,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ..errors import UserError
 
 
-def data_mesh() -> Mesh:
-    """Return the mesh of all devices of all processes."""
-    return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+def data_mesh(devices: int = 0) -> Mesh:
+    """Return the mesh of the first `devices` devices; 0: of all devices of all processes."""
+    count = devices or jax.device_count()
+    return jax.make_mesh((count,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:

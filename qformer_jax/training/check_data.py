@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import jax
 from rich.console import Console
 from rich.progress import track
 
@@ -25,15 +24,16 @@ class _Longest:
     """Whose it is."""
 
 
-def check_data(run: config.Run, dataset: Dataset) -> list[str]:
+def check_data(run: config.Run, dataset: Dataset, devices: int) -> list[str]:
     """Read every record that the run will read, and return what is worth saying of them, a line each.
 
+    The run's batches are split over so many `devices`.
     Raises UserError when a split is unknown, empty or too small, a record is damaged, a text leaves no room for what is
     to be learned, or a larger share of the texts than `data.cut_texts` is longer than its row.
     """
     splits = [run.data.train_split]
     if run.data.validation_split:
-        pipeline.held_out_sizes(run, dataset, run.data.validation_split, jax.device_count())
+        pipeline.held_out_sizes(run, dataset, run.data.validation_split, devices)
         splits.append(run.data.validation_split)
     said = []
     for split in splits:

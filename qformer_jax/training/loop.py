@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from .. import config
@@ -23,15 +22,16 @@ from ..data import pipeline
 from ..data.dataset import Dataset
 from ..errors import Stopped, UserError
 from ..lock import one_writer
-from ..models.blip2 import Blip2, shapes
+from ..models.blip2 import shapes
 from ..parallel.mesh import check_batch, data_mesh, put_batch, replicated
 from ..rules import flatten, split, unflatten
 from ..runs import run_dir
 from ..typing import Params
-from . import language_model, optimizer, resident, start, step
+from . import language_model, resident, start, step
 from .check import check
 from .check_data import check_data
 from .checkpoint import Checkpoints
+from .checksum import checksum
 from .logs import Log, Progress, draw_curves
 
 
@@ -40,27 +40,29 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def train(run: config.Run, folder: Path, wait: bool = False, restart: str = '') -> run_dir.Finished:
+def train(
+    run: config.Run, folder: Path, wait: bool = False, restart: str = '', mesh: Mesh | None = None
+) -> run_dir.Finished:
     """Train a run in `folder` to its end, from wherever it stands; returns the finished run.
 
     `wait`: until another process that trains there has ended. `restart`: the folder's name, to remove another run.
+    `mesh`: the devices to train on; default: all.
     Raises UserError for bad input and `Stopped` when a signal asked for an orderly stop.
     """
     check(run)
     alone = one_writer(folder, wait) if jax.process_index() == 0 else contextlib.nullcontext()
     with alone:
-        return _train(run, folder, restart)
+        return _train(run, folder, restart, mesh or data_mesh())
 
 
-def _train(run: config.Run, folder: Path, restart: str) -> run_dir.Finished:
+def _train(run: config.Run, folder: Path, restart: str, mesh: Mesh) -> run_dir.Finished:
     check_writable(folder.absolute().parent)
     dataset = language_model.open_dataset(run)
     run = start.complete(run, dataset)
-    mesh = data_mesh()
     check_batch(mesh, run.training.batch_size, run.training.accumulate)
     inputs = start.inputs_of(run, dataset)
     if not run_dir.has_begun(folder, run, inputs):
-        for line in check_data(run, dataset):
+        for line in check_data(run, dataset, mesh.size):
             say(f'  {line}')
         start.check_frozen(run, inputs, dataset)
     mark = run_dir.open_run_dir(folder, run, inputs, dataset.tokenizer_files, restart)
@@ -90,14 +92,13 @@ class Trainer:
     inputs: dict[str, str]
     folder: Path
     mesh: Mesh
-    model: Blip2
+    program: step.Program
     state: step.State
     frozen: Params
-    frozen_digest: str
+    frozen_checksum: str
     batches: Iterator
     near: resident.Resident | None
     """What the batches leave out; None where they hold everything."""
-    optimizer: optax.GradientTransformation
     checkpoints: Checkpoints
 
 
@@ -116,8 +117,7 @@ def _prepare(
     dtype = np.dtype(jax.numpy.dtype(run.training.dtype))
     frozen = jax.device_put(jax.tree.map(lambda x: np.asarray(x, dtype), frozen), replicated(mesh))
     trainable = jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), trainable), replicated(mesh))
-    transform = optimizer.make(run.optimizer, run.training.steps, trainable)
-    state = jax.device_put(step.new_state(trainable, transform, run.training.seed), replicated(mesh))
+    state = jax.device_put(step.new_state(trainable, run), replicated(mesh))
     shard = (jax.process_index(), jax.process_count())
     near = resident.load(run, dataset, mesh) if resident.fits(run, dataset) else None
     batches = pipeline.batches(run, dataset, run.data.train_split, training=True, shard=shard, features=near is None)
@@ -132,10 +132,9 @@ def _prepare(
             say(f'  {name:14} stays behind in {run.start.checkpoint}: this model has none')
     sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (trainable, frozen)]
     say(f'  {sizes[0]:,} parameters train, {sizes[1]:,} are frozen')
-    model = Blip2(run.model, jax.numpy.dtype(run.training.dtype))
-    frozen_digest = store.digest(frozen)
+    program = step.Program.of(run)
     return Trainer(
-        run, dataset, inputs, folder, mesh, model, state, frozen, frozen_digest, batches, near, transform, checkpoints
+        run, dataset, inputs, folder, mesh, program, state, frozen, checksum(frozen), batches, near, checkpoints
     )
 
 
@@ -146,8 +145,6 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
 def _steps(trainer: Trainer, log: Log) -> None:
     """Run from the state's step to the last one."""
     run, total = trainer.run, trainer.run.training.steps
-    advance = step.make_step(run, trainer.model, trainer.optimizer, trainer.mesh)
-    evaluate = step.make_evaluation(run, trainer.model, trainer.mesh)
     names = list(flatten(trainer.state.trainable))
     first = int(trainer.state.step)
     pending = None
@@ -157,7 +154,9 @@ def _steps(trainer: Trainer, log: Log) -> None:
             batch = put_batch(trainer.mesh, next(trainer.batches))
             batch = trainer.near.join(batch) if trainer.near else batch
             waited = time.perf_counter() - began
-            trainer.state, metrics = advance(trainer.state, trainer.frozen, batch)
+            trainer.state, metrics = step.train_step(
+                trainer.program, trainer.mesh, trainer.state, trainer.frozen, batch
+            )
             if pending:
                 _record(trainer, log, progress, names, *pending)
             pending = (number, metrics, {'data_wait': waited, 'seconds': time.perf_counter() - began})
@@ -165,7 +164,7 @@ def _steps(trainer: Trainer, log: Log) -> None:
             if due or stop:
                 _record(trainer, log, progress, names, *pending)
                 pending = None
-                _save(trainer, log, evaluate, number, validate=due)
+                _save(trainer, log, number, validate=due)
             trainer.checkpoints.poll()
             if stop and number < total:
                 trainer.checkpoints.wait()
@@ -189,17 +188,17 @@ def _record(trainer: Trainer, log: Log, progress: Progress, names: list[str], nu
         )
 
 
-def _save(trainer: Trainer, log: Log, evaluate, number: int, validate: bool) -> None:
+def _save(trainer: Trainer, log: Log, number: int, validate: bool) -> None:
     """Compute the validation losses (at the regular steps), then start saving."""
     info = {'step': number, 'validation_loss': None}
     if validate and trainer.run.data.validation_split:
-        values = validation(trainer, evaluate)
+        values = validation(trainer)
         log.write(number, 'validation', values, {})
         info['validation_loss'] = values['loss']
     trainer.checkpoints.save(number, trainer.state, trainer.batches, info)
 
 
-def validation(trainer: Trainer, evaluate) -> dict[str, float]:
+def validation(trainer: Trainer) -> dict[str, float]:
     """Return the mean metrics over the first batches of the validation split, always the same ones.
 
     Where several data sets are mixed, each gives as many batches, and `loss_of_set_N` is the mean of the Nth alone: a
@@ -214,7 +213,9 @@ def validation(trainer: Trainer, evaluate) -> dict[str, float]:
     rows = []
     for n in range(run.training.validation_batches * parts):
         batch = put_batch(trainer.mesh, next(batches), rows_split=sizes[n % parts] % devices == 0)
-        rows.append(evaluate(trainer.state.trainable, trainer.frozen, batch, key))
+        rows.append(
+            step.evaluation_step(trainer.program, trainer.mesh, trainer.state.trainable, trainer.frozen, batch, key)
+        )
     rows = jax.device_get(rows)
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     for n in range(parts if parts > 1 else 0):
@@ -243,7 +244,7 @@ def _signals() -> Iterator[list[str]]:
 
 def _finish(trainer: Trainer) -> run_dir.Finished:
     """Put every component into the weight store and write the done mark; proves that frozen stayed frozen."""
-    frozen = {'before': trainer.frozen_digest, 'after': store.digest(trainer.frozen)}
+    frozen = {'before': trainer.frozen_checksum, 'after': checksum(trainer.frozen)}
     if frozen['before'] != frozen['after']:
         raise RuntimeError(f'frozen parameters changed during training: {frozen}')
     last = _export(trainer, trainer.state)
@@ -262,14 +263,14 @@ def _export(trainer: Trainer, state: step.State) -> dict[str, str]:
     In a partly frozen component the frozen tensors are taken from where they came, not from a bfloat16 copy.
     """
     folder = trainer.folder.parent / 'weights'
-    trained, frozen = jax.device_get((state.trainable, trainer.frozen))
-    elsewhere = shapes(trainer.run.model).keys() - trained.keys() - frozen.keys()
-    digests = {name: trainer.inputs[name] for name in elsewhere}
+    trained, frozen = state.trainable, trainer.frozen
+    digests = {name: trainer.inputs[name] for name in shapes(trainer.run.model).keys() - trained.keys() - frozen.keys()}
     for name in trained.keys() | frozen.keys():
         origin = trainer.inputs.get(name)
         if origin and name not in trained:
             digests[name] = origin
             continue
-        still = store.load(folder, origin) if origin and name in frozen else frozen.get(name, {})
-        digests[name] = store.save(folder, unflatten(flatten(still) | flatten(trained.get(name, {}))))
+        still = store.load(folder, origin) if origin and name in frozen else jax.device_get(frozen.get(name, {}))
+        learned = flatten(jax.device_get(trained.get(name, {})))
+        digests[name] = store.save(folder, unflatten(flatten(still) | learned))
     return digests

@@ -1,7 +1,8 @@
 """What each stage computes on a batch: the passes through the model, and the losses on what comes out.
 
-Every function takes the bound model and a batch (dict of arrays, see `data/pipeline.py`) and returns
-`(loss, metrics)`, scalars in float32; losses are in nats. `train` turns dropout on.
+The loss of every stage takes the bound model, a batch (dict of arrays, see `data/pipeline.py`), a key for what is
+drawn, the objective, the devices over which the rows are split, `train` (dropout) and which queries exist (None: all).
+It returns `(loss, metrics)`, scalars in float32; losses are in nats. A stage reads what it needs of these.
 """
 
 import itertools
@@ -28,7 +29,16 @@ def _see(model: Blip2, batch: Batch) -> tuple[Float['B P V'], Bool['B P']]:
     return model.see(*given)
 
 
-def vision(model: Blip2, batch: Batch) -> Result:
+def vision(
+    model: Blip2,
+    batch: Batch,
+    key: Array,
+    o: config.Objective,
+    *,
+    devices: int = 1,
+    train: bool = False,
+    exists: Bool['Q'] | None = None,
+) -> Result:
     """Pretrain a tower: which words does the picture's caption hold? (Joulin et al. 2016, multinomial form.)
 
     Target of a caption of n different words: 1/n on each. [CLS], at the start, and [SEP], the last real token, are no
@@ -44,24 +54,42 @@ def vision(model: Blip2, batch: Batch) -> Result:
     return loss, {'loss': loss, 'accuracy': (rank < count[:, 0]).mean(dtype=jnp.float32)}
 
 
-def language(model: Blip2, batch: Batch, shards: int) -> Result:
+def language(
+    model: Blip2,
+    batch: Batch,
+    key: Array,
+    o: config.Objective,
+    *,
+    devices: int = 1,
+    train: bool = False,
+    exists: Bool['Q'] | None = None,
+) -> Result:
     """Pretrain a language model on plain text: predict each token from those before it."""
     hidden = model.lm(model.lm.embed(batch['lm_text']), batch['lm_mask']).hidden
-    return _lm_loss(model, hidden[:, :-1], batch['lm_text'][:, 1:], batch['lm_target'][:, 1:], shards)
+    return _lm_loss(model, hidden[:, :-1], batch['lm_text'][:, 1:], batch['lm_target'][:, 1:], _shards(o, devices))
 
 
 def generation(
-    model: Blip2, batch: Batch, o: config.Objective, shards: int, train: bool, exists: Bool['Q'] | None = None
+    model: Blip2,
+    batch: Batch,
+    key: Array,
+    o: config.Objective,
+    *,
+    devices: int = 1,
+    train: bool = False,
+    exists: Bool['Q'] | None = None,
 ) -> Result:
-    """Stages 2 and 3 (section 3.3): the language model reads [queries, prompt, target]; only the target counts.
-
-    `exists`: which queries do; None: all.
-    """
+    """Stages 2 and 3 (section 3.3): the language model reads [queries, prompt, target]; only the target counts."""
     features, mask = _see(model, batch)
     question = (batch['text'], batch['text_mask']) if o.instruction_aware else (None, None)
     prefix = model.soft_prefix(features, mask, *question, train=train, exists=exists)
     hidden = model.after_prefix(prefix, batch['lm_text'], batch['lm_mask'], batch['lm_target'])
-    return _lm_loss(model, hidden, batch['lm_text'], batch['lm_target'], shards)
+    return _lm_loss(model, hidden, batch['lm_text'], batch['lm_target'], _shards(o, devices))
+
+
+def _shards(o: config.Objective, devices: int) -> int:
+    """Return how many parts of the batch have a mean over tokens of their own."""
+    return devices if o.token_mean == 'per_shard' else 1
 
 
 def _lm_loss(model: Blip2, hidden: Float['B T L'], targets: Int['B T'], counts: Bool['B T'], shards: int) -> Result:
@@ -111,22 +139,23 @@ def _leave_out(lm: nn.Module, hidden: Array, targets: Array, counts: Array) -> t
 def stage1(
     model: Blip2,
     batch: Batch,
-    key: jax.Array,
+    key: Array,
     o: config.Objective,
     *,
-    shards: int = 1,
-    share_image_keys: bool = True,
+    devices: int = 1,
     train: bool = False,
-    negatives: Negatives | None = None,
     exists: Bool['Q'] | None = None,
+    negatives: Negatives | None = None,
+    share_image_keys: bool | None = None,
 ) -> Result:
-    """Align: the weighted sum of ITC, ITM, ITG (section 3.2) and regularizers; the options are those of `align`.
+    """Align: the weighted sum of ITC, ITM, ITG (section 3.2) and regularizers; the last two options are `align`'s.
 
     A term of weight 0 is not among the metrics either, and so XLA leaves its passes out.
     """
     features, mask = _see(model, batch)
     features = model.in_time(features, mask), mask
-    options = {'shards': shards, 'share_image_keys': share_image_keys, 'negatives': negatives}
+    share = devices == 1 if share_image_keys is None else share_image_keys
+    options = {'shards': _shards(o, devices), 'share_image_keys': share, 'negatives': negatives}
     options |= {'train': train, 'exists': exists}
     out = align(model, *features, batch, key, o, **options)
     terms = _main_terms(out) | _regularizers(model, features, batch, out, o, train, exists)
@@ -166,3 +195,7 @@ def _regularizers(
         views = pictures, (text, again.text_embedding)
         terms['intra_modal'] = sum(regularizers.intra_modal(*pair, temperature, positive) for pair in views) / 2
     return terms
+
+
+LOSSES = {'vision': vision, 'language': language, 'stage1': stage1, 'stage2': generation, 'instruct': generation}
+"""The loss of each stage."""

@@ -1,6 +1,7 @@
 """AdamW with a learning-rate multiple per parameter, and the two schedules by name (BLIP-2, section 3.4)."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -53,29 +54,55 @@ class RatesState(NamedTuple):
     rates: Float['N']
 
 
-def scale_by_rates(rates: Float['N']) -> optax.GradientTransformation:
+def scale_by_rates() -> optax.GradientTransformation:
     """Step against the gradient, by the rate of each update.
 
-    The rates are data, not part of the program: runs that differ in nothing else share one, and a search over rates
-    finds it in the compilation cache.
+    The rates are data in the state, put there by `init`, and no part of the program: runs that differ in nothing else
+    share one.
     """
 
     def update(updates, state, params=None):
         return optax.tree.scale(-state.rates[state.count], updates), RatesState(state.count + 1, state.rates)
 
-    return optax.GradientTransformation(lambda params: RatesState(jnp.int32(0), rates), update)
+    return optax.GradientTransformation(lambda params: RatesState(jnp.int32(0), jnp.zeros(0)), update)
 
 
-def make(o: config.Optimizer, steps: int, trainable: Params) -> optax.GradientTransformationExtraArgs:
+@dataclass(frozen=True)
+class Constants:
+    """What of AdamW is part of the compiled step."""
+
+    beta1: float
+    beta2: float
+    weight_decay: float
+    clip_norm: float
+    rate_rules: config.Rules
+
+    @classmethod
+    def of(cls, o: config.Optimizer) -> 'Constants':
+        """Return them from a run's optimizer, without its learning rates."""
+        return cls(o.beta1, o.beta2, o.weight_decay, o.clip_norm, o.rate_rules)
+
+
+def make(c: Constants, trainable: Params) -> optax.GradientTransformationExtraArgs:
     """Return the optimizer; a step whose gradients are not finite leaves parameters and moments as they were."""
     paths = flatten(trainable)
     decays = unflatten(match(decay_rules(paths), paths))
-    multiples = unflatten(match(o.rate_rules, paths))
+    multiples = unflatten(match(c.rate_rules, paths))
     adamw = optax.chain(
-        optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),
-        optax.scale_by_adam(o.beta1, o.beta2, eps=1e-8),
-        optax.add_decayed_weights(o.weight_decay, mask=decays),
+        optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
+        optax.scale_by_adam(c.beta1, c.beta2, eps=1e-8),
+        optax.add_decayed_weights(c.weight_decay, mask=decays),
         optax.stateless(lambda updates, _: jax.tree.map(lambda u, multiple: u * multiple, updates, multiples)),
-        scale_by_rates(jax.vmap(schedule(o, steps))(jnp.arange(steps))),
+        scale_by_rates(),
     )
     return optax.apply_if_finite(adamw, max_consecutive_errors=2**31 - 2)  # the loop stops long before
+
+
+def init(c: Constants, trainable: Params, rates: Float['N']) -> optax.OptState:
+    """Return the state before the first update; `rates` are the learning rates of all of them."""
+    return optax.tree.set(make(c, trainable).init(trainable), rates=rates)
+
+
+def rates(o: config.Optimizer, steps: int) -> Float['N']:
+    """Return the learning rate of each update."""
+    return jax.vmap(schedule(o, steps))(jnp.arange(steps))

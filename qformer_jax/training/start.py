@@ -155,9 +155,7 @@ def parameters(run: config.Run, inputs: dict[str, str]) -> tuple[Params, dict[st
             source[name] = f'{"checkpoint" if kind == "checkpoint" else "pretrained"} {path}'
     missing = sorted(wanted.keys() - params.keys())
     if missing:
-        model = blip2.Blip2(run.model)
-        fresh = jax.jit(lambda key: {name: blip2.init(model, key)[name] for name in missing})
-        params |= fresh(jax.random.key(run.training.seed))
+        params |= blip2.init(blip2.Blip2(run.model), jax.random.key(run.training.seed), tuple(missing))
         source |= dict.fromkeys(missing, 'scratch')
     for name in ('lm_projection', 'connector_projection'):
         if name in missing and source['lm'] != 'scratch' and not run.model.gates:

@@ -1,9 +1,14 @@
-"""One training step: gradients of the trainable dict only, metrics beside it, everything inside one `jit`."""
+"""One training step: gradients of the trainable dict only, metrics beside it, everything inside one `jit`.
 
+`train_step` and `evaluation_step` are compiled once a `Program`: runs that differ only in paths, seeds, learning rates
+or data share them.
+"""
+
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,9 +20,29 @@ from ..models import nested
 from ..models.blip2 import Blip2, applied
 from ..parallel.mesh import replicated
 from ..rules import merge
-from ..typing import Array, Bool, Params
-from . import losses
-from .losses import Batch, Result
+from ..typing import Array, Float, Params
+from . import optimizer
+from .losses import LOSSES, Batch, Result
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a step is compiled from, beside the shapes of its arrays."""
+
+    stage: config.Stage
+    model: config.Blip2
+    objective: config.Objective
+    optimizer: optimizer.Constants
+    dtype: str
+    """Compute dtype."""
+    accumulate: int
+    """Micro-batches a step."""
+
+    @classmethod
+    def of(cls, run: config.Run) -> 'Program':
+        """Return what of a run its step depends on."""
+        constants = optimizer.Constants.of(run.optimizer)
+        return cls(run.stage, run.model, run.objective, constants, run.training.dtype, run.training.accumulate)
 
 
 @struct.dataclass
@@ -32,46 +57,64 @@ class State:
     """A random key, folded with the step number for dropout and negatives; itself constant."""
 
 
-def new_state(trainable: Params, optimizer: optax.GradientTransformation, seed: int) -> State:
+def new_state(trainable: Params, run: config.Run) -> State:
     """Return the state before the first step."""
-    return State(jnp.int32(0), trainable, optimizer.init(trainable), jax.random.key(seed))
+    constants = optimizer.Constants.of(run.optimizer)
+    moments = optimizer.init(constants, trainable, optimizer.rates(run.optimizer, run.training.steps))
+    return State(jnp.int32(0), trainable, moments, jax.random.key(run.training.seed))
 
 
-Exists = Bool['Q'] | None
+@functools.partial(jax.jit, static_argnames=('program', 'mesh'), donate_argnames='state')
+def train_step(
+    program: Program, mesh: Mesh, state: State, frozen: Params, batch: Batch
+) -> tuple[State, dict[str, Array]]:
+    """Return the next state and the step's metrics; the old state is donated.
+
+    Metrics are scalars, but for `bad`: one flag a trainable tensor (in path order) whose gradient is not finite.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    gradients = jax.grad(functools.partial(loss, program, mesh), has_aux=True)
+    if program.accumulate > 1:
+        grads, metrics = _accumulated(gradients, program.accumulate, state.trainable, frozen, batch, key)
+    else:
+        grads, metrics = gradients(state.trainable, frozen, batch, key, True)
+    transform = optimizer.make(program.optimizer, state.trainable)
+    updates, optimizer_state = transform.update(grads, state.optimizer, state.trainable)
+    new = State(state.step + 1, optax.apply_updates(state.trainable, updates), optimizer_state, state.key)
+    metrics['gradient_norm'] = optax.tree.norm(grads)
+    metrics['skipped'] = optimizer_state.total_notfinite
+    metrics['bad'] = jnp.stack([~jnp.isfinite(g).all() for g in jax.tree.leaves(grads)])
+    return jax.lax.with_sharding_constraint((new, metrics), replicated(mesh))
 
 
-def stage_loss(run: config.Run, mesh: Mesh) -> Callable[[Blip2, Batch, Array, bool, Exists], Result]:
-    """Return the stage's loss as a function of (bound model, batch, key, train, which queries exist)."""
-    o = run.objective
-    shards = mesh.size if o.token_mean == 'per_shard' else 1
-    match run.stage:
-        case 'vision':
-            return lambda model, batch, key, train, exists: losses.vision(model, batch)
-        case 'language':
-            return lambda model, batch, key, train, exists: losses.language(model, batch, shards)
-        case 'stage1':
-            rules = {'shards': shards, 'share_image_keys': mesh.size == 1}
-            return lambda model, batch, key, train, exists: losses.stage1(
-                model, batch, key, o, **rules, train=train, exists=exists
-            )
-        case 'stage2' | 'instruct':
-            return lambda model, batch, key, train, exists: losses.generation(model, batch, o, shards, train, exists)
+@functools.partial(jax.jit, static_argnames=('program', 'mesh'))
+def evaluation_step(
+    program: Program, mesh: Mesh, trainable: Params, frozen: Params, batch: Batch, key: Array
+) -> dict[str, Float['']]:
+    """Return the metrics of a batch, without dropout."""
+    return loss(program, mesh, trainable, frozen, batch, key, False)[1]
 
 
-def make_loss(run: config.Run, model: Blip2, mesh: Mesh) -> Callable[..., Result]:
-    """Return `loss(trainable, frozen, batch, key, train)`; with nested queries, training draws how many exist."""
-    call = nn.apply(stage_loss(run, mesh), model)
-
-    def loss(trainable: Params, frozen: Params, batch: Batch, key: Array, train: bool) -> Result:
-        dropout_key, draw_key = jax.random.split(key)
-        variables = {'params': applied(merge(trainable, frozen), run.model)}
-        exists = None
-        if run.objective.nested_queries and train:
-            exists = nested.draw(jax.random.fold_in(draw_key, 1), run.model.qformer.num_queries)
-        loss, metrics = call(variables, batch, draw_key, train, exists, rngs={'dropout': dropout_key})
-        return loss, metrics if exists is None else metrics | {'queries': exists.sum(dtype=jnp.float32)}
-
-    return loss
+def loss(
+    program: Program, mesh: Mesh, trainable: Params, frozen: Params, batch: Batch, key: Array, train: bool
+) -> Result:
+    """Return the stage's loss and metrics; with nested queries, training draws how many exist."""
+    dropout_key, draw_key = jax.random.split(key)
+    exists = None
+    if program.objective.nested_queries and train:
+        exists = nested.draw(jax.random.fold_in(draw_key, 1), program.model.qformer.num_queries)
+    value, metrics = Blip2(program.model, jnp.dtype(program.dtype)).apply(
+        {'params': applied(merge(trainable, frozen), program.model)},
+        batch,
+        draw_key,
+        program.objective,
+        devices=mesh.size,
+        train=train,
+        exists=exists,
+        method=LOSSES[program.stage],
+        rngs={'dropout': dropout_key},
+    )
+    return value, metrics if exists is None else metrics | {'queries': exists.sum(dtype=jnp.float32)}
 
 
 def _accumulated(grad_of: Callable, parts: int, trainable: Params, frozen: Params, batch: Batch, key: Array):
@@ -94,32 +137,3 @@ def _accumulated(grad_of: Callable, parts: int, trainable: Params, frozen: Param
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: grad_of(trainable, frozen, one, key, True))
     )
     return jax.lax.scan(add, zeros, (micro, weights, jnp.arange(parts)))[0]
-
-
-def make_step(run: config.Run, model: Blip2, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable:
-    """Return the jitted `step(state, frozen, batch) -> (state, metrics)`; the old state is donated.
-
-    Metrics are scalars, but for `bad`: one flag a trainable tensor (in path order) whose gradient is not finite.
-    """
-    gradients = jax.grad(make_loss(run, model, mesh), has_aux=True)
-
-    def step(state: State, frozen: Params, batch: Batch) -> tuple[State, dict[str, Array]]:
-        key = jax.random.fold_in(state.key, state.step)
-        if run.training.accumulate > 1:
-            grads, metrics = _accumulated(gradients, run.training.accumulate, state.trainable, frozen, batch, key)
-        else:
-            grads, metrics = gradients(state.trainable, frozen, batch, key, True)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
-        new = State(state.step + 1, optax.apply_updates(state.trainable, updates), optimizer_state, state.key)
-        metrics['gradient_norm'] = optax.tree.norm(grads)
-        metrics['skipped'] = optimizer_state.total_notfinite
-        metrics['bad'] = jnp.stack([~jnp.isfinite(g).all() for g in jax.tree.leaves(grads)])
-        return new, metrics
-
-    return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
-
-
-def make_evaluation(run: config.Run, model: Blip2, mesh: Mesh) -> Callable:
-    """Return the jitted `evaluate(trainable, frozen, batch, key) -> metrics`, without dropout."""
-    loss = make_loss(run, model, mesh)
-    return jax.jit(lambda trainable, frozen, batch, key: loss(trainable, frozen, batch, key, False)[1])

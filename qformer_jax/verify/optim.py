@@ -58,8 +58,7 @@ def work(case: Case) -> Work:
         }
         found |= {name: _ours_decay(list(by_name)) for name, by_name in decays.items()}
         found['train.lr'] = jax.vmap(optimizer.schedule(o, steps))(jnp.arange(x[DRAWS[0]].shape[0]))
-        adamw = optimizer.make(o, steps, split(params, FROZEN)[0])
-        trained, reported = _train(blip2.Blip2(c, dtype), params, x, adamw)
+        trained, reported = _train(blip2.Blip2(c, dtype), params, x, o, steps)
         return found | reported | {f'{AFTER}: {path}': tensor for path, tensor in flatten(trained).items()}
 
     inputs = {name: case.home.array(name) for name in ('pixels', 'input_ids', 'attention_mask')}
@@ -72,9 +71,11 @@ def work(case: Case) -> Work:
     return plan(case, params, inputs, function, left_out=left_out, derived=derived)
 
 
-def _train(model: blip2.Blip2, params: Params, x: Arrays, adamw: optax.GradientTransformation) -> tuple[Params, Arrays]:
+def _train(model: blip2.Blip2, params: Params, x: Arrays, o: config.Optimizer, steps: int) -> tuple[Params, Arrays]:
     """Return the trained parameters and the losses before each step, with the recorded draws."""
     trainable, frozen = split(params, FROZEN)
+    constants = optimizer.Constants.of(o)
+    adamw = optimizer.make(constants, trainable)
     features = model.apply({'params': params}, method=lambda m: m.vit(x['pixels']).features)
     exists = jnp.ones(features.shape[:1], bool)
     batch = stage1.batch_of(x) | {'features': features, 'feature_mask': jnp.ones(features.shape[:2], bool)}
@@ -93,7 +94,7 @@ def _train(model: blip2.Blip2, params: Params, x: Arrays, adamw: optax.GradientT
         updates, state = adamw.update(gradients, state, trainable)
         return (optax.apply_updates(trainable, updates), state), metrics
 
-    start = trainable, adamw.init(trainable)
+    start = trainable, optimizer.init(constants, trainable, optimizer.rates(o, steps))
     (trained, _), metrics = jax.lax.scan(step, start, tuple(x[name] for name in DRAWS))
     return trained, {theirs: metrics[ours] for theirs, ours in LOSSES.items()}
 

@@ -42,7 +42,7 @@ def loss_and_gradients(model: blip2.Blip2, params: Params, pixels: Array, batch:
         def run(model: blip2.Blip2) -> Array:
             features, mask = see(model, pixels)
             whole = batch | {'features': features, 'feature_mask': mask}
-            return losses.generation(model, whole, config.Objective(), shards=1, train=False)[0]
+            return losses.generation(model, whole, jax.random.key(0), config.Objective())[0]
 
         return model.apply({'params': params | trained}, method=run)
 
