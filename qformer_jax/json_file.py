@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,8 +18,8 @@ _SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
 _UNKNOWN = re.compile(r'Object contains unknown field `([^`]*)`')
 
 
-def read(file: Path, kind: type[Kind], remedy: str) -> Kind:
-    """Return what a JSON file holds as `kind` (a `msgspec.Struct`, or a type of builtins).
+def read(file: Path, kind: type[Kind] | GenericAlias, remedy: str) -> Kind:
+    """Return what a JSON file holds as `kind` (a `msgspec.Struct`, or a type of builtins such as `dict[str, float]`).
 
     `remedy` says how to get an intact one. Raises UserError when the file is missing, unreadable, or holds anything
     else, naming the line, or the path of the value.
@@ -60,7 +61,7 @@ def parse(text: str, where: str, remedy: str) -> Any:
     return tree
 
 
-def typed(tree: Any, kind: type[Kind], where: str, remedy: str) -> Kind:
+def typed(tree: Any, kind: type[Kind] | GenericAlias, where: str, remedy: str) -> Kind:
     """Return a tree of builtins as `kind`; raises UserError that names the path and what was expected."""
     try:
         return msgspec.convert(tree, kind)

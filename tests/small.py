@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -140,11 +143,6 @@ def write_recipe(path: Path, run: config.Run) -> Path:
     return path
 
 
-def eight_devices() -> dict[str, str]:
-    """Return the environment of a process that simulates 8 devices."""
-    return os.environ | {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'}
-
-
 def start_command(*words: object) -> subprocess.Popen:
     """Start `qformer WORDS` as a process of its own; input and both outputs are text."""
     command = [sys.executable, '-m', 'qformer_jax', *map(str, words)]
@@ -160,42 +158,66 @@ def keeping(model: Blip2, folder: Path) -> Blip2:
 @pytest.fixture
 def encoded(monkeypatch) -> list[int]:
     """The number of rows of every pass of the tower."""
-    rows, see = [], passes.see
+    rows = []
 
-    def counted(model, params, image):
-        rows.append(len(image))
-        return see(model, params, image)
+    def counting(pass_):
+        def counted(model, params, image, *arrays):
+            rows.append(len(image))
+            return pass_(model, params, image, *arrays)
 
-    monkeypatch.setattr(passes, 'see', counted)
+        return counted
+
+    for name in ('see', 'soft_prefix_of_pictures'):
+        monkeypatch.setattr(passes, name, counting(getattr(passes, name)))
     return rows
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that the first worker to come here fills; the others wait for it, and must not change it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'shared' / name
+    folder.parent.mkdir(exist_ok=True)
+    with filelock.FileLock(f'{folder}.lock'):
+        if not Path(f'{folder}.made').exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a failed one left
+            folder.mkdir()
+            make(folder)
+            Path(f'{folder}.made').touch()
+    return folder
 
 
 @pytest.fixture(scope='session')
 def pictures(tmp_path_factory) -> Path:
     """A packed data set of pictures: train 24, test 8."""
-    folder = tmp_path_factory.mktemp('pictures')
-    cli.run(['data', 'pack', 'folder', str(folder / 'data'), '--path', str(write_pictures(folder / 'source'))])
-    return folder / 'data'
+
+    def make(folder: Path) -> None:
+        cli.run(['data', 'pack', 'folder', str(folder / 'data'), '--path', str(write_pictures(folder / 'source'))])
+
+    return made_once(tmp_path_factory, 'pictures', make) / 'data'
 
 
 @pytest.fixture(scope='session')
 def arrays(tmp_path_factory) -> Path:
     """A packed data set of feature arrays: train 24, test 8."""
-    folder = tmp_path_factory.mktemp('arrays')
-    cli.run(['data', 'pack', 'features', str(folder / 'data'), '--path', str(write_arrays(folder / 'source'))])
-    return folder / 'data'
+
+    def make(folder: Path) -> None:
+        cli.run(['data', 'pack', 'features', str(folder / 'data'), '--path', str(write_arrays(folder / 'source'))])
+
+    return made_once(tmp_path_factory, 'arrays', make) / 'data'
 
 
 @pytest.fixture(scope='session')
 def line(pictures, tmp_path_factory) -> Path:
     """A folder with a finished run of every stage, each from those before it."""
-    runs = tmp_path_factory.mktemp('line')
-    starts = {
-        'stage1': config.Start(vit=str(runs / 'vision')),
-        'stage2': config.Start(checkpoint=str(runs / 'stage1'), lm=str(runs / 'language')),
-        'instruct': config.Start(checkpoint=str(runs / 'stage2')),
-    }
-    for stage in STAGES:
-        run = dataclasses.replace(recipe(stage, pictures), start=starts.get(stage, config.Start()))
-        loop.train(run, runs / stage)
-    return runs
+
+    def make(runs: Path) -> None:
+        starts = {
+            'stage1': config.Start(vit=str(runs / 'vision')),
+            'stage2': config.Start(checkpoint=str(runs / 'stage1'), lm=str(runs / 'language')),
+            'instruct': config.Start(checkpoint=str(runs / 'stage2')),
+        }
+        for stage in STAGES:
+            run = dataclasses.replace(recipe(stage, pictures), start=starts.get(stage, config.Start()))
+            loop.train(run, runs / stage)
+
+    return made_once(tmp_path_factory, 'line', make)

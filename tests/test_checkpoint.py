@@ -1,5 +1,6 @@
 """Checkpoints survive what happens to disks and processes: kills, damage, a full disk, another mesh."""
 
+import contextlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from qformer_jax.errors import UserError
 from qformer_jax.training import checkpoint
@@ -243,13 +244,13 @@ def test_a_full_disk_is_one_clear_line_and_the_checkpoint_before_stays(checkpoin
     assert_restores(checkpoints, 1)
 
 
-def start(code, *arguments, environment=os.environ):
+def start(code, *arguments):
     """Start Python on `code` with this file's helpers in scope."""
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get('PYTHONPATH', '')])
     code = f'import sys\nfrom pathlib import Path\nfrom test_checkpoint import *\n{code}'
     command = [sys.executable, '-c', code, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment | {'PYTHONPATH': paths}, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=os.environ | {'PYTHONPATH': paths}, stdout=subprocess.PIPE, text=True)
 
 
 SAVE_FOR_EVER = """
@@ -298,27 +299,18 @@ def test_a_killed_process_leaves_a_sealed_state_to_the_bit(tmp_path, moment):
     opened.close()
 
 
-RESTORE_SHARDED = """
-from jax.sharding import NamedSharding, PartitionSpec
-mesh = jax.make_mesh((8,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
-place = lambda x: NamedSharding(mesh, PartitionSpec('fsdp') if x.ndim == 2 else PartitionSpec())
-target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), make_state(0))
-checkpoints = Checkpoints(Path(sys.argv[1]))
-state, step, info = checkpoints.restore(target, make_iterator())
-assert_equal(state, make_state(3))
-assert state['params']['kernel'].sharding.is_equivalent_to(place(state['params']['kernel']), 2)
-assert len(state['opt'][0].mu['kernel'].addressable_shards) == 8
-assert state['opt'][0].mu['kernel'].addressable_shards[5].data.shape == (1, 7)
-checkpoints.save(4, jax.tree.map(lambda x: x, state), make_iterator(3), info)
-checkpoints.close()
-"""
-
-
 def test_restores_onto_eight_devices_and_back(copied):
     folder, checkpoints = copied
-    child = start(RESTORE_SHARDED, folder, environment=small.eight_devices())
-    child.communicate(timeout=120)
-    assert child.returncode == 0
+    mesh = jax.make_mesh((8,), ('fsdp',), axis_types=(AxisType.Auto,))
+    place = lambda x: NamedSharding(mesh, PartitionSpec('fsdp') if x.ndim == 2 else PartitionSpec())  # noqa: E731
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), make_state(0))
+    with contextlib.closing(Checkpoints(folder)) as others:
+        state, step, info = others.restore(target, make_iterator())
+        assert_equal(state, make_state(3))
+        assert state['params']['kernel'].sharding.is_equivalent_to(place(state['params']['kernel']), 2)
+        assert len(state['opt'][0].mu['kernel'].addressable_shards) == 8
+        assert state['opt'][0].mu['kernel'].addressable_shards[5].data.shape == (1, 7)
+        others.save(4, state, make_iterator(3), info)
     state, step, _ = checkpoints.restore(abstract(make_state(0)), make_iterator())
     assert step == 4
     assert_equal(state, make_state(3))

@@ -1,8 +1,6 @@
 """Eight devices give the losses of one: the batch is global, wherever its rows lie."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +20,6 @@ from qformer_jax.training import exchange, logs, loop
 
 STEPS = 3
 STAGES = ('stage1', 'stage2', 'instruct')
-TRAIN = """
-import sys
-from pathlib import Path
-from qformer_jax import recipes
-from qformer_jax.training import loop
-for path in map(Path, sys.argv[1:]):
-    loop.train(recipes.load(str(path))[0], path.with_suffix(''))
-"""
 
 
 def tiny(stage: str, data: Path, voice: Path) -> config.Run:
@@ -68,22 +58,12 @@ def voice(pictures, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope='module')
-def on_eight(pictures, voice, tmp_path_factory) -> Path:
-    """Return the folder of the runs of a process that simulates 8 devices."""
-    folder = tmp_path_factory.mktemp('eight')
-    files = [small.write_recipe(folder / f'{stage}.py', tiny(stage, pictures, voice)) for stage in STAGES]
-    command = [sys.executable, '-c', TRAIN, *map(str, files)]
-    done = subprocess.run(command, cwd=small.ROOT, env=small.eight_devices(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert '8 cpu device(s)' in done.stderr
-    return folder
-
-
 @pytest.mark.parametrize('stage', STAGES)
-def test_eight_devices_give_the_losses_of_one(pictures, voice, on_eight, tmp_path, stage):
-    loop.train(tiny(stage, pictures, voice), tmp_path / 'run')
-    one, eight = logs.records(tmp_path / 'run'), logs.records(on_eight / stage)
+def test_eight_devices_give_the_losses_of_one(pictures, voice, tmp_path, capsys, stage):
+    for devices in (1, 8):
+        loop.train(tiny(stage, pictures, voice), tmp_path / f'{devices}', mesh=data_mesh(devices))
+        assert f'{devices} cpu device(s)' in capsys.readouterr().err
+    one, eight = logs.records(tmp_path / '1'), logs.records(tmp_path / '8')
     assert len(one) == len(eight) == STEPS + (stage == 'stage2')
     assert stage == 'stage2' or len({record['queries'] for record in one}) > 1
     for a, b in zip(one, eight, strict=True):
@@ -94,4 +74,4 @@ def test_eight_devices_give_the_losses_of_one(pictures, voice, on_eight, tmp_pat
 
 def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():
     with pytest.raises(UserError, match=r'batch size 10 .* 1 device\(s\) x 4 micro-batch\(es\): .* such as 8'):
-        check_batch(data_mesh(), 10, 4)
+        check_batch(data_mesh(1), 10, 4)

@@ -142,8 +142,8 @@ def trained(line, pictures, tmp_path_factory) -> Blip2:
     run = small.change(run, 'model', gates=dataclasses.replace(GATES, every=1))
     run = small.change(run, 'data', caption_prompt=('it is',))
     starts = config.Start(checkpoint=str(line / 'stage1'), lm=str(line / 'language'))
-    folder = tmp_path_factory.mktemp('gated') / 'run'
-    loop.train(dataclasses.replace(run, start=starts), folder)
+    run = dataclasses.replace(run, start=starts)
+    folder = small.made_once(tmp_path_factory, 'gated', lambda folder: loop.train(run, folder / 'run')) / 'run'
     assert run_dir.finished(folder).last['lm'] == run_dir.finished(line / 'language').last['lm']
     return small.roomy(Blip2.load(folder))
 

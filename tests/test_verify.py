@@ -1,5 +1,6 @@
 """Every recorded case passes, and verification can fail: a wrong weight, size or recording is named."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -35,6 +36,18 @@ def test_recorded_arrays_equal_ours(name, cases):
     accounted = {row.name for row in rows} | verify.work(cases[name]).left_out.keys()
     assert set(cases[name].arrays) <= accounted
     assert all(row.tolerance <= 1e-5 * row.scale for row in rows)
+
+
+@pytest.mark.slow(reason='float64 compiles a second program')
+@pytest.mark.parametrize('name', CASES)
+def test_the_stored_noise_is_what_float32_does(name, cases):
+    """Measured anew, it gives tolerances that pass, and the stored one is not much wider."""
+    work = verify.work(cases[name])
+    assert work.noise.keys() == work.measurable, f'python tests/measure_noise.py {name}'
+    measured = dataclasses.replace(work, noise=work.measure_noise())
+    assert not failing(measured.rows(work.params, 'float32'))
+    for array, stored in work.tolerances.items():
+        assert stored <= 4 * measured.tolerances[array], array
 
 
 def test_every_weight_matters(cases):
@@ -169,10 +182,11 @@ def test_what_decides_must_be_float32_in_any_precision():
 
 def test_a_tolerance_is_ten_times_the_noise_and_no_more_than_the_limit():
     theirs = np.array([4.0, -1.0], np.float32)
-    assert tolerance.float32(theirs, theirs, theirs) == pytest.approx(40 * tolerance.EPSILON)
-    assert tolerance.float32(theirs, theirs, theirs + 1e-6) == pytest.approx(1e-5, rel=0.2)
-    assert tolerance.float32(theirs, theirs, theirs + 1e-3) == pytest.approx(4e-5)
-    assert tolerance.float32(theirs.astype(np.int32), theirs, theirs + 1) == 0
+    noise = lambda shift: report.difference(theirs, theirs + shift)  # noqa: E731
+    assert tolerance.float32(theirs, noise(0)) == pytest.approx(40 * tolerance.EPSILON)
+    assert tolerance.float32(theirs, noise(1e-6)) == pytest.approx(1e-5, rel=0.2)
+    assert tolerance.float32(theirs, noise(1e-3)) == pytest.approx(4e-5)
+    assert tolerance.float32(theirs.astype(np.int32), noise(1)) == 0
 
 
 def test_a_failing_number_says_whose_rounding_it_is(copy):

@@ -4,6 +4,7 @@
     CASE/arrays.npz                 inputs and results
     CASE/state_dict.safetensors     weights by LAVIS's names; or `meta.json` points into a neighbouring case
     CASE/grads*.safetensors         d loss / d weight, by the same names
+    CASE/noise.json                 what float32 does to each array, if that was measured (`tolerance.py`)
 
 Pictures are NCHW on disk and NHWC from here on; ids are int32.
 """
@@ -17,11 +18,14 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from .. import json_file
 from ..convert.table import Table, check_complete, check_derived, to_ours
 from ..convert.tensors import in_memory
 from ..errors import UserError, nearest
 from ..rules import flatten, unflatten
 from ..typing import Params
+
+NOISE = 'noise.json'
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +73,12 @@ class Case:
     def state(self) -> dict[str, np.ndarray]:
         """The weights by LAVIS's names."""
         return self.home.tensors('state_dict.safetensors')
+
+    @cached_property
+    def noise(self) -> dict[str, float]:
+        """What float32 does to each array, where it was measured and stored."""
+        path = self.folder / NOISE
+        return json_file.read(path, dict[str, float], 'delete it to measure again') if path.is_file() else {}
 
     def tensors(self, file: str) -> dict[str, np.ndarray]:
         """Return a safetensors file of the folder; raises UserError when it is missing or damaged."""

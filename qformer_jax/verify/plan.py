@@ -51,7 +51,7 @@ def plan(
     expected, gradients = ({n: x for n, x in found.items() if n not in left_out} for found in (expected, gradients))
     unknown = [name for name in expected | gradients if name not in computed] + list(_unread(case, gradients))
     expected, gradients = ({n: x for n, x in found.items() if n in computed} for found in (expected, gradients))
-    return Work(params, inputs, whole, expected, gradients, tuple(unknown), left_out, frozenset(unstable))
+    return Work(params, inputs, whole, expected, gradients, tuple(unknown), left_out, frozenset(unstable), case.noise)
 
 
 def _unread(case: Case, gradients: Arrays) -> Iterable[str]:

@@ -1,7 +1,8 @@
 """How far an array may be from what was recorded.
 
 **float32.** Ten times what float32 itself does to it, and never more than 1e-5 of its scale (its largest entry). What
-float32 does is measured: the same code on the same inputs in float64; the largest difference is the noise. It counts as
+float32 does is measured: the same code on the same inputs in float64; the largest difference is the noise (stored in
+CASE/noise.json where that was done before). It counts as
 at least one float32 epsilon of the scale, for a sum that happens to round well here rounds otherwise there. Gradients:
 1e-5 of the tensor's largest entry. Ids: equal.
 
@@ -16,7 +17,7 @@ import re
 
 import numpy as np
 
-from .report import difference, scale
+from .report import scale
 
 LIMIT = 1e-5
 NOISE_FACTOR = 10
@@ -31,13 +32,12 @@ def is_ids(array: np.ndarray) -> bool:
     return not np.issubdtype(array.dtype, np.floating)
 
 
-def float32(theirs: np.ndarray, narrow: np.ndarray, wide: np.ndarray) -> float:
-    """Return the tolerance of an array from our own float32 and float64 results."""
+def float32(theirs: np.ndarray, noise: float) -> float:
+    """Return the tolerance of an array from the largest difference between our own float32 and float64 results."""
     if is_ids(theirs):
         return 0.0
     size = scale(theirs)
-    noise = max(difference(narrow, wide), EPSILON * size)
-    return min(NOISE_FACTOR * noise, LIMIT * size)
+    return min(NOISE_FACTOR * max(noise, EPSILON * size), LIMIT * size)
 
 
 def gradient(theirs: np.ndarray) -> float:

@@ -39,6 +39,9 @@ class Work:
     unstable: frozenset[str]
     """What takes another turn where rounding decides between two words or candidates: not compared in bfloat16."""
 
+    noise: dict[str, float] = dataclasses.field(default_factory=dict)
+    """What float32 does to each array, as far as it is known already."""
+
     @cached_property
     def _compiled(self) -> Callable:
         def run(params: Params, inputs: Arrays, dtype: DTypeLike, names: frozenset[str]) -> Arrays:
@@ -61,11 +64,21 @@ class Work:
 
     @cached_property
     def tolerances(self) -> dict[str, float]:
-        """What each array may differ by in float32, measured with the recorded weights."""
+        """What each array may differ by in float32; the noise that is not known is measured."""
+        known = self.noise if self.noise.keys() >= self.measurable else self.measure_noise()
+        arrays = {name: tolerance.float32(x, known.get(name, 0.0)) for name, x in self.expected.items()}
+        return arrays | {name: tolerance.gradient(x) for name, x in self.gradients.items()}
+
+    @property
+    def measurable(self) -> set[str]:
+        """The arrays that have noise: those of numbers."""
+        return {name for name, x in self.expected.items() if not tolerance.is_ids(x)}
+
+    def measure_noise(self) -> dict[str, float]:
+        """Return the largest difference between float32 and float64 by array, with the recorded weights."""
         narrow = self.compute(self.params, 'float32', self.expected | self.gradients)  # compiled once for all uses
         wide = self.compute(self.params, 'float64', self.expected)
-        measured = {name: tolerance.float32(x, narrow[name], wide[name]) for name, x in self.expected.items()}
-        return measured | {name: tolerance.gradient(x) for name, x in self.gradients.items()}
+        return {name: difference(narrow[name], wide[name]) for name in sorted(self.measurable)}
 
     def rows(self, params: Params, dtype: str) -> list[Row]:
         """Return one row a recorded array, in the order of the file."""
