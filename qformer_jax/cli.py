@@ -1,90 +1,98 @@
 """The command `qformer`: which words lead to which function; a file of `commands/` holds its options and help.
 
 Exit codes: 0 done (or stopped in good order by a signal), 1 a case of `verify` fails, 2 wrong input, with one line that
-says what and how to go on.
+says what and how to go on. What needs no model (help, version, the list of recipes) imports none of JAX and tyro.
 """
 
 import sys
-from collections.abc import Callable
 
 from . import recipes
-from .commands.attention import Attention, attention
-from .commands.chat import Chat, chat
-from .commands.convert import Convert, convert
-from .commands.encode import Encode, encode
-from .commands.evaluate import Evaluate, evaluate
-from .commands.export import Export, export
-from .commands.ground import Ground, ground
-from .commands.pack import Pack, pack
-from .commands.parse import parse
-from .commands.quantize import Quantize, quantize
-from .commands.queries import Queries, queries
-from .commands.rank import Rank, rank
-from .commands.search import Embed, Search, embed, search
-from .commands.train import train
-from .commands.verify import Verify, verify
-from .commands.write import Ask, Caption, ask, caption
+from .commands import COMMANDS, GROUPS, load
 from .errors import UserError, command, nearest
 
 HELP = """\
 qformer: train a Q-Former between a frozen vision tower and a frozen language model, and use it (BLIP-2).
 
-  qformer data pack SOURCE OUT      turn pictures (or feature arrays) and texts into a data set
-  qformer data encode DATA OUT --vit RUN  a data set of a frozen tower's features, to train from
-  qformer train RECIPE --run RUN    train a stage; the same command continues a run that stopped
-  qformer convert SOURCE... DEST    bring published checkpoints in, or take a run out
-  qformer caption RUN PICTURE...    describe pictures
-  qformer ask RUN PICTURE QUESTION  answer a question about a picture
-  qformer chat RUN PICTURE          talk about pictures in the terminal
-  qformer rank RUN PICTURE QUESTION ANSWER...  choose among given answers
-  qformer search RUN FOLDER TEXT    find the pictures of a folder that fit a text
-  qformer embed RUN PICTURE...      write ITC vectors of pictures and texts
-  qformer attention RUN PICTURE     draw where the queries look, and what each does for a text
-  qformer queries RUN               how much each query carries, over a data set
-  qformer ground RUN PICTURE PHRASE...  say and draw where things are
-  qformer quantize RUN DEST --weights int8   a run in fewer bits, and what that costs
-  qformer export RUN DEST           files that serve a run without this package
-  qformer evaluate RUN --task TASK  vqa, caption, retrieval or grounding, on a split of the data set
-  qformer verify CASE...            compare our numbers with recorded ones
+usage: qformer COMMAND ...
+{groups}
 
-Each has --help. The recipes: {recipes}
+`qformer COMMAND --help` says what a command does and lists its options, `qformer train` lists the recipes, and
+`qformer --version` names the versions. RUN is the folder of a run, which `train` and `convert` write.
 """
+DATA_HELP = """\
+usage: qformer data COMMAND ...
 
+{lines}
 
-COMMANDS: dict[str, tuple[type, Callable]] = {
-    'data pack': (Pack, pack),
-    'data encode': (Encode, encode),
-    'caption': (Caption, caption),
-    'ask': (Ask, ask),
-    'rank': (Rank, rank),
-    'chat': (Chat, chat),
-    'search': (Search, search),
-    'embed': (Embed, embed),
-    'attention': (Attention, attention),
-    'queries': (Queries, queries),
-    'ground': (Ground, ground),
-    'quantize': (Quantize, quantize),
-    'export': (Export, export),
-    'evaluate': (Evaluate, evaluate),
-    'verify': (Verify, verify),
-    'convert': (Convert, convert),
-}
+`qformer data COMMAND --help` lists the options of each.
+"""
+TRAIN_HELP = """\
+usage: qformer train RECIPE --run RUN [OPTIONS]   (qformer train RECIPE --help lists them)
+
+{recipes}
+
+RECIPE is one of these names, or a .py file of your own.
+"""
+ASKED = ('-h', '--help')
 
 
 def run(arguments: list[str]) -> None:
     """Run one command line; raises UserError for wrong input, Stopped after a signal, SystemExit after help."""
-    if not arguments or arguments[0] in ('-h', '--help'):
-        print(HELP.format(recipes=', '.join(recipes.names())))
-        return
-    name, rest = arguments[0], arguments[1:]
-    if name == 'data' and rest:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ('--help', [])
+    if name == 'data' and rest and rest[0] not in ASKED:
         name, rest = f'data {rest[0]}', rest[1:]
-    if name == 'train':
-        return train(rest)
-    if name not in COMMANDS:
-        raise UserError(f"no command '{name}'{nearest(name, [*COMMANDS, 'train'])}; see qformer --help")
-    kind, function = COMMANDS[name]
-    function(parse(kind, rest, prog=f'qformer {name}'))
+    if name in ASKED:
+        print(HELP.format(groups=_groups()), end='')
+    elif name == '--version':
+        print(_versions())
+    elif name == 'data':
+        print(DATA_HELP.format(lines=_lines(GROUPS['Data'])), end='')
+    elif name == 'train' and (not rest or rest[0].startswith('-')):
+        _list_recipes(rest)
+    elif name in COMMANDS:
+        _run(name, rest)
+    else:
+        raise UserError(f"no command '{name}'{nearest(name, COMMANDS)}; see qformer --help")
+
+
+def _run(name: str, words: list[str]) -> None:
+    options, function = load(name)
+    if options:
+        from .commands.parse import parse
+
+        words = parse(options, words, prog=f'qformer {name}')
+    function(words)
+
+
+def _groups() -> str:
+    return ''.join(f'\n{title}\n{_lines(group)}\n' for title, group in GROUPS.items()).rstrip('\n')
+
+
+def _lines(group: dict[str, tuple[str, str, str]]) -> str:
+    """Return a line a command; what they do stands in one column over all groups."""
+    width = max(len(f'{name} {words}') for name, (_, words, _) in COMMANDS.items())
+    return '\n'.join(f'  {f"{name} {words}":{width}}  {does}' for name, (_, words, does) in group.items())
+
+
+def _list_recipes(words: list[str]) -> None:
+    firsts = {name: recipes.first_line(name) for name in recipes.names()}
+    width = max(map(len, firsts))
+    print(TRAIN_HELP.format(recipes='\n'.join(f'  {name:{width}}  {line}' for name, line in firsts.items())), end='')
+    if not set(words) & set(ASKED):
+        raise UserError(f'qformer train needs a recipe{f", before {words[0]}" if words else ""}')
+
+
+def _versions() -> str:
+    import platform
+    from importlib import metadata
+
+    def version(package: str) -> str:
+        try:
+            return f'{package} {metadata.version(package)}'
+        except metadata.PackageNotFoundError:  # a checkout that pip does not know
+            return f'{package} not installed'
+
+    return ', '.join([*map(version, ('qformer_jax', 'jax', 'flax')), f'Python {platform.python_version()}'])
 
 
 def main() -> None:

@@ -1,11 +1,15 @@
 """`configs/NAME.py` by name: each file's docstring is the model card, its `config()` returns the `Run`."""
 
+import ast
 import runpy
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .config import Run
 from .errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from .config import Run
 
 _HERE = Path(__file__).parent
 FOLDER = next((f for f in (_HERE / 'configs', _HERE.parent / 'configs') if f.is_dir()), _HERE / 'configs')
@@ -16,7 +20,12 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob('*.py'))
 
 
-def load(name: str) -> tuple[Run, str]:
+def first_line(name: str) -> str:
+    """Return the first line of a recipe's model card, without running the recipe."""
+    return (ast.get_docstring(ast.parse((FOLDER / f'{name}.py').read_text())) or '').partition('\n')[0]
+
+
+def load(name: str) -> tuple['Run', str]:
     """Return the run and the model card of a recipe, by name or by path of a `.py` file; raises UserError."""
     path = Path(name) if name.endswith('.py') else FOLDER / f'{name}.py'
     if not path.is_file():

@@ -7,7 +7,6 @@ from typing import Annotated
 import tyro
 
 from .. import config, recipes
-from ..errors import UserError
 from .options import Wait
 from .parse import parse
 
@@ -25,14 +24,7 @@ class Train:
 
 
 def train(arguments: list[str]) -> None:
-    """Train a recipe, its fields overridden by options."""
-    if not arguments or arguments[0].startswith('-'):
-        rows = [f'  {name:24} {recipes.load(name)[1].splitlines()[0]}' for name in recipes.names()]
-        print('usage: qformer train RECIPE --run RUN [OPTIONS]   (qformer train RECIPE --help lists them)\n')
-        print('\n'.join(rows))
-        if not arguments:
-            raise UserError('qformer train needs a recipe')
-        return
+    """Train a recipe, the first word; options override its fields."""
     default, card = recipes.load(arguments[0])
     options = parse(
         tyro.conf.AvoidSubcommands[Train],
