@@ -52,7 +52,8 @@ def run(arguments: list[str]) -> None:
     elif name in COMMANDS:
         _run(name, rest)
     else:
-        raise UserError(f"no command '{name}'{nearest(name, COMMANDS)}; see qformer --help")
+        where = 'qformer data' if name.startswith('data ') else 'qformer'
+        raise UserError(f"no command '{name}'{nearest(name, COMMANDS)}; see {where} --help")
 
 
 def _run(name: str, words: list[str]) -> None:

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
-from .options import ConnectorFile
+from .options import ConnectorFile, PictureFile, RunFolder
 
 if TYPE_CHECKING:
     from ..analysis.attention import Looks
@@ -33,9 +31,9 @@ class Attention:
     of the scores itc, itm, lm.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Folder of the run (`stage1` or later)."""
-    picture: tyro.conf.Positional[Path]
+    picture: PictureFile
     """Picture file."""
     text: str = ''
     """A caption to compare with, or what the language model is to write."""

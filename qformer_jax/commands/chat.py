@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ..errors import UserError
-from .options import ConnectorFile, Drawing, Keeping
+from .options import ConnectorFile, Drawing, Keeping, PictureFile, RunFolder
 
 if TYPE_CHECKING:
     import jax
@@ -29,9 +29,9 @@ class Chat:
     question), and a language model that is a decoder reads nothing twice.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Folder of the run."""
-    picture: tyro.conf.Positional[Path]
+    picture: PictureFile
     """Picture file (or a .npy feature array, where the run reads those)."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -32,7 +32,9 @@ class Convert:
     Every tensor finds its place exactly once, or the command says which did not and writes nothing.
     """
 
-    paths: tyro.conf.Positional[tuple[Path, ...]]
+    paths: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar='SOURCE... DEST', help_behavior_hint='')
+    ]
     """Sources (.pth, .safetensors, .onnx, .gguf, a Hugging Face folder, or a run), and last the destination."""
     to: Literal['ours', 'lavis', 'huggingface'] = 'ours'
     """What to write: a finished run of ours, LAVIS's file (.pth or .safetensors), or a Hugging Face folder."""

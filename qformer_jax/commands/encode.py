@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from .options import ConnectorFile, Wait, class_of
+from .options import ConnectorFile, OutFolder, Wait, class_of
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,9 @@ class Encode:
     and no mirrored pictures. ViT-g at 224 pixels gives 0.7 MB a picture in bfloat16.
     """
 
-    data: tyro.conf.Positional[Path]
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar='DATA')]
     """Packed data set of pictures."""
-    out: tyro.conf.Positional[Path]
+    out: OutFolder
     """Folder to write."""
     vit: Path = tyro.MISSING
     """Finished run whose vision tower encodes: the `vision` run, a converted one, or any that begins with it."""

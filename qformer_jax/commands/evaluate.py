@@ -4,17 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from ..config.ranges import FromZero
-from .options import ConnectorFile, class_of
+from .options import ConnectorFile, RunFolder, class_of
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Judge a finished run on a split of its data set; writes the numbers and every prediction beside the run."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Folder of the run."""
     task: Literal['vqa', 'caption', 'retrieval', 'grounding']
     """What is judged."""

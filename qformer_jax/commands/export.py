@@ -1,11 +1,8 @@
 """`qformer export`: a run as files that need nothing of this package."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import tyro
-
-from .options import ConnectorFile, Wait, class_of
+from .options import ConnectorFile, NewFolder, RunFolder, Wait, class_of
 
 
 @dataclass(frozen=True)
@@ -20,9 +17,9 @@ class Export:
     or two rows is slower than in this package.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Folder of the run (`stage1` or later)."""
-    dest: tyro.conf.Positional[Path]
+    dest: NewFolder
     """Folder to write."""
     connector: ConnectorFile = None
     wait: Wait = False

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from .options import ConnectorFile
+from .options import ConnectorFile, PictureFile, RunFolder, several
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,11 @@ class Ground:
     bottom edge as shares of width and height) and that count.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Folder of a run that was trained with model.grounding."""
-    picture: tyro.conf.Positional[Path]
+    picture: PictureFile
     """Picture file."""
-    phrases: tyro.conf.Positional[tuple[str, ...]]
+    phrases: Annotated[tyro.conf.Positional[tuple[str, ...]], several('PHRASE')]
     """What to look for: 'the red circle'."""
     out: Path = Path('ground')
     """Folder to write."""

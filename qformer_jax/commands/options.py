@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from ..inference.search import Settings
 
 
+def several(name: str) -> object:
+    """Name a positional argument that takes one word or more."""
+    return tyro.conf.arg(metavar=f'{name}...', help_behavior_hint='(one or more)')
+
+
+RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar='RUN')]
+PictureFile = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar='PICTURE')]
+Question = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='QUESTION')]
+NewFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar='DEST')]
+OutFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar='OUT')]
 ConnectorFile = Annotated[
     Path | None,
     tyro.conf.arg(

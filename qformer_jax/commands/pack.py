@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from .options import Wait
+from .options import OutFolder, Wait
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,12 @@ class Pack:
     Says how long the captions are, and how many of them the recipes' data.max_text would cut.
     """
 
-    source: tyro.conf.Positional[Literal['easy-vqa', 'folder', 'coco', 'features']]
+    source: Annotated[
+        tyro.conf.Positional[Literal['easy-vqa', 'folder', 'coco', 'features']], tyro.conf.arg(metavar='SOURCE')
+    ]
     """`easy-vqa`: the PyPI package; `folder`: pictures, or videos as lists of frames, with a captions.jsonl;
     `coco`: COCO / VQAv2 JSON files; `features`: .npy arrays [P, V] with a captions.jsonl."""
-    out: tyro.conf.Positional[Path]
+    out: OutFolder
     """Folder to write."""
     path: Path = Path('.')
     """Where the source lies (not for easy-vqa)."""

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from ..errors import UserError
-from .options import ConnectorFile, Wait, class_of
+from .options import ConnectorFile, NewFolder, RunFolder, Wait, class_of
 
 LAYERS_SHOWN = 5
 
@@ -24,9 +22,9 @@ class Quantize:
     mean square, relative to their own), and the run's task before and after, where its data set is at hand.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Folder of the run (`qformer convert` makes one of a published checkpoint)."""
-    dest: tyro.conf.Positional[Path]
+    dest: NewFolder
     """Folder to write."""
     weights: Literal['int8', 'int4', 'bfloat16', 'float16']
     """int8: a scale an output channel; int4: a scale every 64 inputs, the output table in 8 bits; or a cast."""

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from .options import ConnectorFile, class_of
+from .options import ConnectorFile, RunFolder, class_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Queries:
     are those to keep for a run with m queries.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Folder of the run (`stage1` or later)."""
     split: str = 'test'
     """Split, in tensorflow_datasets' notation: `test[:256]` is faster; each query costs a language model a reading."""

@@ -1,13 +1,12 @@
 """`qformer rank`: given answers, the likeliest first."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from ..errors import UserError
-from .options import ConnectorFile, Keeping
+from .options import ConnectorFile, Keeping, PictureFile, Question, RunFolder, several
 
 
 @dataclass(frozen=True)
@@ -18,13 +17,13 @@ class Rank:
     softmax over the candidates. Picture and question are read once, however many candidates there are.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Folder of the run (`stage2` or `instruct`)."""
-    picture: tyro.conf.Positional[Path]
+    picture: PictureFile
     """Picture file (or a .npy feature array, where the run reads those)."""
-    question: tyro.conf.Positional[str]
+    question: Question
     """The question, in quotes."""
-    candidates: tyro.conf.Positional[tuple[str, ...]]
+    candidates: Annotated[tyro.conf.Positional[tuple[str, ...]], several('ANSWER')]
     """Answers to choose from, each in quotes."""
     rule: Literal['sum', 'mean'] = 'sum'
     """`sum` over a candidate's tokens, as InstructBLIP ranks, which favours short ones; `mean`: a token's average."""
@@ -39,7 +38,7 @@ def rank(options: Rank) -> None:
     from rich.table import Table
 
     if not options.candidates:
-        raise UserError('no candidate given: qformer rank RUN PICTURE QUESTION CANDIDATE...')
+        raise UserError('no candidate given: qformer rank RUN PICTURE QUESTION ANSWER...')
     with options.keeping.load(options.run, options.connector) as model:
         scores = model.rank([options.picture], [options.question], options.candidates, options.rule)[0]
     shares = np.exp(scores - scores.max())

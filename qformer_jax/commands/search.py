@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from ..config.ranges import FromZero
 from ..errors import UserError
-from .options import Wait
+from .options import RunFolder, Wait
 
 if TYPE_CHECKING:
     from ..inference.blip2 import Blip2
@@ -24,11 +24,11 @@ class Search:
     pictures only; that folder may be deleted at any time.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Folder of a stage-1 run."""
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar='FOLDER')]
     """Pictures, in sub folders too."""
-    text: tyro.conf.Positional[str]
+    text: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='TEXT')]
     """What they should show, in quotes."""
     top: int = 10
     """Pictures to print."""
@@ -75,9 +75,11 @@ class Embed:
     rows.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Folder of a stage-1 run."""
-    pictures: tyro.conf.Positional[tuple[Path, ...]] = ()
+    pictures: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar='PICTURE...', help_behavior_hint='(or --texts)')
+    ] = ()
     """Picture files, or folders of them."""
     texts: tuple[str, ...] = ()
     """Texts, each in quotes."""

@@ -3,11 +3,12 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from ..errors import UserError
+from .options import several
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Verify:
     BLIP-2 with OPT-2.7B.
     """
 
-    cases: tyro.conf.Positional[tuple[Path, ...]]
+    cases: Annotated[tyro.conf.Positional[tuple[Path, ...]], several('CASE')]
     """Folders, one a case; any sizes. With --against: one model's folder."""
     against: Literal['huggingface'] | None = None
     """Whose code computes the other side; default: it was recorded."""

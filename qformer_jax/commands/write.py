@@ -7,16 +7,16 @@ from typing import Annotated
 import tyro
 
 from ..errors import UserError
-from .options import ConnectorFile, Keeping, Writing
+from .options import ConnectorFile, Keeping, PictureFile, Question, RunFolder, Writing, several
 
 
 @dataclass(frozen=True)
 class Caption:
     """Describe pictures with a finished run of stage 1 or later."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Folder of the run."""
-    pictures: tyro.conf.Positional[tuple[Path, ...]]
+    pictures: Annotated[tyro.conf.Positional[tuple[Path, ...]], several('PICTURE')]
     """Picture files, folders of a video's frames (or .npy feature arrays, where the run reads those)."""
     writing: Annotated[Writing, tyro.conf.arg(name='')] = field(default_factory=Writing)
     keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
@@ -41,11 +41,11 @@ def caption(options: Caption) -> None:
 class Ask:
     """Answer a question about a picture with a finished run."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """Folder of the run."""
-    picture: tyro.conf.Positional[Path]
+    picture: PictureFile
     """Picture file, or a folder of a video's frames (or a .npy feature array, where the run reads those)."""
-    question: tyro.conf.Positional[str]
+    question: Question
     """The question, in quotes."""
     writing: Annotated[Writing, tyro.conf.arg(name='')] = field(default_factory=Writing)
     keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
