@@ -13,22 +13,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attention:
-    """Draw where each query of the Q-Former looks in a picture, and with --text which of it matters.
+    """Draw where each query of the Q-Former looks in a picture and, with --text, how much each matters for the text.
 
-    A row a query, below one of their mean. Columns: (1) the mean of the cross-attention's weights over all layers and
-    heads; (2) rollout, the share of each patch in the query after the last layer, through self-attention too; (3) with
-    --text, what speaks for the text: weights times gradient of a score, where positive, one scale for all queries; then
-    the weights of each layer. What the class token got is left out of the maps.
+    In attention.png the first row is the mean of all queries, and each query has a row below it. The columns: (1) the
+    mean of the cross-attention weights over all layers and heads; (2) rollout, the share of each patch in the query
+    after the last layer, through self-attention too; (3) with --text, what speaks for the text: weights times the
+    gradient of a score, where positive, on one scale for all queries; then the weights of each layer. What the class
+    token got is left out of the maps.
 
-    The scores: a stage-1 run compares picture and --text by ITC (the cosine of the best query) and ITM (log odds of a
-    match, whose gradient is drawn). A run with a language model gives log p of --text as what it would write, after its
-    caption prompt or as the answer to --question. Beside each query stands its cosine, and what each score loses when
-    that query alone is left out of ITC's maximum, ITM's mean, or what the language model reads. Queries that say the
-    same have low losses each. Best first.
+    The score depends on the run. A stage-1 run compares the picture with --text by ITC (the cosine of the best query)
+    and by ITM (the log odds of a match, whose gradient is drawn). A run with a language model gives log p of --text, as
+    the caption or as the answer to --question. Beside each query stands its cosine with the text (stage 1), and what
+    each score loses when that query alone is left out: of ITC's maximum, of ITM's mean, or of what the language model
+    reads. Two queries that say the same lose little each. With --text the best queries come first.
 
-    attention.npz holds maps [C, H, Q, G, G] of every layer and head, class_token [C, H, Q], layers [C], rollout
-    [Q, G, G]; with --text also gradient [C, H, Q, G, G], cosines [Q] (stage 1), and score_NAME, drop_NAME [Q] for each
-    of the scores itc, itm, lm.
+    The arrays in attention.npz are maps [C, H, Q, G, G] of every layer and head, class_token [C, H, Q], layers [C],
+    rollout [Q, G, G]; with --text also gradient [C, H, Q, G, G], cosines [Q] (stage 1), and score_NAME, drop_NAME [Q]
+    for each of the scores itc, itm, lm.
     """
 
     run: RunFolder
@@ -36,9 +37,9 @@ class Attention:
     picture: PictureFile
     """Picture file."""
     text: str = ''
-    """A caption to compare with, or what the language model is to write."""
+    """A caption to compare the picture with, or what the language model should write."""
     question: str = ''
-    """What the language model, and an instruction-aware Q-Former, is asked; default: for a caption."""
+    """Question that --text answers (an instruction-aware Q-Former reads it too); default: --text is a caption."""
     out: Path = Path('attention')
     """Folder to write."""
     connector: ConnectorFile = None

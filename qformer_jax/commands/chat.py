@@ -25,8 +25,8 @@ class Chat:
     """Talk about a picture with a finished run of stage 2 or later; answers appear as they are written.
 
     Each line is a question. `/image FILE` shows one more picture, `/quit` or the end of input (Ctrl-D) ends the
-    dialogue, Ctrl-C ends an answer. Between turns a picture's queries are kept (its features, where they read each
-    question), and a language model that is a decoder reads nothing twice.
+    dialogue, Ctrl-C ends an answer. Between turns the Q-Former's output for a picture is kept (the features, if the
+    Q-Former reads each question too), and a language model that is a decoder reads nothing twice.
     """
 
     run: RunFolder

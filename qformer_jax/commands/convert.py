@@ -41,16 +41,16 @@ class Convert:
     dtype: Literal['float32', 'bfloat16', 'float16'] | None = None
     """Type of the written weights; default: each as in its source, so that the way back gives equal bits."""
     recipe: str | None = None
-    """A recipe (`qformer train` lists them) that states what files do not tell: attention heads of a size that was
-    never published, the picture size to resize a position table to, how many blocks of a DINOv2 to keep (the first
-    ones), the Q-Former that begins as a BERT."""
+    """A recipe (`qformer train` lists them), for what files do not tell: how many attention heads a size has that
+    was never published, the picture size to resize a position table to, how many blocks of a DINOv2 to keep, the
+    first ones, or the Q-Former that begins as a BERT."""
     allow_nonfinite: bool = False
     """Write tensors that hold NaN or infinity too, and name them in provenance.json; default: nothing is written."""
     queries: FromZero = 0
-    """Give the Q-Former so many queries; 0: as many as it has. Of fewer, the first are kept, which a run with
-    --objective.nested-queries is trained for; more are copies with a little noise, to be trained."""
+    """How many queries the Q-Former gets; 0: as many as it has. Of fewer, the first ones are kept, for which a run
+    with --objective.nested-queries is trained; more are copies with a little noise, to be trained."""
     order: Path | None = None
-    """The queries.npz that `qformer queries` wrote of the source: its queries come in this order, best first."""
+    """The queries.npz that `qformer queries` wrote of the source: the queries come in its order, best first."""
     text_tokenizer: Path | None = None
     """For `ours`: the Q-Former's vocabulary, BERT's vocab.txt or a tokenizer.json; the run needs it to read texts."""
     lm_tokenizer: Path | None = None

@@ -13,9 +13,9 @@ from .options import ConnectorFile, OutFolder, Wait, class_of
 class Encode:
     """Run the frozen vision tower over a packed data set once, so that training reads its features.
 
-    Every stage after the towers' trains from the result as from the pictures, with the same recipe: the tower is not
-    even loaded, and the finished run refers to it and takes pictures. What is lost is augmentation: there are no crops
-    and no mirrored pictures. ViT-g at 224 pixels gives 0.7 MB a picture in bfloat16.
+    Stage 1 and every later stage train from the result as from the pictures, with the same recipe. The tower is not
+    even loaded then, but the finished run refers to it and takes pictures. What is lost is augmentation: there are no
+    crops and no mirrored pictures. ViT-g at 224 pixels gives 0.7 MB a picture in bfloat16.
     """
 
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar='DATA')]
@@ -25,7 +25,7 @@ class Encode:
     vit: Path = tyro.MISSING
     """Finished run whose vision tower encodes: the `vision` run, a converted one, or any that begins with it."""
     taps: tuple[int, ...] = ()
-    """Blocks whose outputs side by side are the features (`model.vit.taps`); empty: as in the tower's run."""
+    """Blocks, from 0, whose outputs side by side are the features; empty: as in the tower's run (model.vit.taps)."""
     batch_size: int = 64
     """Pictures that go through the tower together."""
     connector: ConnectorFile = None

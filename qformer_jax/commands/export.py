@@ -7,14 +7,14 @@ from .options import ConnectorFile, NewFolder, RunFolder, Wait, class_of
 
 @dataclass(frozen=True)
 class Export:
-    """Write a finished run as files that a serving box runs without this package: StableHLO for CPU, CUDA and TPU.
+    """Write a finished run as files that a server runs without this package: StableHLO for CPU, CUDA and TPU.
 
-    encode, prefill and step (of a stage-1 run: image and text, to ITC vectors) are artefacts of `jax.export` for any
-    number of rows and texts of any length. Weights are an argument of theirs, in one safetensors file. A serving
-    program sees arrays only; export.json names them. run.py, a page of code, shows how: it describes a picture, answers
-    a question, or says where a phrase is (of a run with words for boxes), with jax, numpy, safetensors, tokenizers and
-    Pillow. A run of `qformer quantize` keeps its small weights; artefacts read them by matrix products, which for one
-    or two rows is slower than in this package.
+    The programs are encode, prefill and step (of a stage-1 run: image and text, which give ITC vectors), made with
+    jax.export for any number of rows and texts of any length. They take and give arrays, which export.json names;
+    the weights are an argument too, from one safetensors file. A page of code, run.py, shows how to call them: it
+    describes a picture, answers a question, or says where a phrase is (if the run was trained with model.grounding),
+    and needs jax, numpy, safetensors, tokenizers and Pillow. The weights of a run of `qformer quantize` stay small; for
+    one or two rows the programs read them more slowly than this package does.
     """
 
     run: RunFolder

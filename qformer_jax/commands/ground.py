@@ -11,13 +11,15 @@ from .options import ConnectorFile, PictureFile, RunFolder, several
 
 @dataclass(frozen=True)
 class Ground:
-    """Say where things are in a picture: a box for each phrase, in location words, as KOSMOS-2 does.
+    """Say where things are in a picture: boxes for each phrase, in location words, as KOSMOS-2 does.
 
-    The run's language model reads the picture and <grounding><phrase>PHRASE</phrase>, and writes
-    <object><patch_index_0044><patch_index_0863></object>: the cells of the box's top left and bottom right corner on a
-    grid, 32 x 32 unless the run's model.grounding says otherwise. A side is so exact to half a cell. What the model
-    writes that is no box is left out and counted. ground.json holds, a phrase each, the boxes (left, top, right and
-    bottom edge as shares of width and height) and that count.
+    The run's language model reads the picture and <grounding><phrase>PHRASE</phrase>, and writes a box
+    as <object><patch_index_0044><patch_index_0863></object>: its top left and bottom right cell in a grid over the
+    picture, 32 x 32 unless the run's model.grounding says otherwise; so each edge is exact to half a cell. What the
+    model writes that is no box is left out and counted.
+
+    Both files are written to --out: ground.png is the picture with its boxes; ground.json holds for each phrase its
+    boxes (left, top, right and bottom edge, as shares of width and height) and the count of what was left out.
     """
 
     run: RunFolder
@@ -25,7 +27,7 @@ class Ground:
     picture: PictureFile
     """Picture file."""
     phrases: Annotated[tyro.conf.Positional[tuple[str, ...]], several('PHRASE')]
-    """What to look for: 'the red circle'."""
+    """What to look for, each in quotes: 'the red circle'."""
     out: Path = Path('ground')
     """Folder to write."""
     connector: ConnectorFile = None

@@ -31,11 +31,13 @@ OutFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar='OUT')]
 ConnectorFile = Annotated[
     Path | None,
     tyro.conf.arg(
-        help="The .py file with the class Connector of the run, where that is none of the package's. The file is run; "
-        'nothing in a run folder ever is.'
+        help='For a run with a connector of your own: the .py file with its class Connector. That file is run; nothing '
+        'in a run folder ever is.'
     ),
 ]
-Wait = Annotated[bool, tyro.conf.arg(help='Wait until another process that writes there has ended.')]
+Wait = Annotated[
+    bool, tyro.conf.arg(help='Wait for another process that writes to the same place, instead of giving up.')
+]
 
 
 def class_of(connector: Path | None) -> type | None:
@@ -50,13 +52,13 @@ class Drawing:
     """How the next token is found."""
 
     temperature: float = 0.0
-    """Above 0: draw the words (nucleus sampling with --top-p); 0: take the likeliest."""
+    """0: take the likeliest token; above 0: draw one, the higher the more freely (see --top-k, --top-p)."""
     top_k: FromZero = 0
-    """Draw among so many likeliest tokens; 0: all."""
+    """Draw among this many likeliest tokens; 0: among all."""
     top_p: Share = 1.0
-    """Draw among the likeliest tokens that together have this probability (LAVIS: 0.9); 1: all."""
+    """Draw among the likeliest tokens that have this probability together (nucleus; LAVIS: 0.9); 1: among all."""
     seed: Seed = 0
-    """Of what is drawn: the same seed gives the same texts."""
+    """Seed of the draws: the same one gives the same texts."""
 
     def settings(self, max_new_tokens: int) -> 'Settings':
         """Return them as the search takes them; raises UserError where they contradict each other."""
@@ -76,9 +78,9 @@ class Writing(Drawing):
     """How texts are found."""
 
     num_beams: Few = 1
-    """Texts pursued at a time, of which the best are printed; 1: greedy (LAVIS: 5)."""
+    """Beams: texts pursued side by side, of which the best are printed; 1: greedy (LAVIS: 5)."""
     num_return: Few = 1
-    """Texts to print, best first; more than one needs beams or a temperature."""
+    """Texts to print for each picture, best first; more than one needs beams or a temperature."""
 
     def settings(self, max_new_tokens: int) -> 'Settings':
         """Return them as the search takes them; raises UserError where they contradict each other."""
@@ -92,7 +94,7 @@ class Keeping:
     """What is kept of pictures."""
 
     cache: bool = False
-    """Keep what the run makes of a picture, by content, in the folder `cache` beside it: a picture is encoded once."""
+    """Keep what the run makes of each picture in a folder `cache` beside the run: none is encoded twice."""
 
     @contextmanager
     def load(self, run: Path, connector: Path | None = None) -> Iterator['Blip2']:

@@ -11,9 +11,10 @@ from .options import OutFolder, Wait
 
 @dataclass(frozen=True)
 class Pack:
-    """Turn a source into a data set that every stage reads, and train its two tokenizers on the train split.
+    """Pack pictures (or feature arrays) with their texts into one data set that every stage reads.
 
-    Says how long the captions are, and how many of them the recipes' data.max_text would cut.
+    Its two tokenizers, the Q-Former's and the language model's, are trained on the train split unless they are given.
+    The command says how long the captions are, and how many of them the recipes would cut (at their data.max_text).
     """
 
     source: Annotated[
@@ -24,12 +25,12 @@ class Pack:
     out: OutFolder
     """Folder to write."""
     path: Path = Path('.')
-    """Where the source lies (not for easy-vqa)."""
+    """Folder of the source (not for easy-vqa)."""
     text_tokenizer: Path | None = None
     """The Q-Former's vocabulary: BERT's vocab.txt, or a tokenizer.json; default: a WordPiece trained on the split."""
     lm_tokenizer: Path | None = None
     """The language model's: a tokenizer.json, or a folder with one or with OPT's vocab.json and merges.txt; default: a
-    byte BPE trained on the split. A pretrained language model brings its own, from its run (`qformer convert`)."""
+    byte BPE trained on the split. (A pretrained language model brings its own, from its run: `qformer convert`.)"""
     wait: Wait = False
 
 

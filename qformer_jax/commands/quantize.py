@@ -15,11 +15,13 @@ LAYERS_SHOWN = 5
 class Quantize:
     """Store the frozen towers of a finished run in fewer bits, and say what that costs.
 
-    int8 and int4 are for weights only: memory and the weights' traffic shrink, computation stays as precise as before.
-    Small become the dense kernels of the vision tower and the language model, and its token table; the Q-Former and
-    its projection, norms, biases and positions stay as they are. A LoRA is merged before. The result is a run for use
-    (caption, ask, rank, evaluate), which cannot be trained further. Printed are bytes, the error of the weights (root
-    mean square, relative to their own), and the run's task before and after, where its data set is at hand.
+    Smaller become the matrices of the vision tower and of the language model, and the latter's token table. All else
+    stays as it is: the Q-Former, its projection, norms, biases and positions; a LoRA is merged first. With int8 and
+    int4 only weights are stored so: they take less memory and are read faster, and computation stays as precise as
+    before. The result is a run to use (caption, ask, rank, evaluate), not to train further.
+
+    The command prints the bytes, the error of the weights (root mean square, relative to their own) and, where the data
+    set is at hand, how the run does its task before and after.
     """
 
     run: RunFolder
@@ -27,7 +29,7 @@ class Quantize:
     dest: NewFolder
     """Folder to write."""
     weights: Literal['int8', 'int4', 'bfloat16', 'float16']
-    """int8: a scale an output channel; int4: a scale every 64 inputs, the output table in 8 bits; or a cast."""
+    """int8: one scale for each output; int4: one for each 64 inputs (output table: int8); else the plain type."""
     data: Path | None = None
     """Data set to judge on; default: the one that the run was trained on, if it is there."""
     split: str = 'test'

@@ -10,21 +10,22 @@ from .options import ConnectorFile, RunFolder, class_of
 class Queries:
     """Say which queries of a run matter over a data set: how often each wins ITC, and what is lost without it.
 
-    A stage-1 run is judged by each picture's first caption: by ITC, whose similarity is that of the query nearest to
-    the text (it wins), and by ITM, whose log odds are the mean of the queries'. A run with a language model is judged
-    by log p of the caption, or in an `instruct` run of the first answer to each question. A query is left out of ITC's
-    maximum, ITM's mean, or what the language model reads; the others stay as they are. Queries that say the same lose
-    little each.
+    A stage-1 run is judged with each picture's first caption: by ITC, where the query nearest to the text decides (it
+    wins), and by ITM, whose log odds are the mean over the queries. A run with a language model is judged by log p of
+    the caption, an `instruct` run by that of the first answer to each question. One query at a time is left out of
+    ITC's maximum, of ITM's mean, or of what the language model reads, while the others stay as they are. Two queries
+    that say the same lose little each.
 
-    queries.png has a bar a query, most important first. queries.npz holds order [Q], and for each score NAME (itc, itm,
-    lm) drop_NAME [N, Q] of the N texts; of stage 1 also wins [Q], pictures that each query wins. The first m of `order`
-    are those to keep for a run with m queries.
+    In queries.png each query has a bar, the most important first. The arrays in queries.npz are order [Q], for each
+    score NAME (itc, itm, lm) drop_NAME [N, Q] over the N texts, and of stage 1 also wins [Q], the number of pictures
+    that each query wins. The first m of `order` are those to keep for a run with m queries (`qformer convert --queries`
+    and --order).
     """
 
     run: RunFolder
     """Folder of the run (`stage1` or later)."""
     split: str = 'test'
-    """Split, in tensorflow_datasets' notation: `test[:256]` is faster; each query costs a language model a reading."""
+    """Split to judge on, or a part of it: `test[:256]` is faster, since each query costs one more reading."""
     data: Path | None = None
     """Packed data set; default: the one that the run was trained on (of several, the first)."""
     out: Path = Path('queries')

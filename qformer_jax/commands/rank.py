@@ -13,8 +13,8 @@ from .options import ConnectorFile, Keeping, PictureFile, Question, RunFolder, s
 class Rank:
     """Rank candidate answers to a question about a picture by their likelihood (multiple choice, classification).
 
-    The score is log p(candidate | picture, question) in nats under the frozen language model; the shares are the
-    softmax over the candidates. Picture and question are read once, however many candidates there are.
+    The score is log p(answer | picture, question) in nats under the run's language model; the shares are the softmax
+    over the answers. Picture and question are read once, however many answers there are.
     """
 
     run: RunFolder
@@ -26,7 +26,7 @@ class Rank:
     candidates: Annotated[tyro.conf.Positional[tuple[str, ...]], several('ANSWER')]
     """Answers to choose from, each in quotes."""
     rule: Literal['sum', 'mean'] = 'sum'
-    """`sum` over a candidate's tokens, as InstructBLIP ranks, which favours short ones; `mean`: a token's average."""
+    """`sum` of log p over an answer's tokens, as InstructBLIP ranks, which favours short ones; `mean`: per token."""
     keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
     connector: ConnectorFile = None
 

@@ -27,13 +27,13 @@ class Search:
     run: RunFolder
     """Folder of a stage-1 run."""
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar='FOLDER')]
-    """Pictures, in sub folders too."""
+    """Folder of pictures; those in its subfolders are found too."""
     text: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='TEXT')]
-    """What they should show, in quotes."""
+    """What the pictures should show, in quotes."""
     top: int = 10
-    """Pictures to print."""
+    """How many pictures to print."""
     rerank: FromZero = 128
-    """The best by ITC that ITM ranks again; 0: ITC alone, which keeps less than a twentieth as much on the disk."""
+    """How many of the best by ITC are ranked again by ITM; 0: none, which keeps under a twentieth as much on disk."""
     wait: Wait = False
 
 
@@ -70,9 +70,9 @@ def _hits(options: Search, index: Path) -> list:
 class Embed:
     """Write the ITC vectors of pictures and texts, for a vector database or a classifier of one's own.
 
-    A picture gives one unit vector a query, a text one; their similarity is the largest of the products (BLIP-2,
-    section 3.1). The file holds `pictures` [N, Q, E] and `texts` [M, E], float32; the JSON file beside it names the
-    rows.
+    A picture gives a unit vector for each query, a text gives one; a picture is as similar to a text as the nearest of
+    its vectors, by dot product (BLIP-2, section 3.1). The file holds `pictures` [N, Q, E] and `texts` [M, E], float32;
+    the JSON file beside it names the rows.
     """
 
     run: RunFolder

@@ -19,7 +19,7 @@ class Train:
     run: Path = tyro.MISSING
     """Folder of the run: checkpoints, log, curves; give the same one again to continue."""
     restart: str = ''
-    """The name of that folder once more, to remove another run that is there; the very same run only continues."""
+    """Remove another run that is in that folder: repeat the folder's name here. The very same run only continues."""
     wait: Wait = False
 
 

@@ -17,22 +17,22 @@ class Verify:
 
     A case is a folder: meta.json (sizes, texts, what each array means), arrays.npz (inputs and results) and
     state_dict.safetensors (weights by LAVIS's names). The weights go through our conversion tables, the inputs through
-    our networks, losses and decoding, and every recorded array gets a row: largest difference, the same relative to the
-    array's largest entry, how much is allowed, pass or FAIL. Allowed is ten times what float32 itself does to the array
-    (measured against float64), and never more than 1e-5 of its scale; gradients 1e-5 of the tensor's largest; ids must
-    be equal. Exit code 1 if a row fails.
+    our networks, losses and decoding, and every recorded array gets a row: the largest difference, the same relative to
+    the array's largest entry, how much is allowed, pass or FAIL. Allowed is ten times what float32 itself does to the
+    array, measured against float64, but never more than 1e-5 of its scale; for a gradient 1e-5 of its largest entry;
+    token ids must be equal. The exit code is 1 if a row fails.
 
     With --against huggingface the folder is a model of Hugging Face instead (BLIP-2, its ITM model, InstructBLIP; OPT,
-    Llama, T5, BERT or DINOv2 alone), and transformers computes the other side here and now: one row a layer, and the
-    first layer that disagrees. Allowed is ten times what float32 does to that layer in our code. It needs PyTorch, and
-    memory for the model in float32, one side after the other, and a few GB beside: 4 bytes a parameter, 16 GB for
-    BLIP-2 with OPT-2.7B.
+    Llama, T5, BERT or DINOv2 alone), and transformers computes the other side here and now: a row for each layer, and
+    the first layer that disagrees. Allowed is ten times what float32 does to that layer in our code. This needs PyTorch
+    and memory for the model in float32, one side after the other, with a few GB to spare: 4 bytes a parameter, 16 GB
+    for BLIP-2 with OPT-2.7B.
     """
 
     cases: Annotated[tyro.conf.Positional[tuple[Path, ...]], several('CASE')]
-    """Folders, one a case; any sizes. With --against: one model's folder."""
+    """Folders, each a case, of any sizes. With --against: the folder of one model."""
     against: Literal['huggingface'] | None = None
-    """Whose code computes the other side; default: it was recorded."""
+    """Whose code computes the other side now; default: none does, its numbers were recorded."""
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     """Compute dtype of our side; in bfloat16 the rows say what that costs, and the tolerance is as coarse."""
 

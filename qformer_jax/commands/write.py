@@ -12,7 +12,10 @@ from .options import ConnectorFile, Keeping, PictureFile, Question, RunFolder, W
 
 @dataclass(frozen=True)
 class Caption:
-    """Describe pictures with a finished run of stage 1 or later."""
+    """Describe pictures with a finished run of stage 1 or later.
+
+    After stage 1 the Q-Former writes the caption itself (as ITG trains it), after later stages the language model does.
+    """
 
     run: RunFolder
     """Folder of the run."""
@@ -39,7 +42,7 @@ def caption(options: Caption) -> None:
 
 @dataclass(frozen=True)
 class Ask:
-    """Answer a question about a picture with a finished run."""
+    """Answer a question about a picture with a finished run that has a language model (`stage2` or `instruct`)."""
 
     run: RunFolder
     """Folder of the run."""

@@ -25,7 +25,7 @@ class Qformer:
     mlp_width: int = 3072
     """Hidden width of both feed-forward networks (queries' and text's)."""
     cross_attention_freq: int = 2
-    """Cross-attention sits in every such layer, from layer 0."""
+    """Every how many layers there is cross-attention, from layer 0; 2: in every other one."""
     vocab_size: FromZero = 30522
     """Rows of the text vocabulary as pretrained (N), without `[DEC]`, a parameter of its own; 0: the tokenizer's."""
     max_positions: int = 512
@@ -45,7 +45,7 @@ class Qformer:
     query_bank: int = 1
     """Learned vectors that each query mixes by what the picture is (dynamic queries; Cui et al. 2023: 4); 1: none."""
     local_queries: FromZero = 0
-    """Of the queries, the last so many each see one window of a square grid of patches alone (a square number)."""
+    """How many queries, the last ones, each see only one window of a square grid of patches (a square number)."""
     gated_residual: bool = False
     """Add the pooled features to the queries' output behind a gate that begins shut (our name: QFormer++)."""
 

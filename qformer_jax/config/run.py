@@ -72,11 +72,11 @@ class Data:
     question_prompt: tuple[str, ...] = ('Question: {question} Answer:',)
     """Prompts of the language model for a question: training draws one a row, anything else takes the first."""
     caption_prompt: tuple[str, ...] = ('',)
-    """Prompts of the language model for a caption, drawn and taken alike."""
+    """Prompts of the language model for a caption, drawn and taken as those for a question."""
     caption_fraction: Share = 0.0
     """Share of the rows of `language` and `instruct` that ask for the caption instead of an answer."""
     phrase_prompt: tuple[str, ...] = ('<grounding><phrase>{phrase}</phrase>',)
-    """Prompts of the language model for the boxes of a phrase, drawn and taken alike; KOSMOS-2's own."""
+    """Prompts of the language model for the boxes of a phrase, as those for a question; the default is KOSMOS-2's."""
     phrase_fraction: Share = 0.0
     """Share of the rows of `stage2` and `instruct` that ask where a phrase is, of records that say so; the picture is
     then neither cropped nor mirrored."""
@@ -109,7 +109,7 @@ class Objective:
     static_queries: float = 0.0
     """Weight of ITC, ITM and ITG once more, from the mean of each query's bank (Cui et al. 2023: 1)."""
     label_smoothing: Decay = 0.1
-    """Of ITC and ITG; ITM and the language-model loss of stages 2 and 3 have none."""
+    """Label smoothing of ITC and ITG; ITM and the language-model loss of stages 2 and 3 have none."""
     gather_grad: Literal['local', 'global'] = 'local'
     """ITC gradient: `local` stops it on the gathered side, as LAVIS's `concat_all_gather` does; `global` keeps both."""
     positives: Literal['shared', 'diagonal'] = 'shared'
