@@ -132,17 +132,18 @@ def inside(axes):
 
 def mask(axes, x, y, values, title, words, cell=0.22):
     """Draw an attention mask: a row says what this position sees."""
-    count = len(values)
+    count, small = len(values), cell - 0.08
     kinds = [QUERY] * NUM_QUERIES + [TEXT] * NUM_TEXT
     for row in range(count):
         top = y + (count - 1 - row) * cell
-        axes.add_patch(Rectangle((x - 0.3, top + 0.04), cell - 0.08, cell - 0.08, facecolor=kinds[row], edgecolor='none'))
+        axes.add_patch(Rectangle((x - 0.3, top + 0.04), small, small, facecolor=kinds[row], edgecolor='none'))
         for column in range(count):
             fill = '#44546a' if values[row, column] else '#ffffff'
-            axes.add_patch(Rectangle((x + column * cell, top), cell, cell, facecolor=fill, edgecolor=LINE, linewidth=0.8))
+            corner = x + column * cell, top
+            axes.add_patch(Rectangle(corner, cell, cell, facecolor=fill, edgecolor=LINE, linewidth=0.8))
     for column in range(count):
         corner = x + column * cell + 0.04, y + count * cell + 0.1
-        axes.add_patch(Rectangle(corner, cell - 0.08, cell - 0.08, facecolor=kinds[column], edgecolor='none'))
+        axes.add_patch(Rectangle(corner, small, small, facecolor=kinds[column], edgecolor='none'))
     axes.text(x + 1.85, y + 1.38, title, fontsize=11.5, color=INK, va='center', weight='bold')
     axes.text(x + 1.85, y + 1.16, words, fontsize=10, color=MUTED, va='top', linespacing=1.35)
 
@@ -150,15 +151,16 @@ def mask(axes, x, y, values, title, words, cell=0.22):
 def attention_masks(axes):
     """Draw the three masks of stage 1, computed by the package."""
     text = np.ones((1, NUM_TEXT), bool)
-    x = 10.35
-    note(axes, 9.55, 6.62, 'Self-attention masks: one network, three tasks', size=13, ha='left', color=INK, weight='bold')
+    title = 'Self-attention masks: one network, three tasks'
+    note(axes, 9.55, 6.62, title, size=13, ha='left', color=INK, weight='bold')
+    generation = 'Text sees the queries and the\ntext up to itself. Queries do not\nsee text.'
     rows = (
         (4.42, masks.unimodal, 'ITC: contrast', 'Queries see queries,\ntext sees text.'),
         (2.4, masks.bidirectional, 'ITM: matching', 'All see all, so queries\ncan compare image and text.'),
-        (0.38, masks.multimodal_causal, 'ITG: generation', 'Text sees the queries and the\ntext before it. Queries do not\nsee text.'),
-    )  # fmt: skip
+        (0.38, masks.multimodal_causal, 'ITG: generation', generation),
+    )
     for y, function, title, words in rows:
-        mask(axes, x, y, np.asarray(function(NUM_QUERIES, text))[0, 0], title, words)
+        mask(axes, 10.35, y, np.asarray(function(NUM_QUERIES, text))[0, 0], title, words)
 
 
 def key(axes):

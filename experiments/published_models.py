@@ -47,9 +47,7 @@ def _huggingface(name: str, side: str, lm: Lm | None = None) -> Published:
 
 MODELS = {
     'lavis_blip2_pretrain': _lavis('pretrain', 'blip2_pretrained.pth eva_vit_g.pth'),
-    'lavis_blip2_pretrain_vitL': _lavis(
-        'pretrain_vitL', 'blip2_pretrained_vitL.pth clip_vit_L.pth', vit=sizes.VIT_L
-    ),
+    'lavis_blip2_pretrain_vitL': _lavis('pretrain_vitL', 'blip2_pretrained_vitL.pth clip_vit_L.pth', vit=sizes.VIT_L),
     'lavis_blip2_coco': _lavis('coco', 'blip2_finetune_coco.pth', vit=sizes.VIT_G_364),
     'lavis_blip2_pretrain_opt2.7b': _lavis(
         'pretrain_opt2.7b', 'blip2_pretrained_opt2.7b.pth eva_vit_g.pth opt-2.7b/', OPT_2_7B
@@ -106,7 +104,7 @@ def _bytes(shape: tuple[int, ...], dtype: str, kind: str | None, transposed: boo
     array = jax.ShapeDtypeStruct(shape, dtype)
     if kind:
         array = jax.eval_shape(functools.partial(quantize.smaller, kind=kind, transposed=transposed), array)
-    return quantize.size(array)
+    return quantize.size({'array': array})
 
 
 def gibibytes(c: config.Blip2, weights: quantize.Weights) -> float:
@@ -121,7 +119,8 @@ def row(published: Published) -> str:
     """Return a model's row of the table."""
     count = sum(copies * x.size for _, x, copies in counted(published.model))
     size = [f'{gibibytes(published.model, weights):.1f}' for weights in ('bfloat16', 'int8')]
-    return f'| {published.name} | `qformer convert {published.sources} RUN` | {count:,} | {" | ".join(size)} | {GRADE} |'
+    command = f'`qformer convert {published.sources} RUN`'
+    return f'| {" | ".join([published.name, command, f"{count:,}", *size, GRADE])} |'
 
 
 def table() -> str:

@@ -15,7 +15,7 @@ from qformer_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = ROOT / 'docs' / 'architecture.md'
-DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 each_document = pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: path.name)
 
 FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)

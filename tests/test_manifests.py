@@ -12,54 +12,17 @@ import numpy as np
 import pytest
 from reference import GOLDENS
 
+from experiments.published_models import MODELS
 from qformer_jax import config
 from qformer_jax.convert import huggingface, lavis
 from qformer_jax.convert.table import Fresh, check_complete, row_of, to_ours, to_theirs
 from qformer_jax.convert.tensors import Tensor
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten
-from qformer_jax.sizes import (
-    FLAN_T5_XL,
-    FLAN_T5_XXL,
-    OPT_2_7B,
-    OPT_6_7B,
-    VICUNA_7B,
-    VICUNA_13B,
-    VIT_G,
-    VIT_G_364,
-    VIT_L,
-)
 
 MANIFESTS = GOLDENS / 'manifests'
-Lm = config.Opt | config.Llama | config.T5
-
-
-def blip2_of(vit: config.Vit, side: str, lm: Lm | None = None) -> config.Blip2:
-    return config.Blip2(vit, config.Qformer(feature_width=vit.width, text_side=side), lm)
-
-
-def with_rows(lm: Lm, rows: int) -> Lm:
-    return dataclasses.replace(lm, vocab_size=rows)
-
-
-PUBLISHED = {
-    'lavis_blip2_pretrain': (lavis, blip2_of(VIT_G, 'full')),
-    'lavis_blip2_pretrain_vitL': (lavis, blip2_of(VIT_L, 'full')),
-    'lavis_blip2_coco': (lavis, blip2_of(VIT_G_364, 'full')),
-    'lavis_blip2_pretrain_opt2.7b': (lavis, blip2_of(VIT_G, 'none', OPT_2_7B)),
-    'lavis_blip2_pretrain_opt6.7b': (lavis, blip2_of(VIT_G, 'none', OPT_6_7B)),
-    'lavis_blip2_pretrain_flant5xl': (lavis, blip2_of(VIT_G, 'none', FLAN_T5_XL)),
-    'lavis_blip2_pretrain_flant5xxl': (lavis, blip2_of(VIT_G, 'none', FLAN_T5_XXL)),
-    'hf_blip2-itm-vit-g': (huggingface, blip2_of(VIT_G, 'retrieval')),
-    'hf_blip2-opt-2.7b': (huggingface, blip2_of(VIT_G, 'none', with_rows(OPT_2_7B, 50304))),
-    'hf_blip2-opt-6.7b': (huggingface, blip2_of(VIT_G, 'none', with_rows(OPT_6_7B, 50304))),
-    'hf_blip2-flan-t5-xl': (huggingface, blip2_of(VIT_G, 'none', FLAN_T5_XL)),
-    'hf_blip2-flan-t5-xxl': (huggingface, blip2_of(VIT_G, 'none', FLAN_T5_XXL)),
-    'hf_instructblip-flan-t5-xl': (huggingface, blip2_of(VIT_G, 'reads', FLAN_T5_XL)),
-    'hf_instructblip-flan-t5-xxl': (huggingface, blip2_of(VIT_G, 'reads', FLAN_T5_XXL)),
-    'hf_instructblip-vicuna-7b': (huggingface, blip2_of(VIT_G, 'reads', VICUNA_7B)),
-    'hf_instructblip-vicuna-13b': (huggingface, blip2_of(VIT_G, 'reads', VICUNA_13B)),
-}
+FAMILIES = {'lavis': lavis, 'hf': huggingface}
+PUBLISHED = {name: (FAMILIES[name.split('_')[0]], published.model) for name, published in MODELS.items()}
 WITHOUT_LM = [name for name in PUBLISHED if name.startswith('lavis')]  # LAVIS reads it from a file of its own
 
 
