@@ -101,7 +101,7 @@ def inside(axes):
         linewidth=1.1, linestyle=(0, (4, 3)),
     )  # fmt: skip
     axes.add_patch(frame)
-    note(axes, 8.05, 4.5, '× N layers', size=10.5, ha='left', color=INK)
+    note(axes, 8.05, 4.4, 'repeated\nfor each layer', size=10, ha='left')
     box(axes, left, 1.55, right + width - left, 0.6, 'self-attention, shared by both sides', TRAINED)
     box(axes, left, 2.65, width, 0.75, 'cross-attention\n(every second layer)', TRAINED, 10.5)
     box(axes, left, 3.85, width, 0.6, 'feed-forward, queries', TRAINED)
@@ -187,4 +187,4 @@ def draw() -> Figure:
 
 if __name__ == '__main__':
     matplotlib.rcParams |= {'svg.hashsalt': 'architecture', 'font.family': 'DejaVu Sans'}
-    draw().savefig(Path(__file__).with_name('architecture.svg'), metadata={'Date': None})
+    draw().savefig(Path(__file__).with_name('architecture.svg'), metadata={'Date': None, 'Creator': None})
