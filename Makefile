@@ -1,14 +1,18 @@
-# `make demo`: train and judge the whole line. `make test`: the tests. `make lint`: ruff. Each makes its environment first.
+# `make demo`: train and judge the whole line. `make test`: what a change needs. `make test-all`: all tests. `make lint`:
+# ruff. Each makes its environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m experiments.easy_vqa.demo --out demo
 
 test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev

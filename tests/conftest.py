@@ -4,9 +4,12 @@ What is in the environment holds for the processes that tests start, too.
 """
 
 import os
+import re
 import resource
 from importlib.metadata import version
 from pathlib import Path
+
+import slow
 
 # Tests compile much and compute little: without its slowest passes the compiler takes less than half the time.
 # jaxlib 0.11 knows the last of these flags no longer, and ends a process that gives it one.
@@ -29,6 +32,20 @@ jax.config.update('jax_num_cpu_devices', 8)  # of this process alone: what tests
 jaxtyping.install_import_hook('qformer_jax', 'beartype.beartype')
 
 pytest_plugins = ['small']  # fixtures of the tests of use: data sets and finished runs, made once
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is slow, and put tests against torch first: one worker imports it for all of them."""
+    used = set()
+    for item in items:
+        name = f'{item.path.stem}::{item.name}'
+        rule, reason = next(pair for pair in slow.RULES if re.fullmatch(pair[0], name))
+        used.add(rule)
+        if reason:
+            item.add_marker(pytest.mark.slow(reason=reason))
+    if config.args == config.getini('testpaths') and (idle := {rule for rule, _ in slow.RULES} - used):
+        raise pytest.UsageError(f'tests/slow.py: no test matches {sorted(idle)}')
+    items.sort(key=lambda item: not item.path.stem.startswith(('test_against', 'test_bert', 'test_parity')))
 
 
 @pytest.fixture(autouse=True, scope='session')
