@@ -6,15 +6,15 @@ Paper: 80,000 steps of 1,920, cosine from 1e-4 to 5e-5 after 2,000 steps of warm
 rate and the fresh projection at half of it. Checked by shapes: 107,133,696 trained parameters.
 """
 
-from qformer_jax.config import Blip2, Data, Optimizer, Run, Training
+from qformer_jax.config import Blip2Config, Data, Optimizer, Run, Training
+from qformer_jax.presets import OPT_2_7B, QFORMER_G, VIT_G
 from qformer_jax.rules import TEXT_SIDE
-from qformer_jax.sizes import OPT_2_7B, QFORMER_G, VIT_G
 
 
 def config() -> Run:
     return Run(
         stage='stage2',
-        model=Blip2(vit=VIT_G, qformer=QFORMER_G, lm=OPT_2_7B),
+        model=Blip2Config(vit=VIT_G, qformer=QFORMER_G, lm=OPT_2_7B),
         data=Data(crop_scale=(0.5, 1.0), flip=True, max_lm_text=32),
         optimizer=Optimizer(
             peak_rate=1e-4,

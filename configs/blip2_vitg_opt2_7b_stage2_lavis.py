@@ -6,15 +6,15 @@ LAVIS: 10 epochs of 1,024, AdamW (0.9, 0.999), 2,000 steps of warm-up from 1e-6 
 an epoch towards 1e-5, one rate for Q-Former and projection. `steps_per_epoch` is for 4.6 million pairs; set yours.
 """
 
-from qformer_jax.config import Blip2, Data, Objective, Optimizer, Run, Training
+from qformer_jax.config import Blip2Config, Data, Objective, Optimizer, Run, Training
+from qformer_jax.presets import OPT_2_7B, QFORMER_G, VIT_G
 from qformer_jax.rules import TEXT_SIDE
-from qformer_jax.sizes import OPT_2_7B, QFORMER_G, VIT_G
 
 
 def config() -> Run:
     return Run(
         stage='stage2',
-        model=Blip2(vit=VIT_G, qformer=QFORMER_G, lm=OPT_2_7B),
+        model=Blip2Config(vit=VIT_G, qformer=QFORMER_G, lm=OPT_2_7B),
         data=Data(crop_scale=(0.5, 1.0), flip=True, max_lm_text=32),
         objective=Objective(token_mean='per_shard'),
         optimizer=Optimizer(

@@ -6,14 +6,14 @@ Paper: 129 M pairs, 250,000 steps of 1,680, AdamW (0.9, 0.98), decay 0.05, 2,000
 under 6 days on 16 A100. Checked by shapes: 985,894,528 frozen, 186,705,470 trained parameters.
 """
 
-from qformer_jax.config import Blip2, Data, Optimizer, Run, Training
-from qformer_jax.sizes import QFORMER_G, VIT_G
+from qformer_jax.config import Blip2Config, Data, Optimizer, Run, Training
+from qformer_jax.presets import QFORMER_G, VIT_G
 
 
 def config() -> Run:
     return Run(
         stage='stage1',
-        model=Blip2(vit=VIT_G, qformer=QFORMER_G, lm=None),
+        model=Blip2Config(vit=VIT_G, qformer=QFORMER_G, lm=None),
         data=Data(crop_scale=(0.5, 1.0), flip=True, max_text=32),
         optimizer=Optimizer(
             peak_rate=1e-4,

@@ -7,14 +7,14 @@ cosine that moves once an epoch towards 1e-5, losses averaged a device at a time
 `steps_per_epoch` here is for 4.6 million pairs / 1,600; set it, and `training.steps`, to your data's.
 """
 
-from qformer_jax.config import Blip2, Data, Objective, Optimizer, Run, Training
-from qformer_jax.sizes import QFORMER_G, VIT_G
+from qformer_jax.config import Blip2Config, Data, Objective, Optimizer, Run, Training
+from qformer_jax.presets import QFORMER_G, VIT_G
 
 
 def config() -> Run:
     return Run(
         stage='stage1',
-        model=Blip2(vit=VIT_G, qformer=QFORMER_G, lm=None),
+        model=Blip2Config(vit=VIT_G, qformer=QFORMER_G, lm=None),
         data=Data(crop_scale=(0.5, 1.0), flip=True, max_text=32),
         objective=Objective(positives='diagonal', token_mean='per_shard', gather_grad='local'),
         optimizer=Optimizer(

@@ -10,14 +10,14 @@ in `blip2_vitg_stage1`. Of its queries any first m serve alone (Matryoshka Query
 
 from dataclasses import replace
 
-from qformer_jax.config import Blip2, Data, Objective, Optimizer, Run, Training
-from qformer_jax.sizes import QFORMER_G, VIT_G
+from qformer_jax.config import Blip2Config, Data, Objective, Optimizer, Run, Training
+from qformer_jax.presets import QFORMER_G, VIT_G
 
 
 def config() -> Run:
     return Run(
         stage='stage1',
-        model=Blip2(vit=VIT_G, qformer=replace(QFORMER_G, num_queries=16, depth=6), lm=None),
+        model=Blip2Config(vit=VIT_G, qformer=replace(QFORMER_G, num_queries=16, depth=6), lm=None),
         data=Data(crop_scale=(0.5, 1.0), flip=True, max_text=32),
         objective=Objective(nested_queries=True),
         optimizer=Optimizer(

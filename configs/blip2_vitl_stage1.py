@@ -5,14 +5,14 @@
 Paper: 250,000 steps of 2,320. Checked by shapes: 277,985,280 frozen, 183,165,758 trained parameters.
 """
 
-from qformer_jax.config import Blip2, Data, Optimizer, Run, Training
-from qformer_jax.sizes import QFORMER_L, VIT_L
+from qformer_jax.config import Blip2Config, Data, Optimizer, Run, Training
+from qformer_jax.presets import QFORMER_L, VIT_L
 
 
 def config() -> Run:
     return Run(
         stage='stage1',
-        model=Blip2(vit=VIT_L, qformer=QFORMER_L, lm=None),
+        model=Blip2Config(vit=VIT_L, qformer=QFORMER_L, lm=None),
         data=Data(crop_scale=(0.5, 1.0), flip=True, max_text=32),
         optimizer=Optimizer(
             peak_rate=1e-4,

@@ -7,15 +7,15 @@ Result (397 test digits, one seed): 94.3 % of 794 questions, 30.0 % without seei
 
 from dataclasses import replace
 
-from qformer_jax.config import Blip2, Data, Optimizer, Run, Start, Training
+from qformer_jax.config import Blip2Config, Data, Optimizer, Run, Start, Training
+from qformer_jax.presets import TINY_OPT, TINY_QFORMER
 from qformer_jax.rules import TEXT_SIDE
-from qformer_jax.sizes import TINY_OPT, TINY_QFORMER
 
 
 def config() -> Run:
     return Run(
         stage='instruct',
-        model=Blip2(vit=None, qformer=replace(TINY_QFORMER, num_queries=8), lm=TINY_OPT),
+        model=Blip2Config(vit=None, qformer=replace(TINY_QFORMER, num_queries=8), lm=TINY_OPT),
         data=Data(
             path='runs/digits/data',
             train_split='train[10%:]',

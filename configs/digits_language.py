@@ -5,14 +5,14 @@
 Feature arrays need no vision tower: this is the only part to train before stage 1 and 2.
 """
 
-from qformer_jax.config import Blip2, Data, Optimizer, Run, Training
-from qformer_jax.sizes import TINY_OPT
+from qformer_jax.config import Blip2Config, Data, Optimizer, Run, Training
+from qformer_jax.presets import TINY_OPT
 
 
 def config() -> Run:
     return Run(
         stage='language',
-        model=Blip2(vit=None, qformer=None, lm=TINY_OPT),
+        model=Blip2Config(vit=None, qformer=None, lm=TINY_OPT),
         data=Data(
             path='runs/digits/data',
             train_split='train[10%:]',

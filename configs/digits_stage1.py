@@ -9,14 +9,14 @@ Result (397 test digits, one seed): R@1 93.2 % among ten captions, ITM 91.8 %. S
 
 from dataclasses import replace
 
-from qformer_jax.config import Blip2, Data, Optimizer, Run, Training
-from qformer_jax.sizes import TINY_QFORMER
+from qformer_jax.config import Blip2Config, Data, Optimizer, Run, Training
+from qformer_jax.presets import TINY_QFORMER
 
 
 def config() -> Run:
     return Run(
         stage='stage1',
-        model=Blip2(vit=None, qformer=replace(TINY_QFORMER, num_queries=8), lm=None),
+        model=Blip2Config(vit=None, qformer=replace(TINY_QFORMER, num_queries=8), lm=None),
         data=Data(path='runs/digits/data', train_split='train[10%:]', validation_split='train[:10%]', max_text=8),
         optimizer=Optimizer(peak_rate=1e-3, final_rate=5e-5, warmup_steps=40, clip_norm=1.0),
         training=Training(steps=400, batch_size=64, checkpoint_every=200, validation_batches=2),

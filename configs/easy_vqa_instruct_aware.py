@@ -5,14 +5,14 @@
 The vision tower and the language model stay frozen.
 """
 
-from qformer_jax.config import Blip2, Data, Objective, Optimizer, Run, Start, Training
-from qformer_jax.sizes import TINY_OPT, TINY_QFORMER, TINY_VIT
+from qformer_jax.config import Blip2Config, Data, Objective, Optimizer, Run, Start, Training
+from qformer_jax.presets import TINY_OPT, TINY_QFORMER, TINY_VIT
 
 
 def config() -> Run:
     return Run(
         stage='instruct',
-        model=Blip2(vit=TINY_VIT, qformer=TINY_QFORMER, lm=TINY_OPT),
+        model=Blip2Config(vit=TINY_VIT, qformer=TINY_QFORMER, lm=TINY_OPT),
         data=Data(
             path='data/easy_vqa',
             train_split='train[10%:]',

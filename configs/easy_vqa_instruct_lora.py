@@ -7,14 +7,14 @@ two CPU cores): 96.8 %, 61.6 % with shuffled pictures; 78.4 % before this stage,
 `--model.lora.targets '.*'`, beside every product, 27,648 numbers: 99.5 %.
 """
 
-from qformer_jax.config import Blip2, Data, Lora, Optimizer, Run, Start, Training
-from qformer_jax.sizes import TINY_OPT, TINY_QFORMER, TINY_VIT
+from qformer_jax.config import Blip2Config, Data, LoraConfig, Optimizer, Run, Start, Training
+from qformer_jax.presets import TINY_OPT, TINY_QFORMER, TINY_VIT
 
 
 def config() -> Run:
     return Run(
         stage='instruct',
-        model=Blip2(vit=TINY_VIT, qformer=TINY_QFORMER, lm=TINY_OPT, lora=Lora(rank=8, alpha=16.0)),
+        model=Blip2Config(vit=TINY_VIT, qformer=TINY_QFORMER, lm=TINY_OPT, lora=LoraConfig(rank=8, alpha=16.0)),
         data=Data(
             path='data/easy_vqa',
             train_split='train[10%:]',

@@ -6,14 +6,14 @@ A row is `caption </s> question answer`, and a quarter of the rows restate the c
 later with the soft prefix in place of the first caption.
 """
 
-from qformer_jax.config import Blip2, Data, Optimizer, Run, Training
-from qformer_jax.sizes import TINY_OPT
+from qformer_jax.config import Blip2Config, Data, Optimizer, Run, Training
+from qformer_jax.presets import TINY_OPT
 
 
 def config() -> Run:
     return Run(
         stage='language',
-        model=Blip2(vit=None, qformer=None, lm=TINY_OPT),
+        model=Blip2Config(vit=None, qformer=None, lm=TINY_OPT),
         data=Data(
             path='data/easy_vqa',
             train_split='train[10%:]',

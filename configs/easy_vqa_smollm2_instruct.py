@@ -6,14 +6,14 @@ A tenth of the rows ask for the caption. `--objective.no-instruction-aware` give
 the same to every question.
 """
 
-from qformer_jax.config import Blip2, Data, Objective, Optimizer, Run, Start, Training
-from qformer_jax.sizes import SMOLLM2_135M, TINY_QFORMER, TINY_VIT
+from qformer_jax.config import Blip2Config, Data, Objective, Optimizer, Run, Start, Training
+from qformer_jax.presets import SMOLLM2_135M, TINY_QFORMER, TINY_VIT
 
 
 def config() -> Run:
     return Run(
         stage='instruct',
-        model=Blip2(vit=TINY_VIT, qformer=TINY_QFORMER, lm=SMOLLM2_135M),
+        model=Blip2Config(vit=TINY_VIT, qformer=TINY_QFORMER, lm=SMOLLM2_135M),
         data=Data(
             path='data/easy_vqa',
             train_split='train[10%:]',

@@ -7,15 +7,15 @@ The language model (Allal et al. 2025) knows nothing of pictures, and only capti
 what it answers to questions after this stage is zero-shot. `experiments/easy_vqa/smollm2.py` runs and judges the line.
 """
 
-from qformer_jax.config import Blip2, Data, Optimizer, Run, Start, Training
+from qformer_jax.config import Blip2Config, Data, Optimizer, Run, Start, Training
+from qformer_jax.presets import SMOLLM2_135M, TINY_QFORMER, TINY_VIT
 from qformer_jax.rules import TEXT_SIDE
-from qformer_jax.sizes import SMOLLM2_135M, TINY_QFORMER, TINY_VIT
 
 
 def config() -> Run:
     return Run(
         stage='stage2',
-        model=Blip2(vit=TINY_VIT, qformer=TINY_QFORMER, lm=SMOLLM2_135M),
+        model=Blip2Config(vit=TINY_VIT, qformer=TINY_QFORMER, lm=SMOLLM2_135M),
         data=Data(
             path='data/easy_vqa',
             train_split='train[10%:]',

@@ -5,14 +5,14 @@
 There are only 24 different captions, so pairs that share one are positives of each other.
 """
 
-from qformer_jax.config import Blip2, Data, Optimizer, Run, Start, Training
-from qformer_jax.sizes import TINY_QFORMER, TINY_VIT
+from qformer_jax.config import Blip2Config, Data, Optimizer, Run, Start, Training
+from qformer_jax.presets import TINY_QFORMER, TINY_VIT
 
 
 def config() -> Run:
     return Run(
         stage='stage1',
-        model=Blip2(vit=TINY_VIT, qformer=TINY_QFORMER, lm=None),
+        model=Blip2Config(vit=TINY_VIT, qformer=TINY_QFORMER, lm=None),
         data=Data(
             path='data/easy_vqa',
             train_split='train[10%:]',

@@ -5,15 +5,15 @@
 The Q-Former's text side rests; it is kept as stage 1 left it, for instruction tuning.
 """
 
-from qformer_jax.config import Blip2, Data, Optimizer, Run, Start, Training
+from qformer_jax.config import Blip2Config, Data, Optimizer, Run, Start, Training
+from qformer_jax.presets import TINY_OPT, TINY_QFORMER, TINY_VIT
 from qformer_jax.rules import TEXT_SIDE
-from qformer_jax.sizes import TINY_OPT, TINY_QFORMER, TINY_VIT
 
 
 def config() -> Run:
     return Run(
         stage='stage2',
-        model=Blip2(vit=TINY_VIT, qformer=TINY_QFORMER, lm=TINY_OPT),
+        model=Blip2Config(vit=TINY_VIT, qformer=TINY_QFORMER, lm=TINY_OPT),
         data=Data(
             path='data/easy_vqa',
             train_split='train[10%:]',

@@ -5,14 +5,14 @@
 It stands in for EVA ViT-g, so that the whole line can be tried without pretrained weights.
 """
 
-from qformer_jax.config import Blip2, Data, Optimizer, Run, Training
-from qformer_jax.sizes import TINY_VIT
+from qformer_jax.config import Blip2Config, Data, Optimizer, Run, Training
+from qformer_jax.presets import TINY_VIT
 
 
 def config() -> Run:
     return Run(
         stage='vision',
-        model=Blip2(vit=TINY_VIT, qformer=None, lm=None),
+        model=Blip2Config(vit=TINY_VIT, qformer=None, lm=None),
         data=Data(
             path='data/easy_vqa',
             train_split='train[10%:]',

@@ -8,9 +8,9 @@ BLIP-2's second stage over the same Vicuna. The numbers are written from memory 
 rely on them. Checked by shapes: 188,836,608 trained parameters.
 """
 
-from qformer_jax.config import Blip2, Data, Objective, Optimizer, Run, Training
+from qformer_jax.config import Blip2Config, Data, Objective, Optimizer, Run, Training
+from qformer_jax.presets import QFORMER_G, VICUNA_7B, VIT_G
 from qformer_jax.prompts import INSTRUCTBLIP_CAPTIONS, INSTRUCTBLIP_QUESTIONS
-from qformer_jax.sizes import QFORMER_G, VICUNA_7B, VIT_G
 
 STAGE1_ONLY = r'qformer/(added_embedding|lm_head|(vision|text)_projection|itm_head|temperature).*'
 
@@ -18,7 +18,7 @@ STAGE1_ONLY = r'qformer/(added_embedding|lm_head|(vision|text)_projection|itm_he
 def config() -> Run:
     return Run(
         stage='instruct',
-        model=Blip2(vit=VIT_G, qformer=QFORMER_G, lm=VICUNA_7B),
+        model=Blip2Config(vit=VIT_G, qformer=QFORMER_G, lm=VICUNA_7B),
         data=Data(
             crop_scale=(0.5, 1.0),
             flip=True,

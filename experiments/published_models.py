@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 import jax
 
-from qformer_jax import config, sizes
+from qformer_jax import config, presets
 from qformer_jax.inference import quantize
 from qformer_jax.models import blip2
+from qformer_jax.presets import FLAN_T5_XL, FLAN_T5_XXL, OPT_2_7B, OPT_6_7B, VICUNA_7B, VICUNA_13B
 from qformer_jax.rules import flatten, match
-from qformer_jax.sizes import FLAN_T5_XL, FLAN_T5_XXL, OPT_2_7B, OPT_6_7B, VICUNA_7B, VICUNA_13B
 
-Lm = config.Opt | config.Llama | config.T5
+Lm = config.OptConfig | config.LlamaConfig | config.T5Config
 GRADE = '*full-size shapes checked*'
 
 
@@ -27,28 +27,28 @@ class Published:
     """A published checkpoint: its class, our configuration of it, and what to name to `qformer convert`."""
 
     name: str
-    model: config.Blip2
+    model: config.Blip2Config
     sources: str
 
 
-def _blip2(vit: config.Vit, side: str, lm: Lm | None = None) -> config.Blip2:
-    return config.Blip2(vit, config.Qformer(feature_width=vit.width, text_side=side), lm)
+def _blip2(vit: config.VitConfig, side: str, lm: Lm | None = None) -> config.Blip2Config:
+    return config.Blip2Config(vit, config.QformerConfig(feature_width=vit.width, text_side=side), lm)
 
 
-def _lavis(name: str, sources: str, lm: Lm | None = None, vit: config.Vit = sizes.VIT_G) -> Published:
+def _lavis(name: str, sources: str, lm: Lm | None = None, vit: config.VitConfig = presets.VIT_G) -> Published:
     return Published(f'LAVIS {name}', _blip2(vit, 'none' if lm else 'full', lm), sources)
 
 
 def _huggingface(name: str, side: str, lm: Lm | None = None) -> Published:
-    if isinstance(lm, config.Opt):
+    if isinstance(lm, config.OptConfig):
         lm = replace(lm, vocab_size=50304)  # a row for the image token, and rows up to a multiple of 64
-    return Published(f'Hugging Face {name}', _blip2(sizes.VIT_G, side, lm), f'{name}/')
+    return Published(f'Hugging Face {name}', _blip2(presets.VIT_G, side, lm), f'{name}/')
 
 
 MODELS = {
     'lavis_blip2_pretrain': _lavis('pretrain', 'blip2_pretrained.pth eva_vit_g.pth'),
-    'lavis_blip2_pretrain_vitL': _lavis('pretrain_vitL', 'blip2_pretrained_vitL.pth clip_vit_L.pth', vit=sizes.VIT_L),
-    'lavis_blip2_coco': _lavis('coco', 'blip2_finetune_coco.pth', vit=sizes.VIT_G_364),
+    'lavis_blip2_pretrain_vitL': _lavis('pretrain_vitL', 'blip2_pretrained_vitL.pth clip_vit_L.pth', vit=presets.VIT_L),
+    'lavis_blip2_coco': _lavis('coco', 'blip2_finetune_coco.pth', vit=presets.VIT_G_364),
     'lavis_blip2_pretrain_opt2.7b': _lavis(
         'pretrain_opt2.7b', 'blip2_pretrained_opt2.7b.pth eva_vit_g.pth opt-2.7b/', OPT_2_7B
     ),
@@ -74,7 +74,7 @@ MODELS = {
 """Name of the list of keys and shapes in `tests/goldens/manifests` -> what it is."""
 
 
-def counted(c: config.Blip2) -> list[tuple[str, jax.ShapeDtypeStruct, int]]:
+def counted(c: config.Blip2Config) -> list[tuple[str, jax.ShapeDtypeStruct, int]]:
     """Return path, shape and number of copies of each parameter.
 
     Layers repeat: those of an encoder or a decoder are alike, and the Q-Former's alternate (with cross-attention,
@@ -89,13 +89,13 @@ def counted(c: config.Blip2) -> list[tuple[str, jax.ShapeDtypeStruct, int]]:
     elif lm:
         copies |= {'lm': lm.depth}
         lm = replace(lm, depth=1)
-    parts = _traced(config.Blip2(replace(vit, depth=1), None, None))
-    parts = parts | _traced(config.Blip2(None, replace(qformer, depth=period), lm))
+    parts = _traced(config.Blip2Config(replace(vit, depth=1), None, None))
+    parts = parts | _traced(config.Blip2Config(None, replace(qformer, depth=period), lm))
     return [(path, x, copies[path.partition('/layer_')[0]] if '/layer_' in path else 1) for path, x in parts.items()]
 
 
 @functools.cache
-def _traced(c: config.Blip2) -> dict[str, jax.ShapeDtypeStruct]:
+def _traced(c: config.Blip2Config) -> dict[str, jax.ShapeDtypeStruct]:
     return flatten(blip2.shapes(c))
 
 
@@ -107,7 +107,7 @@ def _bytes(shape: tuple[int, ...], dtype: str, kind: str | None, transposed: boo
     return quantize.size({'array': array})
 
 
-def gibibytes(c: config.Blip2, weights: quantize.Weights) -> float:
+def gibibytes(c: config.Blip2Config, weights: quantize.Weights) -> float:
     """Return the size of a model's weights in memory."""
     parts = counted(c)
     kinds = match(quantize.RULES[weights], [path for path, _, _ in parts])

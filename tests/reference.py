@@ -9,16 +9,16 @@ from safetensors.numpy import load_file
 
 from qformer_jax import config
 from qformer_jax.convert import lavis
-from qformer_jax.convert.table import convert, to_theirs
-from qformer_jax.convert.tensors import Tensor
+from qformer_jax.convert.lazy_tensors import Tensor
+from qformer_jax.convert.table import convert, to_torch
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten
 from qformer_jax.typing import Params
 
 GOLDENS = Path(__file__).parent / 'goldens'
 
-EVA = config.Vit(image_size=56, width=48, depth=2, heads=4, mlp_width=209)
-CLIP = config.Vit(
+EVA = config.VitConfig(image_size=56, width=48, depth=2, heads=4, mlp_width=209)
+CLIP = config.VitConfig(
     image_size=56,
     width=48,
     depth=2,
@@ -31,7 +31,7 @@ CLIP = config.Vit(
     pre_norm=True,
     position_resize='align_corners',
 )
-QFORMER = config.Qformer(
+QFORMER = config.QformerConfig(
     feature_width=48,
     num_queries=8,
     width=32,
@@ -43,12 +43,12 @@ QFORMER = config.Qformer(
     embed_width=16,
 )
 QUERIES = dataclasses.replace(QFORMER, text_side='none')  # as stage 2 of LAVIS keeps it
-OPT = config.Opt(vocab_size=356, width=40, depth=2, heads=4, mlp_width=96, max_positions=96)
-T5 = config.T5(
+OPT = config.OptConfig(vocab_size=356, width=40, depth=2, heads=4, mlp_width=96, max_positions=96)
+T5 = config.T5Config(
     vocab_size=101, width=40, depth=2, decoder_depth=2, heads=4, head_width=12, mlp_width=96, buckets=8, max_distance=20
 )
 
-LLAMA = config.Llama(
+LLAMA = config.LlamaConfig(
     vocab_size=90, width=40, depth=2, heads=4, kv_heads=2, head_width=12, mlp_width=96, max_positions=96
 )
 
@@ -66,19 +66,19 @@ def tensors(case: str, name: str) -> dict[str, np.ndarray]:
     return load_file(GOLDENS / 'lavis' / case / f'{name}.safetensors')
 
 
-def params(case: str, c: config.Blip2) -> Params:
+def params(case: str, c: config.Blip2Config) -> Params:
     """Return the recorded weights of a case as our tree."""
     return convert(lavis.blip2(c), tensors(case, 'state_dict'), blip2.shapes(c))
 
 
-def outlines(c: config.Blip2) -> dict[str, Tensor]:
+def outlines(c: config.Blip2Config) -> dict[str, Tensor]:
     """Return LAVIS's state dict of a model of any size, shapes only."""
 
     def unread() -> np.ndarray:
         raise AssertionError('read, where shapes should do')
 
     shapes = flatten(blip2.shapes(c))
-    return to_theirs(lavis.blip2(c), {path: Tensor(x.shape, x.dtype, unread) for path, x in shapes.items()})
+    return to_torch(lavis.blip2(c), {path: Tensor(x.shape, x.dtype, unread) for path, x in shapes.items()})
 
 
 def nhwc(pixels: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from qformer_jax import cli, config
 from qformer_jax.data.cache import Cache
-from qformer_jax.inference import passes
+from qformer_jax.inference import forward
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.rules import TEXT_SIDE
 from qformer_jax.training import loop
@@ -28,8 +28,8 @@ STEPS = 60
 COLOURS = {'red': (220, 30, 30), 'green': (30, 200, 30), 'blue': (30, 30, 220), 'yellow': (230, 230, 30)}
 SHAPES = ('square', 'circle')
 
-VIT = config.Vit(image_size=16, patch_size=8, width=16, depth=2, heads=2, mlp_width=32, attention_bias='all')
-QFORMER = config.Qformer(
+VIT = config.VitConfig(image_size=16, patch_size=8, width=16, depth=2, heads=2, mlp_width=32, attention_bias='all')
+QFORMER = config.QformerConfig(
     feature_width=0,
     num_queries=4,
     width=16,
@@ -40,7 +40,7 @@ QFORMER = config.Qformer(
     max_positions=16,
     embed_width=8,
 )
-OPT = config.Opt(vocab_size=0, width=16, depth=2, heads=2, mlp_width=32, max_positions=40)
+OPT = config.OptConfig(vocab_size=0, width=16, depth=2, heads=2, mlp_width=32, max_positions=40)
 
 
 def draw_picture(colour: str, shape: str) -> Image.Image:
@@ -83,8 +83,8 @@ def write_arrays(folder: Path) -> Path:
 
 
 def _line(file: str, caption: str, questions: dict[str, str]) -> str:
-    asked = [{'question': question, 'answers': [answer]} for question, answer in questions.items()]
-    return json.dumps({'file': file, 'caption': caption, 'questions': asked})
+    entries = [{'question': question, 'answers': [answer]} for question, answer in questions.items()]
+    return json.dumps({'file': file, 'caption': caption, 'questions': entries})
 
 
 def recipe(stage: str, data: Path, steps: int = STEPS) -> config.Run:
@@ -99,7 +99,7 @@ def recipe(stage: str, data: Path, steps: int = STEPS) -> config.Run:
     }
     return config.Run(
         stage=stage,
-        model=config.Blip2(**model),
+        model=config.Blip2Config(**model),
         data=config.Data(
             path=str(data),
             max_text=10,
@@ -167,8 +167,8 @@ def encoded(monkeypatch) -> list[int]:
 
         return counted
 
-    for name in ('see', 'soft_prefix_of_pictures'):
-        monkeypatch.setattr(passes, name, counting(getattr(passes, name)))
+    for name in ('vision_features', 'soft_prefix_of_pictures'):
+        monkeypatch.setattr(forward, name, counting(getattr(forward, name)))
     return rows
 
 

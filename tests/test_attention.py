@@ -27,7 +27,7 @@ def aligned(line):
 
 
 def test_asking_for_it_changes_nothing_and_what_does_not_exist_gets_nothing():
-    model = blip2.Blip2(config.Blip2(vit=None, qformer=dataclasses.replace(QFORMER, depth=3), lm=None))
+    model = blip2.Blip2Module(config.Blip2Config(vit=None, qformer=dataclasses.replace(QFORMER, depth=3), lm=None))
     params = jax.jit(lambda: blip2.init(model, jax.random.key(0)))()
     features = DRAW.normal(size=(2, 5, QFORMER.feature_width)).astype(np.float32)
     mask = np.arange(5)[None] < np.array([[5], [3]])
@@ -35,40 +35,42 @@ def test_asking_for_it_changes_nothing_and_what_does_not_exist_gets_nothing():
 
     @jax.jit
     def run(params):
-        plain, asked = (
-            model.apply({'params': params}, features, mask, text, text > 0, keep_attention=keep, method='ask_queries')
+        plain, kept = (
+            model.apply(
+                {'params': params}, features, mask, text, text > 0, keep_attention=keep, method='query_features'
+            )
             for keep in (False, True)
         )
-        return plain, asked
+        return plain, kept
 
-    plain, asked = run(params)
-    np.testing.assert_array_equal(plain.queries, asked.queries)
+    plain, kept = run(params)
+    np.testing.assert_array_equal(plain.queries, kept.queries)
     assert plain.attention == plain.self_attention == ()
-    assert len(asked.attention) == 2 and len(asked.self_attention) == 3, 'layers 0 and 2 read'
+    assert len(kept.attention) == 2 and len(kept.self_attention) == 3, 'layers 0 and 2 read'
     queries = QFORMER.num_queries
-    for weights, shape in [(x, (queries, 5)) for x in asked.attention] + [
-        (x, (queries + 3, queries + 3)) for x in asked.self_attention
+    for weights, shape in [(x, (queries, 5)) for x in kept.attention] + [
+        (x, (queries + 3, queries + 3)) for x in kept.self_attention
     ]:
         assert weights.shape == (2, QFORMER.heads, *shape)
         assert_close(weights.sum(axis=-1), jnp.ones(weights.shape[:-1]))
-    assert all((np.asarray(x)[1, ..., 3:] == 0).all() for x in asked.attention)
-    assert all((np.asarray(x)[1, ..., -1] == 0).all() for x in asked.self_attention), 'the last word is padding'
-    _check_first_self_attention(params['qformer'], asked)
+    assert all((np.asarray(x)[1, ..., 3:] == 0).all() for x in kept.attention)
+    assert all((np.asarray(x)[1, ..., -1] == 0).all() for x in kept.self_attention), 'the last word is padding'
+    _check_first_self_attention(params['qformer'], kept)
 
 
-def _check_first_self_attention(q, asked):
+def _check_first_self_attention(q, kept):
     """Layer 0 mixes what the embedding norm left: softmax of query times key, head by head."""
-    x, own = np.asarray(asked.hidden_states[0])[0], jax.tree.map(np.asarray, q['layer_0']['self_attention'])
+    x, own = np.asarray(kept.hidden_states[0])[0], jax.tree.map(np.asarray, q['layer_0']['self_attention'])
     query, key = (x @ own[name]['kernel'] + own[name]['bias'] for name in ('query', 'key'))
     width = QFORMER.width // QFORMER.heads
     for head in range(QFORMER.heads):
         part = slice(head * width, (head + 1) * width)
         weights = np.exp(query[:, part] @ key[:, part].T / np.sqrt(width))
-        assert_close(asked.self_attention[0][0, head], weights / weights.sum(axis=1, keepdims=True))
+        assert_close(kept.self_attention[0][0, head], weights / weights.sum(axis=1, keepdims=True))
 
 
 def test_maps_and_class_token_are_all_that_a_query_sees(aligned):
-    found = attention.looks(aligned, attention.see(aligned, small.draw_picture('red', 'circle')))
+    found = attention.attention_maps(aligned, attention.encode_picture(aligned, small.draw_picture('red', 'circle')))
     assert_close(found.maps.sum(axis=(-2, -1)) + found.class_token, np.ones(found.class_token.shape))
     assert found.layers == (0,) and found.maps.shape[0] == 1
     side = small.VIT.image_size // small.VIT.patch_size
@@ -77,15 +79,15 @@ def test_maps_and_class_token_are_all_that_a_query_sees(aligned):
 
 def test_the_first_patch_is_at_the_top_left(aligned):
     """Patches go row by row behind the class token: with rows of G, patch 1 + G begins the second row."""
-    seen = attention.see(aligned, small.draw_picture('red', 'circle'))
-    found, (weights, _) = attention.looks(aligned, seen), _weights(aligned, seen)
+    image_features = attention.encode_picture(aligned, small.draw_picture('red', 'circle'))
+    found, (weights, _) = attention.attention_maps(aligned, image_features), _weights(aligned, image_features)
     side = found.maps.shape[-1]
     np.testing.assert_array_equal(found.maps[..., 0, side - 1], weights[0][..., side])
     np.testing.assert_array_equal(found.maps[..., 1, 0], weights[0][..., side + 1])
 
 
-def _weights(model, seen, *text):
-    return attention.weights(model.model, model.params, seen.features, seen.mask, *text)
+def _weights(model, image_features, *text):
+    return attention.weights(model.model, model.params, image_features.features, image_features.mask, *text)
 
 
 def _softmax(shape):
@@ -99,14 +101,14 @@ def test_rollout_is_the_product_of_all_steps_over_positions_and_patches():
     own = [_softmax((heads, positions, positions)) for _ in range(3)]
     reads = [_softmax((heads, queries, patches)), None, _softmax((heads, queries, patches))]
     everything = np.eye(positions + patches)
-    for mixes, looks in zip(own, reads, strict=True):
+    for self_attention_weights, cross_attention_weights in zip(own, reads, strict=True):
         step = np.eye(positions + patches)
-        step[:positions, :positions] = (np.eye(positions) + sum(mixes) / heads) / 2
+        step[:positions, :positions] = (np.eye(positions) + sum(self_attention_weights) / heads) / 2
         everything = step @ everything
-        if looks is not None:
+        if cross_attention_weights is not None:
             step = np.eye(positions + patches)
             step[:queries, :queries] /= 2
-            step[:queries, positions:] = sum(looks) / heads / 2
+            step[:queries, positions:] = sum(cross_attention_weights) / heads / 2
             everything = step @ everything
     of_patches, of_positions = rollout(own, reads)
     assert_close(of_patches, everything[:queries, positions:])
@@ -126,21 +128,24 @@ def test_rollout_of_the_worked_example_and_of_a_patch_that_comes_through_another
 
 def test_a_run_rolls_out_the_weights_of_its_own_layers(aligned):
     """With cross-attention in layer 0 only, of 2: what a query read there is halved, mixed and halved again."""
-    seen = attention.see(aligned, small.draw_picture('red', 'circle'))
-    reads, mixes = _weights(aligned, seen)
-    mixed = np.asarray(mixes)[0, 1].mean(axis=0)
+    image_features = attention.encode_picture(aligned, small.draw_picture('red', 'circle'))
+    reads, self_attention_weights = _weights(aligned, image_features)
+    mixed = np.asarray(self_attention_weights)[0, 1].mean(axis=0)
     want = (np.eye(len(mixed)) + mixed) / 2 @ np.asarray(reads)[0, 0].mean(axis=0) / 2
-    assert_close(attention.looks(aligned, seen).rollout, attention.grid(want))
+    assert_close(attention.attention_maps(aligned, image_features).rollout, attention.grid(want))
 
 
 def test_instruction_aware_queries_read_the_prompt_that_the_language_model_reads(line):
     model = Blip2.load(line / 'instruct')
     aware = dataclasses.replace(model, run=small.change(model.run, 'objective', instruction_aware=True))
-    seen = attention.see(aware, small.draw_picture('red', 'circle'))
-    found = attention.looks(aware, seen, 'Is it red?')
-    weights, _ = _weights(aware, seen, *aware.text_arrays(aware.question_prompts(['Is it red?'])))
+    image_features = attention.encode_picture(aware, small.draw_picture('red', 'circle'))
+    found = attention.attention_maps(aware, image_features, 'Is it red?')
+    weights, _ = _weights(aware, image_features, *aware.text_arrays(aware.question_prompts(['Is it red?'])))
     np.testing.assert_array_equal(found.maps, attention.grid(np.asarray(weights)[0]))
-    np.testing.assert_array_equal(attention.looks(model, seen, 'is it red?').maps, attention.looks(model, seen).maps)
+    np.testing.assert_array_equal(
+        attention.attention_maps(model, image_features, 'is it red?').maps,
+        attention.attention_maps(model, image_features).maps,
+    )
 
 
 def test_the_command_draws_and_keeps_arrays(line, tmp_path, capsys):
@@ -162,9 +167,9 @@ def test_the_command_draws_and_keeps_arrays(line, tmp_path, capsys):
 def test_what_cannot_be_drawn_says_why(aligned, line):
     picture = small.draw_picture('red', 'circle')
     with pytest.raises(UserError, match='no language model to ask'):
-        attention.looks(aligned, attention.see(aligned, picture), 'is it red?')
+        attention.attention_maps(aligned, attention.encode_picture(aligned, picture), 'is it red?')
     blind = dataclasses.replace(aligned, run=small.change(aligned.run, 'model', vit=None))
     with pytest.raises(UserError, match='give one with a vision tower'):
-        attention.see(blind, picture)
+        attention.encode_picture(blind, picture)
     with pytest.raises(UserError, match='no qformer'):
-        attention.see(Blip2.load(line / 'vision'), picture)
+        attention.encode_picture(Blip2.load(line / 'vision'), picture)

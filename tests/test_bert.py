@@ -9,8 +9,8 @@ from reference import assert_close
 
 from qformer_jax import config
 from qformer_jax.convert import bert
-from qformer_jax.convert.table import check_complete, check_derived, to_ours, to_theirs
-from qformer_jax.convert.tensors import in_memory, read_all
+from qformer_jax.convert.lazy_tensors import in_memory, read_all
+from qformer_jax.convert.table import check_complete, check_derived, to_jax, to_torch
 from qformer_jax.models import blip2, masks
 from qformer_jax.models.qformer import Qformer
 from qformer_jax.rules import flatten, unflatten
@@ -18,7 +18,7 @@ from qformer_jax.rules import flatten, unflatten
 torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
 transformers = pytest.importorskip('transformers', reason='the oracle is Hugging Face')
 
-C = config.Qformer(
+C = config.QformerConfig(
     feature_width=8,
     num_queries=2,
     width=24,
@@ -29,7 +29,7 @@ C = config.Qformer(
     max_positions=12,
     embed_width=4,
 )
-ONLY_QFORMER = config.Blip2(None, C, None)
+ONLY_QFORMER = config.Blip2Config(None, C, None)
 NUMBERS = np.random.default_rng(0)
 TEXT = NUMBERS.integers(0, 50, size=(2, 6)).astype(np.int32)
 SEEN = np.arange(6)[None] < np.array([[6], [4]])
@@ -56,15 +56,15 @@ def state_of(model) -> dict[str, np.ndarray]:
     return {key: value.numpy() for key, value in model.state_dict().items()}
 
 
-def begin(state: dict[str, np.ndarray], c: config.Blip2 = ONLY_QFORMER) -> tuple[dict, list[str]]:
+def begin(state: dict[str, np.ndarray], c: config.Blip2Config = ONLY_QFORMER) -> tuple[dict, list[str]]:
     """Return the Q-Former's parameters, and the paths of those that BERT did not give."""
-    theirs = bert.plain(in_memory(state))
-    table = bert.table(theirs)
-    ours = to_ours(table, theirs)
-    fresh = check_complete(ours, blip2.shapes(c), table)
-    check_derived(table, theirs, ours)
-    first = flatten(blip2.init(blip2.Blip2(c), jax.random.key(0)))
-    return unflatten(first | read_all(ours))['qformer'], fresh
+    torch_state = bert.plain(in_memory(state))
+    table = bert.table(torch_state)
+    jax_state = to_jax(table, torch_state)
+    fresh = check_complete(jax_state, blip2.shapes(c), table)
+    check_derived(table, torch_state, jax_state)
+    first = flatten(blip2.init(blip2.Blip2Module(c), jax.random.key(0)))
+    return unflatten(first | read_all(jax_state))['qformer'], fresh
 
 
 def read(params, with_logits: bool = False):
@@ -82,11 +82,11 @@ def with_first_type(params, state):
 
 
 def test_text_branch_reads_as_bert_does():
-    theirs = random_bert('BertModel')
-    params, fresh = begin(state_of(theirs))
+    hf_model = random_bert('BertModel')
+    params, fresh = begin(state_of(hf_model))
     with torch.no_grad():
-        want = theirs(torch.tensor(TEXT).long(), attention_mask=torch.tensor(SEEN).long()).last_hidden_state.numpy()
-    assert_close(read(with_first_type(params, state_of(theirs)))[SEEN], want[SEEN])
+        want = hf_model(torch.tensor(TEXT).long(), attention_mask=torch.tensor(SEEN).long()).last_hidden_state.numpy()
+    assert_close(read(with_first_type(params, state_of(hf_model)))[SEEN], want[SEEN])
     assert np.abs(read(params)[SEEN] - want[SEEN]).max() > 0.01  # the type that is left out is not zero
     assert 'qformer/lm_head/bias' in fresh
 
@@ -101,11 +101,11 @@ def test_queries_get_a_copy_of_the_feed_forward_network():
 
 
 def test_language_model_head_comes_along():
-    theirs = random_bert('BertForMaskedLM')
-    state = state_of(theirs)
+    hf_model = random_bert('BertForMaskedLM')
+    state = state_of(hf_model)
     params, fresh = begin(state)
     with torch.no_grad():
-        want = theirs(torch.tensor(TEXT).long(), attention_mask=torch.tensor(SEEN).long()).logits.numpy()
+        want = hf_model(torch.tensor(TEXT).long(), attention_mask=torch.tensor(SEEN).long()).logits.numpy()
     types = bert.plain(in_memory(state))['embeddings.token_type_embeddings.weight'].read()
     params = with_first_type(params, {'embeddings.token_type_embeddings.weight': types})
     assert_close(read(params, with_logits=True)[SEEN][:, :50], want[SEEN])
@@ -126,7 +126,7 @@ def test_what_stays_fresh_is_what_bert_does_not_have():
     'fields', [{'cross_attention_freq': 3}, {'cross_attention_freq': 7}, {'num_queries': 1}, {'num_queries': 64}]
 )
 def test_a_bert_begins_a_qformer_of_any_frequency_and_number_of_queries(fields):
-    c = config.Blip2(None, dataclasses.replace(C, **fields), lm=None)
+    c = config.Blip2Config(None, dataclasses.replace(C, **fields), lm=None)
     params, fresh = begin(state_of(random_bert('BertModel')), c)
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, blip2.shapes(c)['qformer'])
     reads = {path.split('/')[1] for path in fresh if 'cross_attention/' in path}
@@ -146,9 +146,9 @@ def test_names_of_the_first_release_are_read():
 
 
 def test_a_text_branch_is_a_bert_again():
-    theirs = bert.plain(in_memory(state_of(random_bert('BertForMaskedLM'))))
-    table = bert.table(theirs)
-    back = to_theirs(table, to_ours(table, theirs))
-    assert theirs.keys() - back.keys() == {'embeddings.token_type_embeddings.weight'}
+    torch_state = bert.plain(in_memory(state_of(random_bert('BertForMaskedLM'))))
+    table = bert.table(torch_state)
+    back = to_torch(table, to_jax(table, torch_state))
+    assert torch_state.keys() - back.keys() == {'embeddings.token_type_embeddings.weight'}
     for key, tensor in back.items():
-        np.testing.assert_array_equal(tensor.read(), theirs[key].read(), err_msg=key)
+        np.testing.assert_array_equal(tensor.read(), torch_state[key].read(), err_msg=key)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from transformers.models.kosmos2 import processing_kosmos2 as theirs
+from transformers.models.kosmos2 import processing_kosmos2 as kosmos2
 
 from qformer_jax import boxes
 from qformer_jax.errors import UserError
@@ -27,8 +27,8 @@ def drawn(count: int, seed: int = 0) -> list[boxes.Box]:
 def test_words_and_boxes_are_those_of_kosmos_2(grid):
     for box in drawn(500):
         pair = boxes.cells(box, grid)
-        assert pair == theirs.coordinate_to_patch_index(box, grid)
-        assert boxes.box_between(*pair, grid) == pytest.approx(theirs.patch_index_to_coordinate(*pair, grid))
+        assert pair == kosmos2.coordinate_to_patch_index(box, grid)
+        assert boxes.box_between(*pair, grid) == pytest.approx(kosmos2.patch_index_to_coordinate(*pair, grid))
 
 
 @pytest.mark.parametrize('grid', [32, 7, 1])
@@ -63,7 +63,7 @@ def test_what_is_no_box_is_named(box):
 def test_texts_are_those_of_kosmos_2():
     text = f'<grounding> An image of<phrase> a snowman</phrase><object>{A}{B}</object> at<phrase> a fire</phrase>'
     text += f'<object>{B[:-5]}0005>{B}</delimiter_of_multi_objects/>{A}{B}</object>.'
-    clean, entities = theirs.clean_text_and_extract_entities_with_bboxes(text)
+    clean, entities = kosmos2.clean_text_and_extract_entities_with_bboxes(text)
     found = boxes.read(text, 32)
     assert found.dropped == 0
     assert [(phrase, list(places)) for phrase, places in found.found] == [
@@ -118,11 +118,11 @@ def test_what_is_malformed_is_dropped_and_counted(text, count, dropped):
 def test_no_text_is_too_wild():
     """Soups of words never raise, and every box that comes out of one can be spelled again."""
     draw, pieces = np.random.default_rng(0), [*boxes.words(3), ' ', 'red', '<', '<patch_index_', '7>', '</', '\n']
-    seen = 0
+    checked = 0
     for _ in range(2000):
         soup = ''.join(draw.choice(pieces, draw.integers(9)).tolist())
         found = boxes.read(f'{soup}<object>{"".join(draw.choice(pieces[6:15], 2))}</object>{soup}', 3)
         for _, places in found.found:
-            seen += len(places)
+            checked += len(places)
             assert boxes.read(boxes.spell(places, 3), 3).found == (('', places),)
-    assert seen > 200
+    assert checked > 200

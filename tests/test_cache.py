@@ -20,10 +20,10 @@ class Counted:
     """Computes arrays and remembers which it was asked for."""
 
     def __init__(self):
-        self.asked = []
+        self.requested = []
 
     def __call__(self, positions):
-        self.asked += positions
+        self.requested += positions
         return (array(n) for n in positions)
 
 
@@ -32,7 +32,7 @@ def fetched(cache: Cache, keys=KEYS) -> list[int]:
     count = Counted()
     for n, found in enumerate(cache.fetch(keys, count)):
         np.testing.assert_array_equal(found, array(n), strict=True)
-    return count.asked
+    return count.requested
 
 
 def flip(file, byte: int) -> None:
@@ -59,7 +59,7 @@ def test_equal_keys_are_computed_once(tmp_path):
     count = Counted()
     same = [KEYS[1], KEYS[0], KEYS[1]]
     first, _, last = Cache(tmp_path).fetch(same, count)
-    assert count.asked == [0, 1]
+    assert count.requested == [0, 1]
     np.testing.assert_array_equal(first, last)
 
 

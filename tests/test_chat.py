@@ -13,11 +13,11 @@ from qformer_jax.data.tokenizers import prompt_ids
 from qformer_jax.errors import UserError
 from qformer_jax.inference import chat, decode
 from qformer_jax.inference.blip2 import Blip2
-from qformer_jax.inference.prompts import ending
-from qformer_jax.inference.search import Settings
+from qformer_jax.inference.generate import GenerationConfig
+from qformer_jax.inference.prompts import with_eos
 
 QUESTIONS = ('is it red?', 'what color is it?', 'is it blue?')
-SETTINGS = Settings(max_new_tokens=3)
+SETTINGS = GenerationConfig(max_new_tokens=3)
 RED, BLUE = small.draw_picture('red', 'square'), small.draw_picture('blue', 'circle')
 
 
@@ -36,7 +36,7 @@ def talk(model, dialogue, question, settings=SETTINGS):
 
 def test_a_turn_encodes_no_picture_and_reads_its_own_words_only(talker, monkeypatch):
     first = talk(talker, chat.start(talker, RED), QUESTIONS[0])
-    monkeypatch.setattr(Blip2, 'look', None)  # nobody may ask
+    monkeypatch.setattr(Blip2, 'encode_queries', None)  # nobody may ask
     monkeypatch.setattr(Blip2, 'soft_prefix', None)
     second = talk(talker, first, QUESTIONS[1])
     assert first.pictures_encoded == second.pictures_encoded == 1
@@ -44,7 +44,7 @@ def test_a_turn_encodes_no_picture_and_reads_its_own_words_only(talker, monkeypa
     new = len(talker.lm_tokenizer.ids(' ' + prompt)) + len(first.unread)
     assert second.words_read - first.words_read == new
     queries = talker.run.model.qformer.num_queries
-    answers = int(second.cache.exists.sum()) - queries - second.words_read
+    answers = int(second.cache.valid.sum()) - queries - second.words_read
     assert 0 < answers <= 2 * SETTINGS.max_new_tokens
 
 
@@ -53,15 +53,15 @@ def test_a_kept_cache_says_what_a_fresh_reading_says(talker, penalty):
     """Logits and words of every turn, from the cache and from all ids read at once, which a penalty counts."""
     dialogue = chat.start(talker, RED)
     tokenizer = talker.lm_tokenizer
-    ids, endless = [], Settings(max_new_tokens=4, end_ids=(10**6,), repetition_penalty=penalty)
+    ids, endless = [], GenerationConfig(max_new_tokens=4, end_ids=(10**6,), repetition_penalty=penalty)
     for i, question in enumerate(QUESTIONS):
         (prompt,) = talker.question_prompts([question])
         ids += tokenizer.ids(' ' + prompt) if i else prompt_ids(tokenizer, prompt)
-        prefix = talker.soft_prefix(dialogue.looked, [''])
-        row, exists = np.array([ids], np.int32), np.ones((1, len(ids)), bool)
-        fresh = decode.with_lm(talker.model, talker.params, prefix, row, exists, settings=endless).tokens[0, 0]
+        prefix = talker.soft_prefix(dialogue.encoded, [''])
+        row, token_mask = np.array([ids], np.int32), np.ones((1, len(ids)), bool)
+        fresh = decode.with_lm(talker.model, talker.params, prefix, row, token_mask, settings=endless).tokens[0, 0]
         read, *_ = chat._go_on(talker, dialogue, question, endless)
-        _, start = decode.start_lm(talker.model, talker.params, prefix, row, exists, 4)
+        _, start = decode.prefill_lm(talker.model, talker.params, prefix, row, token_mask, 4)
         np.testing.assert_allclose(read.logits, start.logits, atol=1e-5)
         np.testing.assert_array_equal(read.prompt[read.prompt_mask], ids)
         dialogue = talk(talker, dialogue, question, endless)
@@ -70,7 +70,7 @@ def test_a_kept_cache_says_what_a_fresh_reading_says(talker, penalty):
 
 
 def test_an_answer_that_was_stopped_counts_as_far_as_it_went(talker):
-    endless = Settings(max_new_tokens=6, end_ids=(10**6,))
+    endless = GenerationConfig(max_new_tokens=6, end_ids=(10**6,))
     steps = [dialogue for _, dialogue in chat.say(talker, chat.start(talker, RED), QUESTIONS[0], endless)]
     stopped = talk(talker, steps[2], QUESTIONS[1], endless)
     assert stopped.turns[0][1] == steps[2].turns[0][1]
@@ -81,9 +81,9 @@ def test_an_answer_that_was_stopped_counts_as_far_as_it_went(talker):
 def test_one_more_picture_is_seen(talker):
     one = talk(talker, chat.start(talker, RED), QUESTIONS[0])
     two = chat.add_picture(talker, one, BLUE)
-    assert two.pictures_encoded == len(two.looked) == 2
+    assert two.pictures_encoded == len(two.encoded) == 2
     queries = talker.run.model.qformer.num_queries
-    assert int(two.cache.exists.sum()) == int(one.cache.exists.sum()) + queries + len(one.unread)
+    assert int(two.cache.valid.sum()) == int(one.cache.valid.sum()) + queries + len(one.unread)
     assert talk(talker, two, QUESTIONS[1]).turns[0] == one.turns[0]
 
 
@@ -96,9 +96,9 @@ def test_an_instruction_aware_model_keeps_features_only(talker, monkeypatch):
     assert again.pictures_encoded == 1
     said = f'{aware.question_prompts(QUESTIONS[:1])[0]} {dialogue.turns[0][1]} '
     newest = aware.question_prompts(QUESTIONS[1:2])
-    prefix = aware.soft_prefix(again.looked, newest)
-    padded = aware.padded_prompts([said + newest[0]], prefix.exists.shape[1] + SETTINGS.max_new_tokens - 1)
-    settings = ending(SETTINGS, aware.lm_tokenizer.end_id)
+    prefix = aware.soft_prefix(again.encoded, newest)
+    padded = aware.padded_prompts([said + newest[0]], prefix.mask.shape[1] + SETTINGS.max_new_tokens - 1)
+    settings = with_eos(SETTINGS, aware.lm_tokenizer.end_id)
     (ids,) = decode.with_lm(aware.model, aware.params, prefix, *padded, settings=settings).tokens[0]
     assert again.turns[1][1] == aware.lm_tokenizer.decode(ids[~np.isin(ids, settings.end_ids)]).strip()
 
@@ -109,7 +109,7 @@ def test_a_dialogue_ends_where_the_positions_do(line, aware):
     model = Blip2.load(line / 'stage2')
     objective = dataclasses.replace(model.run.objective, instruction_aware=aware)
     model = dataclasses.replace(model, run=dataclasses.replace(model.run, objective=objective))
-    endless = Settings(max_new_tokens=64, end_ids=(10**6,))
+    endless = GenerationConfig(max_new_tokens=64, end_ids=(10**6,))
     steps = [dialogue for _, dialogue in chat.say(model, chat.start(model, RED), QUESTIONS[0], endless)]
     (prompt,) = model.question_prompts(QUESTIONS[:1])
     words = len(prompt_ids(model.lm_tokenizer, prompt))
@@ -122,12 +122,12 @@ def test_a_dialogue_ends_where_the_positions_do(line, aware):
 
 def test_short_and_long_questions_are_answered_by_one_compilation(talker, monkeypatch):
     """Until the cache grows: 128 slots hold both."""
-    compiled, lm_step = [], decode.lm_step
-    monkeypatch.setattr(decode, 'lm_step', lambda *given: compiled.append(1) or lm_step(*given))
-    settings = Settings(max_new_tokens=5, end_ids=(10**6,))
+    compiled, lm_step = [], decode.make_decode_step
+    monkeypatch.setattr(decode, 'make_decode_step', lambda *given: compiled.append(1) or lm_step(*given))
+    settings = GenerationConfig(max_new_tokens=5, end_ids=(10**6,))
     dialogue = talk(talker, chat.start(talker, RED), 'red', settings)
     dialogue = talk(talker, dialogue, 'is it red? is it blue? is it green? is it yellow?', settings)
-    assert dialogue.cache.exists.shape == (1, 128) and len(compiled) == 1
+    assert dialogue.cache.valid.shape == (1, 128) and len(compiled) == 1
 
 
 def test_the_terminal(line, tmp_path, monkeypatch, capsys):

@@ -15,14 +15,14 @@ import small
 from qformer_jax import cli, config
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.errors import UserError
+from qformer_jax.export.functions import functions
 from qformer_jax.inference.blip2 import Blip2
-from qformer_jax.inference.functions import functions
 from qformer_jax.models import blip2, connectors
-from qformer_jax.models.quantized import apart
+from qformer_jax.models.quantized import to_flat
 from qformer_jax.rules import flatten
 from qformer_jax.training import loop
 
-SMALL = config.Connector(feature_width=6, tokens=4, width=16, depth=2, heads=2, mlp_width=32)
+SMALL = config.ConnectorConfig(feature_width=6, tokens=4, width=16, depth=2, heads=2, mlp_width=32)
 LM = dataclasses.replace(small.OPT, vocab_size=50)
 KINDS = connectors.names()
 NUMBERS = np.random.default_rng(0)
@@ -30,15 +30,15 @@ FEATURES = NUMBERS.standard_normal((2, 10, 6), dtype=np.float32)  # a class toke
 MASK = np.arange(10)[None] < np.array([[10], [7]])
 
 
-def of_kind(kind: str, qformer: config.Qformer | None = None) -> tuple[blip2.Blip2, dict]:
+def of_kind(kind: str, qformer: config.QformerConfig | None = None) -> tuple[blip2.Blip2Module, dict]:
     """Return a model of features, with random parameters (norms and biases too)."""
-    c = config.Blip2(vit=None, qformer=qformer, connector=dataclasses.replace(SMALL, kind=kind), lm=LM)
+    c = config.Blip2Config(vit=None, qformer=qformer, connector=dataclasses.replace(SMALL, kind=kind), lm=LM)
     draw = np.random.default_rng(1)
     shapes = jax.tree.map(lambda x: (draw.standard_normal(x.shape) / 4).astype(np.float32), blip2.shapes(c))
-    return blip2.Blip2(c), shapes
+    return blip2.Blip2Module(c), shapes
 
 
-def prefix(model: blip2.Blip2, params: dict, features, mask=MASK):
+def prefix(model: blip2.Blip2Module, params: dict, features, mask=MASK):
     return model.apply({'params': params}, features, mask, method='soft_prefix')
 
 
@@ -49,11 +49,11 @@ def test_shapes_and_masks(kind):
     made = prefix(model, params, FEATURES)
     per_feature = kind in ('linear', 'mlp')
     assert made.vectors.shape == (2, 10 if per_feature else 4, LM.width)
-    assert made.exists.sum(axis=1).tolist() == ([10, 7] if per_feature else [4, 4])
-    assert made.exists[:, -1].all(), 'the text follows a token that exists'
+    assert made.mask.sum(axis=1).tolist() == ([10, 7] if per_feature else [4, 4])
+    assert made.mask[:, -1].all(), 'the text follows a token that exists'
 
     def read(features):
-        return jnp.where(made.exists[..., None], jnp.sin(prefix(model, params, features).vectors), 0).sum()
+        return jnp.where(made.mask[..., None], jnp.sin(prefix(model, params, features).vectors), 0).sum()
 
     reached = jnp.abs(jax.grad(read)(FEATURES)).sum(axis=-1) > 0
     assert not (reached & ~MASK).any() and reached[:, 1:].sum() == MASK[:, 1:].sum(), 'but a class token'
@@ -83,17 +83,17 @@ def test_holes_come_first():
     x = FEATURES[1, :7]
     normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * norm['scale'] + norm['bias']
     np.testing.assert_allclose(made.vectors[1, 3:], normed @ projection['kernel'] + projection['bias'], atol=1e-5)
-    assert made.exists[1].tolist() == [False] * 3 + [True] * 7
+    assert made.mask[1].tolist() == [False] * 3 + [True] * 7
 
 
 def test_padding_of_features_does_not_move_the_text():
     """Seven features, alone or padded to ten: the language model's loss is the same."""
     model, params = of_kind('mlp')
-    text, exists = np.arange(3, 9)[None], np.ones((1, 6), bool)
+    text, text_mask = np.arange(3, 9)[None], np.ones((1, 6), bool)
 
     def hidden(features, mask):
         def run(model):
-            return model.after_prefix(model.soft_prefix(features, mask), text, exists, exists)
+            return model.target_hidden_states(model.soft_prefix(features, mask), text, text_mask, text_mask)
 
         return model.apply({'params': params}, method=run)
 
@@ -107,8 +107,8 @@ def test_a_connector_beside_the_queries_follows_them():
     qformer = dataclasses.replace(small.QFORMER, feature_width=6, vocab_size=50, text_side='none')
     model, params = of_kind('mlp', qformer)
     both = prefix(model, params, FEATURES, MASK[:1].repeat(2, axis=0))
-    without = blip2.Blip2(dataclasses.replace(model.config, connector=None))
-    alone = blip2.Blip2(dataclasses.replace(model.config, qformer=None))
+    without = blip2.Blip2Module(dataclasses.replace(model.config, connector=None))
+    alone = blip2.Blip2Module(dataclasses.replace(model.config, qformer=None))
     queries, patches = (prefix(m, params, FEATURES, MASK[:1].repeat(2, axis=0)).vectors for m in (without, alone))
     np.testing.assert_allclose(both.vectors, np.concatenate([queries, patches], axis=1), atol=1e-6)
 
@@ -134,11 +134,11 @@ def test_a_connector_learns_and_answers(arrays, tmp_path):
     loop.train(run, tmp_path / 'run')
     model = Blip2.load(tmp_path / 'run')
     records = list(Dataset.open(arrays).source('test'))
-    seen = model.encode([record.features for record in records])
-    assert len(set(seen.mask.sum(axis=1))) > 1
-    captions = model.caption(seen)
+    image_features = model.encode_images([record.features for record in records])
+    assert len(set(image_features.mask.sum(axis=1))) > 1
+    captions = model.caption(image_features)
     assert captions == [record.captions[0].lower() for record in records]
-    assert [model.caption(seen.take([row]))[0] for row in range(8)] == captions
+    assert [model.caption(image_features.take([row]))[0] for row in range(8)] == captions
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def test_what_a_stage_cannot_do_is_refused(stage, changes, says):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_published_sizes_have_shapes(kind):
-    c = config.Blip2(qformer=None, connector=config.Connector(kind=kind, feature_width=1408), lm=None)
-    c = dataclasses.replace(c, vit=None, lm=config.Opt())
-    shapes = jax.eval_shape(partial(blip2.init, blip2.Blip2(c)), jax.random.key(0))
+    c = config.Blip2Config(qformer=None, connector=config.ConnectorConfig(kind=kind, feature_width=1408), lm=None)
+    c = dataclasses.replace(c, vit=None, lm=config.OptConfig())
+    shapes = jax.eval_shape(partial(blip2.init, blip2.Blip2Module(c)), jax.random.key(0))
     assert shapes['connector_projection']['kernel'].shape[1] == 2560
 
 
@@ -198,7 +198,7 @@ def test_a_newcomer_adds_one_as_the_page_says(newcomer):
         Blip2.load(newcomer / 'run')
     model = Blip2.load(newcomer / 'run', connector=newcomer / 'soft_pool.py')
     assert len(model.caption([FEATURES[0]])) == 1
-    names = [function.name for function in functions(model.run, apart(flatten(model.params)))]
+    names = [function.name for function in functions(model.run, to_flat(flatten(model.params)))]
     assert names == ['encode', 'prefill', 'step']
 
 

@@ -14,24 +14,23 @@ from PIL import Image
 from reference import CLIP, EVA, OPT, QFORMER, T5
 from safetensors.numpy import load_file, save_file
 
-from qformer_jax import cli, config, recipes, sizes
-from qformer_jax.convert import bert, files, lavis, lavis_config, stream
+from qformer_jax import cli, config, presets, recipes
+from qformer_jax.convert import bert, files, lavis, lavis_config, safetensors_writer
 from qformer_jax.convert.assemble import assemble
+from qformer_jax.convert.lazy_tensors import Tensor, in_memory, read_all
 from qformer_jax.convert.recognise import NOTHING, without_dec
-from qformer_jax.convert.table import Fresh, to_ours
-from qformer_jax.convert.tensors import Tensor, in_memory, read_all
+from qformer_jax.convert.table import NewlyInitialized, to_jax
 from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.models.vit import resize_positions
-from qformer_jax.runs import run_dir
-from qformer_jax.training import exchange
+from qformer_jax.runs import import_export, run_dir
 
 LAVIS = reference.GOLDENS / 'lavis'
 LIKE = {
-    'stage1': config.Blip2(EVA, QFORMER, None),
-    'stage1_clip': config.Blip2(CLIP, QFORMER, None),
-    'opt_stage2': config.Blip2(EVA, QFORMER, OPT),
-    't5_stage2': config.Blip2(EVA, QFORMER, T5),
+    'stage1': config.Blip2Config(EVA, QFORMER, None),
+    'stage1_clip': config.Blip2Config(CLIP, QFORMER, None),
+    'opt_stage2': config.Blip2Config(EVA, QFORMER, OPT),
+    't5_stage2': config.Blip2Config(EVA, QFORMER, T5),
 }
 
 
@@ -39,8 +38,8 @@ def recorded(case: str):
     return LAVIS / case / 'state_dict.safetensors'
 
 
-def read(case: str) -> exchange.Model:
-    return exchange.read([recorded(case)], LIKE[case])
+def read(case: str) -> import_export.Model:
+    return import_export.read([recorded(case)], LIKE[case])
 
 
 def assert_same(found: dict, expected: dict) -> None:
@@ -50,7 +49,7 @@ def assert_same(found: dict, expected: dict) -> None:
         assert found[name].dtype == value.dtype, name
 
 
-def recipe(monkeypatch, model: config.Blip2) -> None:
+def recipe(monkeypatch, model: config.Blip2Config) -> None:
     """Make `--recipe mine` mean this model."""
     run = config.Run('stage1', model)
     original = recipes.load
@@ -59,10 +58,10 @@ def recipe(monkeypatch, model: config.Blip2) -> None:
 
 @pytest.mark.parametrize('case', LIKE)
 def test_lavis_to_ours_to_lavis_is_bit_identical(case, tmp_path):
-    exchange.to_ours(read(case), tmp_path / 'runs' / 'mine')
-    back = exchange.read([tmp_path / 'runs' / 'mine'])
+    import_export.import_checkpoint(read(case), tmp_path / 'runs' / 'mine')
+    back = import_export.read([tmp_path / 'runs' / 'mine'])
     assert back.run.model == dataclasses.replace(read(case).run.model, word_head=0)
-    written, left_out = exchange.to_theirs(back, tmp_path / 'back.safetensors', 'lavis')
+    written, left_out = import_export.export_checkpoint(back, tmp_path / 'back.safetensors', 'lavis')
     assert not left_out
     assert_same(load_file(written[0]), load_file(recorded(case)))
 
@@ -72,20 +71,20 @@ def test_lavis_to_hugging_face_loads_and_returns(case, tmp_path):
     torch = pytest.importorskip('torch', reason='the other framework is PyTorch')
     transformers = pytest.importorskip('transformers', reason='the other library is Hugging Face')
     model = read(case)
-    exchange.to_theirs(model, tmp_path / 'theirs', 'huggingface')
+    import_export.export_checkpoint(model, tmp_path / 'theirs', 'huggingface')
     described = json.loads((tmp_path / 'theirs' / 'config.json').read_text())
     kind = getattr(transformers, described['architectures'][0])
-    theirs = kind(transformers.AutoConfig.from_pretrained(tmp_path / 'theirs'))
+    expected = kind(transformers.AutoConfig.from_pretrained(tmp_path / 'theirs'))
     state = load_file(tmp_path / 'theirs' / 'model.safetensors')
-    theirs.load_state_dict({key: torch.tensor(value) for key, value in state.items()}, strict=True)
-    back = exchange.read([tmp_path / 'theirs'])
+    expected.load_state_dict({key: torch.tensor(value) for key, value in state.items()}, strict=True)
+    back = import_export.read([tmp_path / 'theirs'])
     kept = {path: tensor for path, tensor in model.tensors.items() if path in back.tensors}
     assert_same(read_all(back.tensors), read_all(kept))
 
 
 def test_a_pth_is_read_without_running_what_it_holds(tmp_path):
     torch = pytest.importorskip('torch', reason='.pth is its format')
-    written, _ = exchange.to_theirs(read('stage1'), tmp_path / 'blip2.pth', 'lavis')
+    written, _ = import_export.export_checkpoint(read('stage1'), tmp_path / 'blip2.pth', 'lavis')
     state = torch.load(written[0], weights_only=True)['model']
     assert_same({key: value.numpy() for key, value in state.items()}, load_file(recorded('stage1')))
     whole = {'model': {key: value.bfloat16() for key, value in state.items()}, 'epoch': 9, 'config': {'run': {}}}
@@ -97,14 +96,14 @@ def test_a_pth_is_read_without_running_what_it_holds(tmp_path):
 
 
 def test_provenance_stands_beside_the_result(tmp_path):
-    exchange.to_ours(read('stage1'), tmp_path / 'runs' / 'mine', 'bfloat16')
+    import_export.import_checkpoint(read('stage1'), tmp_path / 'runs' / 'mine', 'bfloat16')
     found = json.loads((tmp_path / 'runs' / 'mine' / 'provenance.json').read_text())
     assert found['dtype'] == 'bfloat16'
     (source,) = found['sources']
     assert source['file'] == 'state_dict.safetensors' and source['bytes'] == recorded('stage1').stat().st_size
     assert len(source['sha256']) == 64 and {'jax', 'numpy', 'safetensors'} <= found['versions'].keys()
     done = run_dir.finished(tmp_path / 'runs' / 'mine')
-    assert {a.dtype.name for a in read_all(exchange.read([done.folder]).tensors).values()} == {'bfloat16'}
+    assert {a.dtype.name for a in read_all(import_export.read([done.folder]).tensors).values()} == {'bfloat16'}
 
 
 @pytest.fixture
@@ -153,7 +152,7 @@ def test_values_that_a_smaller_type_cannot_hold_are_refused(broken, tmp_path):
 
 
 def test_a_published_model_with_values_that_are_not_finite_is_not_used(tmp_path):
-    exchange.to_theirs(read('stage1'), tmp_path / 'theirs', 'huggingface')
+    import_export.export_checkpoint(read('stage1'), tmp_path / 'theirs', 'huggingface')
     file = tmp_path / 'theirs' / 'model.safetensors'
     tensors = load_file(file)
     tensors['query_tokens'] = tensors['query_tokens'].copy()
@@ -166,7 +165,7 @@ def test_a_published_model_with_values_that_are_not_finite_is_not_used(tmp_path)
 def test_a_file_for_lavis_and_its_provenance_are_written_both_or_neither(tmp_path):
     (tmp_path / 'blip2.provenance.json').write_text('another one')
     with pytest.raises(UserError, match=r"blip2\.provenance\.json' exists"):
-        exchange.to_theirs(read('stage1'), tmp_path / 'blip2.safetensors', 'lavis')
+        import_export.export_checkpoint(read('stage1'), tmp_path / 'blip2.safetensors', 'lavis')
     assert [path.name for path in tmp_path.iterdir()] == ['blip2.provenance.json']
 
 
@@ -188,28 +187,28 @@ def test_parts_come_from_several_files(prefix, tmp_path):
     trained = {key: x for key, x in whole.items() if not key.startswith(('visual_encoder.', 'opt_model.'))}
     save_file(trained, tmp_path / 'blip2.safetensors')
     sources = [tmp_path / 'blip2.safetensors', tmp_path / 'eva' / 'model.safetensors', tmp_path / 'opt']
-    together = exchange.read(sources, LIKE['opt_stage2'])
-    assert together.run.model == read('opt_stage2').run.model
-    assert_same(read_all(together.tensors), read_all(read('opt_stage2').tensors))
-    exchange.to_ours(together, tmp_path / 'runs' / 'mine')
+    batched = import_export.read(sources, LIKE['opt_stage2'])
+    assert batched.run.model == read('opt_stage2').run.model
+    assert_same(read_all(batched.tensors), read_all(read('opt_stage2').tensors))
+    import_export.import_checkpoint(batched, tmp_path / 'runs' / 'mine')
     named = json.loads((tmp_path / 'runs' / 'mine' / 'provenance.json').read_text())['sources']
     assert [source['file'] for source in named] == ['blip2.safetensors', 'model.safetensors', 'model.safetensors']
     with pytest.raises(UserError, match="brings a second 'vit'"):
-        exchange.read([*sources, sources[1]], LIKE['opt_stage2'])
+        import_export.read([*sources, sources[1]], LIKE['opt_stage2'])
     with pytest.raises(UserError, match='a projection to a language model, but no language model'):
-        exchange.read(sources[:2], LIKE['opt_stage2'])
+        import_export.read(sources[:2], LIKE['opt_stage2'])
 
 
 def test_published_sizes_need_no_recipe():
     """Shapes of the published files, by the tables themselves; the heads are the published ones."""
-    for vit, qformer in ((sizes.VIT_G, sizes.QFORMER_G), (sizes.VIT_L, sizes.QFORMER_L)):
-        model = config.Blip2(vit, qformer, None)
+    for vit, qformer in ((presets.VIT_G, presets.QFORMER_G), (presets.VIT_L, presets.QFORMER_L)):
+        model = config.Blip2Config(vit, qformer, None)
         assert lavis_config.model_of(reference.outlines(model), NOTHING) == model
 
 
-@pytest.mark.parametrize('vit, blocks', [(sizes.VIT_G, 40), (sizes.VIT_L, 24)])
+@pytest.mark.parametrize('vit, blocks', [(presets.VIT_G, 40), (presets.VIT_L, 24)])
 def test_the_published_towers_surplus_blocks_are_left_out(vit, blocks):
-    file = reference.outlines(config.Blip2(dataclasses.replace(vit, depth=blocks), None, None))
+    file = reference.outlines(config.Blip2Config(dataclasses.replace(vit, depth=blocks), None, None))
     tower = lavis_config.inside(file, 'visual_encoder.')
     found = lavis_config.vit_of(tower, None)
     assert found.depth == blocks and lavis_config.published_depth(found) == vit.depth
@@ -231,15 +230,15 @@ def test_a_vocabulary_without_dec_grows_aloud():
     key = 'Qformer.bert.embeddings.word_embeddings.weight'
     words = in_memory({key: np.zeros((bert.WORDS, 1), np.float32)})
     grown = without_dec(lavis.QFORMER, words)
-    assert to_ours(grown, words).keys() == {'qformer/word_embedding'}
-    assert [row.why for row in grown if isinstance(row, Fresh)] == ['the file has 30522 words and no [DEC]']
+    assert to_jax(grown, words).keys() == {'qformer/word_embedding'}
+    assert [row.why for row in grown if isinstance(row, NewlyInitialized)] == ['the file has 30522 words and no [DEC]']
     one_more = in_memory({key: np.zeros((bert.WORDS + 1, 1), np.float32)})
     assert without_dec(lavis.QFORMER, one_more) == lavis.QFORMER
 
 
 def test_shards_are_written_and_read_as_hugging_face_does(tmp_path):
     state = {f'layer.{i}': np.full((3, 5), i, np.float32) for i in range(4)}
-    stream.write_shards(tmp_path, in_memory(state), None, limit=130)
+    safetensors_writer.write_shards(tmp_path, in_memory(state), None, limit=130)
     assert len(list(tmp_path.glob('model-0000?-of-00002.safetensors'))) == 2
     assert_same(read_all(files.open_checkpoint(tmp_path)), state)
     (tmp_path / 'model-00002-of-00002.safetensors').unlink()
@@ -252,7 +251,7 @@ def test_tensors_pass_one_at_a_time(tmp_path):
         return Tensor((256, 256), np.dtype(np.float32), lambda: np.ones((256, 256), np.float32))
 
     tracemalloc.start()
-    stream.write(tmp_path / 'x.safetensors', {str(i): make() for i in range(20)})
+    safetensors_writer.write(tmp_path / 'x.safetensors', {str(i): make() for i in range(20)})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2.5 * 256 * 256 * 4
@@ -317,10 +316,12 @@ def test_a_failure_half_way_leaves_nothing(tmp_path):
 
     broken = dict(model.tensors) | {'vit/class_token': dataclasses.replace(model.tensors['vit/class_token'], read=fail)}
     with pytest.raises(UserError, match='the disk went away'):
-        exchange.to_ours(dataclasses.replace(model, tensors=broken), tmp_path / 'runs' / 'mine')
+        import_export.import_checkpoint(dataclasses.replace(model, tensors=broken), tmp_path / 'runs' / 'mine')
     assert not list((tmp_path / 'runs').iterdir())
     with pytest.raises(UserError, match='the disk went away'):
-        exchange.to_theirs(dataclasses.replace(model, tensors=broken), tmp_path / 'mine.safetensors', 'lavis')
+        import_export.export_checkpoint(
+            dataclasses.replace(model, tensors=broken), tmp_path / 'mine.safetensors', 'lavis'
+        )
     assert [path.name for path in tmp_path.iterdir()] == ['runs']
 
 
@@ -346,7 +347,7 @@ def test_wrong_command_lines(arguments, message, monkeypatch, tmp_path):
 def test_an_existing_destination_is_kept(tmp_path):
     (tmp_path / 'mine').mkdir()
     with pytest.raises(UserError, match='exists: name a new one'):
-        exchange.to_ours(read('stage1'), tmp_path / 'mine')
+        import_export.import_checkpoint(read('stage1'), tmp_path / 'mine')
 
 
 def test_the_command_says_what_it_found_and_what_is_next(monkeypatch, tmp_path, capsys):
@@ -360,8 +361,8 @@ def test_the_command_says_what_it_found_and_what_is_next(monkeypatch, tmp_path, 
 
 
 def test_a_model_is_used_straight_from_published_files(tmp_path):
-    exchange.to_theirs(read('stage1'), tmp_path / 'theirs', 'huggingface')
-    exchange.to_ours(exchange.read([tmp_path / 'theirs']), tmp_path / 'runs' / 'mine')
+    import_export.export_checkpoint(read('stage1'), tmp_path / 'theirs', 'huggingface')
+    import_export.import_checkpoint(import_export.read([tmp_path / 'theirs']), tmp_path / 'runs' / 'mine')
     pictures = [Image.new('RGB', (56, 56), (shade, 9, 9)) for shade in (0, 200)]
     direct, converted = (Blip2.load(tmp_path / name).features(pictures) for name in ('theirs', 'runs/mine'))
     assert direct.shape == (2, 8, 16)
@@ -372,15 +373,19 @@ def test_a_model_is_used_straight_from_published_files(tmp_path):
 
 def test_a_published_model_is_asked_as_it_was_judged():
     """InstructBLIP's Q-Former reads the prompt as well, so its 32 tokens of a caption would cut the question."""
-    qformer = sizes.QFORMER_G
+    qformer = presets.QFORMER_G
     plain, reads = (dataclasses.replace(qformer, text_side=side) for side in ('none', 'reads'))
-    asked = {}
-    for name, connector, lm in (('opt', plain, config.Opt()), ('t5', plain, config.T5()), ('it', reads, config.T5())):
-        run = exchange.run_of(config.Blip2(qformer=connector, lm=lm))
-        asked[name] = run.stage, run.data.question_prompt[0], run.data.max_text
+    prompts = {}
+    for name, connector, lm in (
+        ('opt', plain, config.OptConfig()),
+        ('t5', plain, config.T5Config()),
+        ('it', reads, config.T5Config()),
+    ):
+        run = import_export.run_of(config.Blip2Config(qformer=connector, lm=lm))
+        prompts[name] = run.stage, run.data.question_prompt[0], run.data.max_text
     short = 'Question: {question} Short answer:'
-    assert asked['opt'] == ('stage2', 'Question: {question} Answer:', 32)
-    assert asked['t5'] == ('stage2', short, 32) and asked['it'] == ('instruct', short, 128)
+    assert prompts['opt'] == ('stage2', 'Question: {question} Answer:', 32)
+    assert prompts['t5'] == ('stage2', short, 32) and prompts['it'] == ('instruct', short, 128)
 
 
 def test_safetensors_need_no_torch():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from data_sets import feature_record, record
 
-from qformer_jax.config import Blip2, Data, Opt, Qformer, Run, Training, Vit
-from qformer_jax.data import memory
+from qformer_jax.config import Blip2Config, Data, OptConfig, QformerConfig, Run, Training, VitConfig
+from qformer_jax.data import record_cache
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.pack import pack
 from qformer_jax.data.pipeline import batches
@@ -37,13 +37,13 @@ def arrays(tmp_path_factory):
     return out
 
 
-VIT = Vit(image_size=16, patch_size=8)
+VIT = VitConfig(image_size=16, patch_size=8)
 
 
-def run(path, stage='stage1', vit: Vit | None = VIT, batch=4, **data) -> Run:
+def run(path, stage='stage1', vit: VitConfig | None = VIT, batch=4, **data) -> Run:
     """Return a run of that stage over the data set."""
     data = {'max_text': 12, 'max_lm_text': 24, 'question_prompt': ('{question}',)} | data
-    model = Blip2(vit=vit, qformer=Qformer(feature_width=4), lm=Opt())
+    model = Blip2Config(vit=vit, qformer=QformerConfig(feature_width=4), lm=OptConfig())
     return Run(stage, model, Data(path=str(path), **data), training=Training(batch_size=batch))
 
 
@@ -102,7 +102,7 @@ def test_stage1_reads_a_cleaned_caption_of_its_picture(pictures):
 def lm_parts(row: dict, tokenizer) -> tuple[str, str, str]:
     """Return context (before bos), prompt, and target of an `instruct` or `stage2` row, as text."""
     ids = row['lm_text'][row['lm_mask']].tolist()
-    bos, start = ids.index(tokenizer.marks.begin[0]), int(row['lm_target'].argmax())
+    bos, start = ids.index(tokenizer.special_tokens.begin[0]), int(row['lm_target'].argmax())
     return tuple(tokenizer.decode(part) for part in (ids[:bos], ids[bos + 1 : start], ids[start:]))
 
 
@@ -121,10 +121,10 @@ def test_stage2_writes_a_caption_and_an_end(pictures):
 
 
 def test_instruct_asks_every_question_and_accepts_every_answer(pictures):
-    dataset, seen = Dataset.open(pictures), set()
+    dataset, drawn = Dataset.open(pictures), set()
     for row in rows(run(pictures, 'instruct', batch=14), 1400):
         _, prompt, target = lm_parts(row, dataset.lm_tokenizer)
-        seen.add((int(row['image_id']), prompt, target))
+        drawn.add((int(row['image_id']), prompt, target))
         read = dataset.text_tokenizer.decode(row['text'])
         assert read == prompt
     wanted = {
@@ -135,7 +135,7 @@ def test_instruct_asks_every_question_and_accepts_every_answer(pictures):
     }
     captions = {(n, '', f'{c.lower().replace(".", "")}\n') for n in WITH_TEXT for c in RECORDS[n].captions
                 if not RECORDS[n].questions}  # fmt: skip
-    assert seen == wanted | captions
+    assert drawn == wanted | captions
 
 
 @pytest.mark.parametrize('stage', ['language', 'instruct'])
@@ -143,15 +143,15 @@ def test_the_caption_fraction_is_kept(pictures, stage):
     tokenizer = Dataset.open(pictures).lm_tokenizer
     both = [n for n in WITH_CAPTION if RECORDS[n].questions]
     drawn = rows(run(pictures, stage, caption_fraction=0.25, batch=12), 1200)
-    asked = [tokenizer.decode(row['lm_text']).count('?') for row in drawn if row['image_id'] in both]
-    assert 0.68 < np.mean(asked) < 0.82
+    patches = [tokenizer.decode(row['lm_text']).count('?') for row in drawn if row['image_id'] in both]
+    assert 0.68 < np.mean(patches) < 0.82
 
 
 def test_language_rows_have_the_caption_where_the_prefix_will_be(pictures):
     tokenizer = Dataset.open(pictures).lm_tokenizer
     for row in rows(run(pictures, 'language', caption_fraction=0.5), 120):
         ids = row['lm_text'][row['lm_mask']].tolist()
-        bos = ids.index(tokenizer.marks.begin[0])
+        bos = ids.index(tokenizer.special_tokens.begin[0])
         caption, said = tokenizer.decode(ids[:bos]), tokenizer.decode(ids[bos + 1 :])
         assert '?' in said or said == f'{caption}\n'
         assert ids[-1] == tokenizer.end_id
@@ -202,13 +202,13 @@ def test_training_pictures_are_augmented(pictures):
 
 def test_rows_do_not_depend_on_what_is_kept_in_memory(pictures, monkeypatch):
     kept = rows(run(pictures), 40)
-    monkeypatch.setattr(memory, '_BUDGET', 0)
+    monkeypatch.setattr(record_cache, '_BUDGET', 0)
     assert all(map(same, kept, rows(run(pictures), 40)))
 
 
-@pytest.mark.parametrize('asked, padded', [(0, 4), (6, 6)])
-def test_features_are_padded_and_masked(arrays, asked, padded):
-    for row in rows(run(arrays, vit=None, max_patches=asked), 12):
+@pytest.mark.parametrize('patches, padded', [(0, 4), (6, 6)])
+def test_features_are_padded_and_masked(arrays, patches, padded):
+    for row in rows(run(arrays, vit=None, max_patches=patches), 12):
         number, count = int(row['image_id']), 2 + int(row['image_id']) % 3
         assert row['features'].shape == (padded, 4)
         assert row['features'].dtype == np.float32
@@ -224,8 +224,8 @@ def test_a_run_that_does_not_fit_is_refused(pictures, arrays):
         (run(arrays, vit=None, max_patches=3), r'max_patches 3: .* array of 4 rows'),
     ]
     model = run(arrays, vit=None).model
-    for part in ({'qformer': Qformer(feature_width=8)}, {'qformer': Qformer(feature_width=4, vocab_size=5)},
-                 {'lm': Opt(vocab_size=7)}):  # fmt: skip
+    for part in ({'qformer': QformerConfig(feature_width=8)}, {'qformer': QformerConfig(feature_width=4, vocab_size=5)},
+                 {'lm': OptConfig(vocab_size=7)}):  # fmt: skip
         wrong.append((replace(run(arrays, vit=None), model=replace(model, **part)), r'feature_width|vocab_size [57]'))
     for bad, message in wrong:
         with pytest.raises(UserError, match=message):

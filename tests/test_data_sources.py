@@ -19,11 +19,11 @@ def test_easy_vqa_has_the_official_splits_and_derived_captions():
     assert train[1].image_id == '1.png'
     assert all(len(r.questions) == len(r.answers) and r.image.startswith(b'\x89PNG') for r in train)
     for record in train:
-        asked = dict(zip(record.questions, record.answers, strict=True))
+        questions = dict(zip(record.questions, record.answers, strict=True))
         for caption in record.captions:
             _, colour, shape = caption.split()
-            assert asked.get('what color is the shape?', (colour,)) == (colour,)
-            assert asked.get('what shape is in the image?', (shape,)) == (shape,)
+            assert questions.get('what color is the shape?', (colour,)) == (colour,)
+            assert questions.get('what shape is in the image?', (shape,)) == (shape,)
     assert {len(r.captions) for r in train} == {0, 1}
 
 
@@ -273,8 +273,8 @@ def coco_folder(tmp_path):
     images = [{'id': i, 'file_name': f'{i}.jpg'} for i in (1, 2)]
     captions = [{'id': 7, 'image_id': 2, 'caption': 'two\n'}, {'id': 8, 'image_id': 2, 'caption': 'a pair'}]
     write('captions_train2014.json', {'images': images, 'annotations': captions})
-    asked = [{'question_id': 10, 'image_id': 1, 'question': 'what?'}]
-    write('v2_OpenEnded_mscoco_train2014_questions.json', {'questions': asked})
+    questions = [{'question_id': 10, 'image_id': 1, 'question': 'what?'}]
+    write('v2_OpenEnded_mscoco_train2014_questions.json', {'questions': questions})
     answers = [{'question_id': 10, 'answers': [{'answer': 'a'}, {'answer': 'a'}, {'answer': 'b'}]}]
     write('v2_mscoco_train2014_annotations.json', {'annotations': answers})
     return tmp_path

@@ -52,20 +52,20 @@ def test_a_long_text_is_cut_before_its_sep(text_tokenizer):
 
 def test_a_typed_special_token_is_text(text_tokenizer, lm_tokenizer):
     assert 3 not in text_tokenizer.encode('a [SEP] red', 16)[0][1:4]
-    assert not set(lm_tokenizer.marks.begin) & set(lm_tokenizer.ids('</s>'))
+    assert not set(lm_tokenizer.special_tokens.begin) & set(lm_tokenizer.ids('</s>'))
     assert lm_tokenizer.decode(lm_tokenizer.ids('</s>')) == '</s>'
 
 
 def test_byte_bpe_numbers_its_specials_as_opt(lm_tokenizer):
     tokenizer = train_byte_bpe(TEXTS, 400)
     assert [tokenizer.token_to_id(t) for t in ('<s>', '<pad>', '</s>', '<unk>')] == [0, 1, 2, 3]
-    assert (lm_tokenizer.pad_id, lm_tokenizer.marks.begin) == (1, (2,))
+    assert (lm_tokenizer.pad_id, lm_tokenizer.special_tokens.begin) == (1, (2,))
     assert lm_tokenizer.ids('\n') == [lm_tokenizer.end_id]
 
 
 def test_byte_bpe_spells_anything(lm_tokenizer):
     text = 'Ünknown 中文 😀\ttab'
-    assert lm_tokenizer.decode([*lm_tokenizer.marks.begin, *lm_tokenizer.ids(text)]) == text
+    assert lm_tokenizer.decode([*lm_tokenizer.special_tokens.begin, *lm_tokenizer.ids(text)]) == text
 
 
 def test_training_is_deterministic():
@@ -77,7 +77,7 @@ def test_training_is_deterministic():
 def test_a_row_begins_with_the_prompt_as_inference_spells_it(lm_tokenizer, prompt):
     ids, start = lm_row(lm_tokenizer, prompt, 'red')
     assert ids[:start] == prompt_ids(lm_tokenizer, prompt)
-    assert ids == [*lm_tokenizer.marks.begin, *lm_tokenizer.ids('what color is the circle? red\n')]
+    assert ids == [*lm_tokenizer.special_tokens.begin, *lm_tokenizer.ids('what color is the circle? red\n')]
     assert ids[-1] == lm_tokenizer.end_id
 
 
@@ -97,7 +97,7 @@ def test_files_of_bert_and_opt_load(tmp_path, text_tokenizer, lm_tokenizer):
     train_byte_bpe(TEXTS, 400).model.save(str(tmp_path))
     opt = LmTokenizer.load(tmp_path)
     assert opt.ids('a red circle </s>') == lm_tokenizer.ids('a red circle </s>')
-    assert opt.decode([*opt.marks.begin, *opt.ids('a red circle')]) == 'a red circle'
+    assert opt.decode([*opt.special_tokens.begin, *opt.ids('a red circle')]) == 'a red circle'
 
 
 def test_a_saved_tokenizer_loads_the_same(tmp_path, text_tokenizer):

@@ -10,7 +10,7 @@ from PIL import Image, features
 from qformer_jax.data import transforms
 from qformer_jax.data.transforms import eval_image, random_box, train_image
 from qformer_jax.errors import UserError
-from qformer_jax.inference import locate, seen
+from qformer_jax.inference import inputs, locate
 from qformer_jax.models.vit import normalise
 
 with np.load(Path(__file__).parent / 'goldens' / 'lavis' / 'processors' / 'arrays.npz') as _file:
@@ -128,7 +128,7 @@ def test_a_picture_is_turned_as_its_exif_says(form, orientation, tmp_path):
         assert got.shape == UPRIGHT.shape and np.abs(got - UPRIGHT)[inside].mean() <= tolerance / 4
     wanted = eval_image(png(UPRIGHT), 32).astype(int)
     (file := tmp_path / 'a').write_bytes(data)
-    ways = [eval_image(data, 32), seen.read(file, 32), seen.read([data], 32)[0]]
+    ways = [eval_image(data, 32), inputs.read(file, 32), inputs.read([data], 32)[0]]
     ways.append(train_image(data, 32, (1.0, 1.0), False, np.random.default_rng(0)))
     for way in ways:
         assert np.abs(way - wanted).max() <= 4 * tolerance
@@ -163,7 +163,7 @@ def test_grey_of_16_bits_is_scaled(form):
 @pytest.mark.parametrize('dtype, kind', [(np.int32, '32-bit grey'), (np.float32, 'grey of floats')])
 def test_grey_without_a_known_white_is_refused(dtype, kind, tmp_path):
     (tmp_path / 'scan.tiff').write_bytes(grey_file(GREY.astype(dtype), 'TIFF'))
-    for read in (lambda f: transforms.decode(f.read_bytes(), str(f)), lambda f: seen.read(f, 16)):
+    for read in (lambda f: transforms.decode(f.read_bytes(), str(f)), lambda f: inputs.read(f, 16)):
         with pytest.raises(UserError, match=rf'scan\.tiff: {kind}, and nothing says which value is white'):
             read(tmp_path / 'scan.tiff')
     with pytest.raises(UserError, match=kind):

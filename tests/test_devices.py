@@ -9,14 +9,15 @@ import small
 from small import change, recipe
 
 from qformer_jax import config
-from qformer_jax.convert.tensors import in_memory
+from qformer_jax.convert.lazy_tensors import in_memory
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.pack import BYTE_BPE
 from qformer_jax.errors import UserError
 from qformer_jax.models import blip2
 from qformer_jax.parallel.mesh import check_batch, data_mesh
 from qformer_jax.rules import flatten
-from qformer_jax.training import exchange, logs, loop
+from qformer_jax.runs import import_export
+from qformer_jax.training import logs, loop
 
 STEPS = 3
 STAGES = ('stage1', 'stage2', 'instruct')
@@ -36,12 +37,12 @@ def tiny(stage: str, data: Path, voice: Path) -> config.Run:
     if stage == 'stage1':
         return change(run, 'model', **(parts | {'lm': None}))
     if stage == 'stage2':
-        resampler = config.Connector('resampler', tokens=4, width=16, depth=1, heads=2, mlp_width=32)
-        gates = config.Gates(every=1, heads=2, mlp_width=32)
+        resampler = config.ConnectorConfig('resampler', tokens=4, width=16, depth=1, heads=2, mlp_width=32)
+        gates = config.GatesConfig(every=1, heads=2, mlp_width=32)
         run = change(run, 'objective', nested_queries=False)
         run = change(run, 'data', validation_split='test[:3]')
-        parts |= {'qformer': None, 'connector': resampler, 'time': config.Time(2), 'gates': gates}
-    run = change(run, 'model', **parts, lora=config.Lora(rank=2) if stage == 'instruct' else None)
+        parts |= {'qformer': None, 'connector': resampler, 'time': config.TimeConfig(2), 'gates': gates}
+    run = change(run, 'model', **parts, lora=config.LoraConfig(rank=2) if stage == 'instruct' else None)
     return dataclasses.replace(run, start=config.Start(lm=str(voice), scratch=('vit',)))
 
 
@@ -49,12 +50,12 @@ def tiny(stage: str, data: Path, voice: Path) -> config.Run:
 def voice(pictures, tmp_path_factory) -> Path:
     """Return a run of a language model that learned nothing."""
     rows = Dataset.open(pictures).lm_tokenizer.vocab_size
-    model = config.Blip2(None, None, dataclasses.replace(small.OPT, depth=1, vocab_size=rows))
+    model = config.Blip2Config(None, None, dataclasses.replace(small.OPT, depth=1, vocab_size=rows))
     draw = np.random.default_rng(0)
     arrays = {path: draw.normal(size=x.shape).astype('f') / 4 for path, x in flatten(blip2.shapes(model)).items()}
     folder = tmp_path_factory.mktemp('voice') / 'voice'
-    made = exchange.Model(config.Run('language', model), in_memory(arrays), (), ())
-    exchange.to_ours(made, folder, lm=pictures / BYTE_BPE)
+    made = import_export.Model(config.Run('language', model), in_memory(arrays), (), ())
+    import_export.import_checkpoint(made, folder, lm=pictures / BYTE_BPE)
     return folder
 
 

@@ -39,8 +39,8 @@ def anchors(text: str) -> set[str]:
 def named_paths(text: str) -> set[str]:
     """Return the paths in inline code that claim to be in the repository; `NAME` and the like are placeholders."""
     found = {match for code in CODE.findall(FENCE.sub('', text)) for match in PATH.findall(code)}
-    ours = {path for path in found if path.startswith(FOLDERS) or re.search(r'\w\.(py|md|ipynb|toml)$', path)}
-    return {path for path in ours if not re.search(r'(^|/)[A-Z]+(\.\w+)?(/|$)', path) or (ROOT / path).exists()}
+    claimed = {path for path in found if path.startswith(FOLDERS) or re.search(r'\w\.(py|md|ipynb|toml)$', path)}
+    return {path for path in claimed if not re.search(r'(^|/)[A-Z]+(\.\w+)?(/|$)', path) or (ROOT / path).exists()}
 
 
 def commands(text: str) -> list[str]:
@@ -144,7 +144,7 @@ def test_python_snippets_compile(document):
 
 
 def test_snippets_of_the_architecture_run(tmp_path):
-    rules, _, recipe = blocks(ARCHITECTURE.read_text(), 'python')  # the second: tests/test_kept.py
+    rules, _, recipe = blocks(ARCHITECTURE.read_text(), 'python')  # the second: tests/test_feature_cache.py
     exec(rules, {})
     (tmp_path / 'sounds.py').write_text(recipe)
     run, card = recipes.load(str(tmp_path / 'sounds.py'))

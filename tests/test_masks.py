@@ -36,10 +36,10 @@ def test_the_drawings_differ():
 
 @pytest.mark.parametrize('mask', NAMES.values())
 def test_rows_have_masks_of_their_own(mask):
-    exists = np.array([[True, False, False], [True, True, True]])
-    both = mask(2, exists)
+    valid = np.array([[True, False, False], [True, True, True]])
+    both = mask(2, valid)
     for row in range(2):
-        np.testing.assert_array_equal(both[row], mask(2, exists[row : row + 1])[0])
+        np.testing.assert_array_equal(both[row], mask(2, valid[row : row + 1])[0])
 
 
 def test_decoder_mask_worked_example():
@@ -48,8 +48,8 @@ def test_decoder_mask_worked_example():
 
 
 def test_positions_skip_padding_on_either_side():
-    exists = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
-    np.testing.assert_array_equal(masks.positions(exists), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]])
+    valid = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
+    np.testing.assert_array_equal(masks.positions(valid), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]])
 
 
 def test_shapes_in_signatures_are_checked_while_tests_run():

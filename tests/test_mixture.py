@@ -11,7 +11,7 @@ from small import change, recipe, write_recipe
 from test_data_pipeline import run, same
 
 from qformer_jax import cli, config
-from qformer_jax.config import Vit
+from qformer_jax.config import VitConfig
 from qformer_jax.data import mixture
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.encoder import Encoder
@@ -41,8 +41,8 @@ def folder(tmp_path_factory):
     pack({'train': [record(n) for n in range(8)]}, out / 'pictures', **shared)
     wide = [dataclasses.replace(r, features=np.ones((2, 5), np.float32)) for r in arrays(8)]
     pack({'train': wide}, out / 'wide', **shared)
-    seen = Encoder('runs/x', 'digest', Vit(), 'float32')
-    pack({'train': arrays(8)}, out / 'seen', **shared, encoder=seen)
+    encoder = Encoder('runs/x', 'digest', VitConfig(), 'float32')
+    pack({'train': arrays(8)}, out / 'seen', **shared, encoder=encoder)
     return out
 
 

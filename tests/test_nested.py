@@ -15,7 +15,7 @@ from qformer_jax import config
 from qformer_jax.errors import UserError
 from qformer_jax.inference import decode
 from qformer_jax.inference.blip2 import Blip2
-from qformer_jax.inference.search import Settings
+from qformer_jax.inference.generate import GenerationConfig
 from qformer_jax.models import blip2, nested
 from qformer_jax.parallel.mesh import data_mesh
 from qformer_jax.rules import flatten, unflatten
@@ -47,35 +47,35 @@ VOICES = {
 }
 
 
-def randomised(c: config.Blip2) -> dict:
+def randomised(c: config.Blip2Config) -> dict:
     """Return parameters of which none is zero or one."""
     shapes = flatten(blip2.shapes(c))
     return {k: jnp.asarray(DRAW.normal(size=x.shape) / 4 + (x.ndim < 1), jnp.float32) for k, x in shapes.items()}
 
 
-def model_of(lm: config.Opt | None = None, **fields) -> tuple[blip2.Blip2, dict]:
-    c = config.Blip2(None, dataclasses.replace(QFORMER, **fields), lm=lm)
-    return blip2.Blip2(c), unflatten(randomised(c))
+def model_of(lm: config.OptConfig | None = None, **fields) -> tuple[blip2.Blip2Module, dict]:
+    c = config.Blip2Config(None, dataclasses.replace(QFORMER, **fields), lm=lm)
+    return blip2.Blip2Module(c), unflatten(randomised(c))
 
 
-def cut(model: blip2.Blip2, params: dict) -> tuple[blip2.Blip2, dict]:
+def cut(model: blip2.Blip2Module, params: dict) -> tuple[blip2.Blip2Module, dict]:
     """Return the model with its first M queries alone."""
     c = dataclasses.replace(model.config.qformer, num_queries=M)
     fewer = params | {'qformer': params['qformer'] | {'query_token': params['qformer']['query_token'][:M]}}
-    return blip2.Blip2(dataclasses.replace(model.config, qformer=c)), fewer
+    return blip2.Blip2Module(dataclasses.replace(model.config, qformer=c)), fewer
 
 
-def stage1(model, exists=None):
-    return losses.stage1(model, BATCH, jax.random.key(0), STAGE1, exists=exists)
+def stage1(model, query_mask=None):
+    return losses.stage1(model, BATCH, jax.random.key(0), STAGE1, query_mask=query_mask)
 
 
-def generation(model, exists=None):
-    return losses.generation(model, BATCH, jax.random.key(0), AWARE, exists=exists)
+def generation(model, query_mask=None):
+    return losses.generation(model, BATCH, jax.random.key(0), AWARE, query_mask=query_mask)
 
 
-def gradients(model: blip2.Blip2, params: dict, loss, exists=None):
+def gradients(model: blip2.Blip2Module, params: dict, loss, query_mask=None):
     """Return (loss, metrics), and the gradients of all parameters."""
-    call = lambda params: model.apply({'params': params}, exists, method=loss)  # noqa: E731
+    call = lambda params: model.apply({'params': params}, query_mask, method=loss)  # noqa: E731
     return jax.jit(jax.value_and_grad(call, has_aux=True))(params)
 
 
@@ -97,7 +97,7 @@ def test_masked_queries_are_as_if_they_were_not_there(loss, lm):
 @pytest.mark.parametrize('loss, lm', [(stage1, None), (generation, 'opt')])
 def test_with_all_queries_the_loss_is_the_plain_one_to_the_bit(loss, lm):
     model, params = model_of(VOICES.get(lm), depth=1)
-    call = jax.jit(lambda params, exists: model.apply({'params': params}, exists, method=loss)[0])
+    call = jax.jit(lambda params, query_mask: model.apply({'params': params}, query_mask, method=loss)[0])
     assert call(params, jnp.ones(Q, bool)) == call(params, None)
 
 
@@ -115,8 +115,8 @@ def test_each_step_of_training_draws_and_validation_does_not():
     run = small.change(run, 'objective', nested_queries=True)
     loss = jax.jit(partial(step.loss, step.Program.of(run), data_mesh(1)), static_argnums=4)
     keys = [jax.random.key(seed) for seed in range(6)]
-    seen = [loss(params, {}, BATCH, key, True)[1] for key in keys]
-    assert len({float(metrics['queries']) for metrics in seen}) > 1
+    history = [loss(params, {}, BATCH, key, True)[1] for key in keys]
+    assert len({float(metrics['queries']) for metrics in history}) > 1
     plain = small.change(run, 'objective', nested_queries=False)
     assert 'queries' not in loss(params, {}, BATCH, keys[0], False)[1]
     want = step.loss(step.Program.of(plain), data_mesh(1), params, {}, BATCH, keys[0], False)
@@ -129,14 +129,14 @@ def test_in_use_cutting_gives_what_masking_gives(tmp_path):
     whole = Blip2(config.Run('stage2', model=model.config), params, tmp_path)
     few = whole.with_queries(M)
     assert few.run.model.qformer.num_queries == M and few.params['qformer']['query_token'].shape == (M, QFORMER.width)
-    seen, text = (BATCH['features'], BATCH['feature_mask']), (BATCH['text'], BATCH['text_mask'])
-    prompt, settings = (BATCH['lm_text'][:, ::-1], BATCH['lm_mask'][:, ::-1]), Settings(6, end_ids=(2,))
+    image, text = (BATCH['features'], BATCH['feature_mask']), (BATCH['text'], BATCH['text_mask'])
+    prompt, settings = (BATCH['lm_text'][:, ::-1], BATCH['lm_mask'][:, ::-1]), GenerationConfig(6, end_ids=(2,))
 
-    def run(model, exists=None):
-        alone = model.ask_queries(*seen, exists=exists)
-        both = model.ask_queries(*seen, *text, exists=exists)
-        return model.qformer.embed_image(alone.queries)[:, :M], model.qformer.match(both.queries, exists), \
-            model.soft_prefix(*seen, exists=exists)  # fmt: skip
+    def run(model, query_mask=None):
+        alone = model.query_features(*image, query_mask=query_mask)
+        both = model.query_features(*image, *text, query_mask=query_mask)
+        return model.qformer.embed_image(alone.queries)[:, :M], model.qformer.match(both.queries, query_mask), \
+            model.soft_prefix(*image, query_mask=query_mask)  # fmt: skip
 
     masked = jax.jit(partial(model.apply, method=run))({'params': params}, FIRST)
     sliced = jax.jit(partial(few.model.apply, method=run))({'params': few.params})

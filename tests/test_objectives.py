@@ -122,7 +122,7 @@ def test_token_mean_worked_example():
 
 
 SMALL = dataclasses.replace(QFORMER, depth=2)
-MODEL = config.Blip2(vit=None, qformer=SMALL, lm=None)
+MODEL = config.Blip2Config(vit=None, qformer=SMALL, lm=None)
 BATCH = jax.tree.map(
     jnp.asarray,
     {
@@ -154,6 +154,6 @@ def test_itc_and_itg_may_share_the_pass_over_the_queries(params):
         shared = model.qformer(causal[:, :, q:], text=BATCH['text'], prefix=queries.cache)
         return queries.queries, shared.text, model.qformer(causal, image=memory, text=BATCH['text'])
 
-    queries, text, both = jax.jit(lambda params: blip2.Blip2(MODEL).apply({'params': params}, method=run))(params)
+    queries, text, both = jax.jit(lambda params: blip2.Blip2Module(MODEL).apply({'params': params}, method=run))(params)
     assert_close(queries, both.queries, 2e-6)
     assert_close(text, both.text, 2e-6)

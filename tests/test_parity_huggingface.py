@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from qformer_jax import config
 from qformer_jax.convert import huggingface
-from qformer_jax.convert.table import check_complete, convert, to_ours, to_theirs
-from qformer_jax.convert.tensors import in_memory, read_all
+from qformer_jax.convert.lazy_tensors import in_memory, read_all
+from qformer_jax.convert.table import check_complete, convert, to_jax, to_torch
 from qformer_jax.errors import UserError
 from qformer_jax.models import blip2, masks
 from qformer_jax.rules import flatten
@@ -23,11 +23,11 @@ torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
 transformers = pytest.importorskip('transformers', reason='the oracle is Hugging Face')
 
 Q, IMAGE_TOKEN = QFORMER.num_queries, 55
-OPT = config.Opt(vocab_size=56, width=24, depth=2, heads=3, mlp_width=40, max_positions=40)
-LLAMA = config.Llama(
+OPT = config.OptConfig(vocab_size=56, width=24, depth=2, heads=3, mlp_width=40, max_positions=40)
+LLAMA = config.LlamaConfig(
     vocab_size=56, width=24, depth=2, heads=3, kv_heads=3, head_width=8, mlp_width=40, max_positions=40
 )
-T5 = config.T5(
+T5 = config.T5Config(
     vocab_size=56, width=24, depth=2, decoder_depth=2, heads=3, head_width=10, mlp_width=40, buckets=8, max_distance=20
 )
 NUMBERS = np.random.default_rng(0)
@@ -135,8 +135,8 @@ def state_of(model) -> dict[str, np.ndarray]:
     return {key: value.numpy() for key, value in model.state_dict().items()}
 
 
-def model_of(side: str, lm) -> config.Blip2:
-    return config.Blip2(EVA, dataclasses.replace(QFORMER, text_side=side), lm)
+def model_of(side: str, lm) -> config.Blip2Config:
+    return config.Blip2Config(EVA, dataclasses.replace(QFORMER, text_side=side), lm)
 
 
 CASES = {
@@ -156,8 +156,8 @@ def case(name: str):
     return c, model, convert(huggingface.blip2(c), state_of(model), blip2.shapes(c))
 
 
-def apply(c: config.Blip2, params, method):
-    return jax.jit(lambda p: blip2.Blip2(c).apply({'params': p}, method=method))(params)
+def apply(c: config.Blip2Config, params, method):
+    return jax.jit(lambda p: blip2.Blip2Module(c).apply({'params': p}, method=method))(params)
 
 
 GENERATE = [name for name in CASES if name != 'itm']
@@ -169,17 +169,17 @@ def steps(model):
     A decoder reads [prefix, prompt]; T5's encoder reads that, and its decoder the answer.
     """
     features = model.vit(nhwc(PIXELS)).features
-    exists = jnp.ones(features.shape[:2], bool)
+    feature_mask = jnp.ones(features.shape[:2], bool)
     text = (WORDS, SEEN) if model.config.qformer.text_side == 'reads' else (None, None)
-    queries = model.ask_queries(features, exists, *text).queries
+    queries = model.query_features(features, feature_mask, *text).queries
     prefix = model.lm_projection(queries)
     x = jnp.concatenate([prefix, model.lm.embed(PROMPT)], axis=1)
-    exists = jnp.ones(x.shape[:2], bool)
+    feature_mask = jnp.ones(x.shape[:2], bool)
     if model.config.lm.family == 't5':
-        memory = model.lm.encode(x, exists)
+        memory = model.lm.encode(x, feature_mask)
         hidden = model.lm(model.lm.embed(ANSWER), np.ones(ANSWER.shape, bool), memory).hidden
     else:
-        hidden = model.lm(x, exists).hidden
+        hidden = model.lm(x, feature_mask).hidden
     return model.qformer.feature_norm(features), queries, prefix, model.lm.word_logits(hidden)
 
 
@@ -192,13 +192,13 @@ def words(name: str) -> dict:
 
 @pytest.mark.parametrize('name', GENERATE)
 def test_every_step_from_pixels_to_logits_equals_theirs(name):
-    c, theirs, params = case(name)
+    c, expected, params = case(name)
     ids = np.concatenate([np.full((2, Q), IMAGE_TOKEN), PROMPT], axis=1)
     answer = {'decoder_input_ids': torch.tensor(ANSWER).long()} if c.lm.family == 't5' else {}
     with torch.no_grad():
-        want = theirs(pixel_values=torch.tensor(PIXELS), input_ids=torch.tensor(ids), **words(name), **answer)
+        want = expected(pixel_values=torch.tensor(PIXELS), input_ids=torch.tensor(ids), **words(name), **answer)
         want_queries = want.qformer_outputs.last_hidden_state[:, :Q]
-        want_prefix = theirs.language_projection(want_queries)
+        want_prefix = expected.language_projection(want_queries)
     features, queries, prefix, logits = apply(c, params, steps)
     assert_close(features, want.vision_outputs.last_hidden_state)
     assert_close(queries, want_queries)
@@ -207,37 +207,37 @@ def test_every_step_from_pixels_to_logits_equals_theirs(name):
 
 
 def test_where_the_queries_look_equals_theirs():
-    c, theirs, params = case('opt')
+    c, expected, params = case('opt')
 
     def run(model):
         features = model.vit(nhwc(PIXELS)).features
-        out = model.ask_queries(features, jnp.ones(features.shape[:2], bool), keep_attention=True)
+        out = model.query_features(features, jnp.ones(features.shape[:2], bool), keep_attention=True)
         return out.attention, out.self_attention
 
-    theirs.qformer.set_attn_implementation('eager')
+    expected.qformer.set_attn_implementation('eager')
     with torch.no_grad():
-        features = theirs.vision_model(torch.tensor(PIXELS)).last_hidden_state
-        queries = theirs.query_tokens.expand(len(PIXELS), -1, -1)
-        out = theirs.qformer(query_embeds=queries, encoder_hidden_states=features, output_attentions=True)
-    reads, mixes = apply(c, params, run)
+        features = expected.vision_model(torch.tensor(PIXELS)).last_hidden_state
+        queries = expected.query_tokens.expand(len(PIXELS), -1, -1)
+        out = expected.qformer(query_embeds=queries, encoder_hidden_states=features, output_attentions=True)
+    reads, self_attention_weights = apply(c, params, run)
     want = [x for x in out.attentions if x.shape[-1] == features.shape[1]]
     want += [x for x in out.attentions if x.shape[-1] == Q]
-    assert len(want) == len(out.attentions) > len(mixes)
-    for x, y in zip((*reads, *mixes), want, strict=True):
+    assert len(want) == len(out.attentions) > len(self_attention_weights)
+    for x, y in zip((*reads, *self_attention_weights), want, strict=True):
         assert_close(x, y)
 
 
 def test_retrieval_scores_equal_theirs():
-    c, theirs, params = case('itm')
+    c, expected, params = case('itm')
 
     def run(model):
         features = model.vit(nhwc(PIXELS)).features
-        exists = jnp.ones(features.shape[:2], bool)
-        together = model.ask_queries(features, exists, WORDS, SEEN).queries
+        feature_mask = jnp.ones(features.shape[:2], bool)
+        batched = model.query_features(features, feature_mask, WORDS, SEEN).queries
         text = model.qformer(masks.unimodal(0, jnp.asarray(SEEN)), text=WORDS).text
-        image = model.qformer.embed_image(model.ask_queries(features, exists).queries)
+        image = model.qformer.embed_image(model.query_features(features, feature_mask).queries)
         cosines = jnp.einsum('bqe,ce->bcq', image, model.qformer.embed_text(text)).max(axis=-1)
-        return model.qformer.match(together), cosines
+        return model.qformer.match(batched), cosines
 
     inputs = {
         'pixel_values': torch.tensor(PIXELS),
@@ -246,51 +246,51 @@ def test_retrieval_scores_equal_theirs():
     }
     matched, cosines = apply(c, params, run)
     with torch.no_grad():
-        assert_close(matched, theirs(**inputs, use_image_text_matching_head=True).logits_per_image)
-        assert_close(cosines, theirs(**inputs).logits_per_image)
+        assert_close(matched, expected(**inputs, use_image_text_matching_head=True).logits_per_image)
+        assert_close(cosines, expected(**inputs).logits_per_image)
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_the_way_back_is_theirs_to_the_last_bit(name):
-    c, theirs, params = case(name)
-    back, want = theirs_of(c, params), state_of(theirs)
+    c, expected, params = case(name)
+    back, want = theirs_of(c, params), state_of(expected)
     assert back.keys() == want.keys()
     for key in want:
         np.testing.assert_array_equal(back[key], want[key], err_msg=key)
         assert back[key].dtype == want[key].dtype
     copies = {key: torch.tensor(value) for key, value in back.items()}
-    type(theirs)(theirs.config).load_state_dict(copies, strict=True)
+    type(expected)(expected.config).load_state_dict(copies, strict=True)
 
 
-def theirs_of(c: config.Blip2, params) -> dict[str, np.ndarray]:
-    return read_all(to_theirs(huggingface.blip2(c), in_memory(flatten(params))))
+def theirs_of(c: config.Blip2Config, params) -> dict[str, np.ndarray]:
+    return read_all(to_torch(huggingface.blip2(c), in_memory(flatten(params))))
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_a_file_that_they_saved_is_read(name, tmp_path):
     """Saving leaves tied tensors out."""
-    c, theirs, params = case(name)
-    theirs.save_pretrained(tmp_path)
+    c, expected, params = case(name)
+    expected.save_pretrained(tmp_path)
     saved = load_file(tmp_path / 'model.safetensors')
     again = convert(huggingface.blip2(c), saved, blip2.shapes(c))
     assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
 
 
 def test_stage1_begins_from_their_retrieval_model():
-    _, theirs, _ = case('itm')
+    _, expected, _ = case('itm')
     c = model_of('full', None)
     table = huggingface.blip2(c)
-    ours = to_ours(table, in_memory(state_of(theirs)))
-    fresh = check_complete(ours, blip2.shapes(c), table)
+    computed = to_jax(table, in_memory(state_of(expected)))
+    fresh = check_complete(computed, blip2.shapes(c), table)
     assert fresh and all(re.fullmatch('qformer/(temperature|lm_head/.*)', path) for path in fresh)
     with pytest.raises(UserError, match="no row of the table has the parameter 'qformer/temperature'"):
-        to_theirs(table, ours | in_memory({'qformer/temperature': np.ones(())}))
+        to_torch(table, computed | in_memory({'qformer/temperature': np.ones(())}))
 
 
 @pytest.mark.parametrize('name, embeddings', [('itm', 'embeddings.'), ('instruct_llama', 'qformer.embeddings.')])
 def test_old_files_with_counting_buffers_are_read(name, embeddings):
-    c, theirs, params = case(name)
-    state = state_of(theirs) | {embeddings + 'position_ids': np.arange(40)[None]}
+    c, expected, params = case(name)
+    state = state_of(expected) | {embeddings + 'position_ids': np.arange(40)[None]}
     again = convert(huggingface.blip2(c), state, blip2.shapes(c))
     assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
 
@@ -320,16 +320,16 @@ def test_a_tower_with_all_biases_keeps_the_bias_of_keys():
 
 
 def test_a_key_of_another_model_is_named():
-    c, theirs, _ = case('itm')
-    state = state_of(theirs)
+    c, expected, _ = case('itm')
+    state = state_of(expected)
     state['qformer.encoder.layers.0.output.dense.weight'] = state.pop('qformer.encoder.layer.0.output.dense.weight')
     with pytest.raises(UserError, match=r"key 'qformer\.encoder\.layers\.0.*nearest: 'qformer\.encoder\.layer\.0"):
         convert(huggingface.blip2(c), state, blip2.shapes(c))
 
 
 def test_a_missing_tensor_is_named():
-    c, theirs, _ = case('itm')
-    state = state_of(theirs)
+    c, expected, _ = case('itm')
+    state = state_of(expected)
     del state['qformer.encoder.layer.1.output.dense.bias']
     with pytest.raises(
         UserError, match=r"no tensor for 1 of the model's .* first 'qformer/layer_1/text_mlp/down/bias'"

@@ -11,15 +11,15 @@ from reference import assert_close, assert_gradients_close
 
 from qformer_jax import config
 from qformer_jax.convert import huggingface_config, opt
+from qformer_jax.convert.lazy_tensors import in_memory, read_all
 from qformer_jax.convert.table import convert
-from qformer_jax.convert.tensors import in_memory, read_all
 from qformer_jax.inference import decode
-from qformer_jax.inference.search import Settings
+from qformer_jax.inference.generate import GenerationConfig
 from qformer_jax.models import blip2
 from qformer_jax.models.opt import Opt, empty_cache
 from qformer_jax.objectives import captioning
 
-TINY = config.Opt(vocab_size=50, width=24, depth=2, heads=3, mlp_width=40, max_positions=20)
+TINY = config.OptConfig(vocab_size=50, width=24, depth=2, heads=3, mlp_width=40, max_positions=20)
 LIKE_350M = dataclasses.replace(TINY, embed_width=16, norm_first=False)
 IDS = np.random.default_rng(0).integers(3, 50, size=(3, 7)).astype(np.int32)
 LEFT = np.arange(7)[None] >= np.array([[0], [2], [5]])  # rows with 7, 5 and 2 tokens, padding on the left
@@ -38,65 +38,65 @@ def made(size):
     return model
 
 
-def converted(theirs, size):
-    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    shapes = blip2.shapes(config.Blip2(vit=None, qformer=None, lm=size))
+def converted(hf_model, size):
+    state = {key: value.numpy() for key, value in hf_model.state_dict().items()}
+    shapes = blip2.shapes(config.Blip2Config(vit=None, qformer=None, lm=size))
     return jax.tree.map(jnp.asarray, convert(opt.opt(size), state, shapes)['lm'])
 
 
 @pytest.fixture(scope='module')
-def theirs():
+def hf_model():
     return made(TINY)
 
 
 @pytest.fixture(scope='module')
-def params(theirs):
-    return converted(theirs, TINY)
+def params(hf_model):
+    return converted(hf_model, TINY)
 
 
 def test_projected_tokens_and_norms_behind_the_branches_equal_hugging_face():
     """OPT-350M alone has both: logits of a padded batch, and what it writes with its cache."""
     torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
-    theirs = made(LIKE_350M)
-    assert huggingface_config.language_model_of(theirs.config.to_dict()) == LIKE_350M
-    params = converted(theirs, LIKE_350M)
+    hf_model = made(LIKE_350M)
+    assert huggingface_config.language_model_of(hf_model.config.to_dict()) == LIKE_350M
+    params = converted(hf_model, LIKE_350M)
     batch = {'input_ids': torch.tensor(IDS).long(), 'attention_mask': torch.tensor(LEFT).long()}
     with torch.no_grad():
-        want = theirs(**batch).logits.numpy()
-        ids = theirs.generate(**batch, max_new_tokens=8, min_new_tokens=8, do_sample=False, eos_token_id=1)
+        want = hf_model(**batch).logits.numpy()
+        ids = hf_model.generate(**batch, max_new_tokens=8, min_new_tokens=8, do_sample=False, eos_token_id=1)
     assert_close(np.asarray(logits(params, IDS, LEFT, LIKE_350M))[LEFT], want[LEFT])
-    ours = written(params, Settings(8, 8, end_ids=(1,)), size=LIKE_350M).tokens[:, 0]
-    np.testing.assert_array_equal(ours, ids[:, IDS.shape[1] :].numpy())
+    computed = written(params, GenerationConfig(8, 8, end_ids=(1,)), size=LIKE_350M).tokens[:, 0]
+    np.testing.assert_array_equal(computed, ids[:, IDS.shape[1] :].numpy())
 
 
-def test_a_file_of_the_model_without_its_head_is_read(theirs, params):
-    state = {key: value.numpy() for key, value in theirs.model.state_dict().items()}  # decoder.layers.0...
+def test_a_file_of_the_model_without_its_head_is_read(hf_model, params):
+    state = {key: value.numpy() for key, value in hf_model.model.state_dict().items()}  # decoder.layers.0...
     state = read_all(opt.plain(in_memory(state | {'decoder.version': np.ones(1)})))
-    again = convert(opt.opt(TINY), state, blip2.shapes(config.Blip2(vit=None, qformer=None, lm=TINY)))['lm']
+    again = convert(opt.opt(TINY), state, blip2.shapes(config.Blip2Config(vit=None, qformer=None, lm=TINY)))['lm']
     assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
 
 
 @functools.partial(jax.jit, static_argnames='size')
-def logits(params, ids, exists, size=TINY):
+def logits(params, ids, token_mask, size=TINY):
     def run(model):
-        return model.word_logits(model(model.embed(ids), exists).hidden)
+        return model.word_logits(model(model.embed(ids), token_mask).hidden)
 
     return Opt(size).apply({'params': params}, method=run)
 
 
-def test_logits_of_a_left_padded_batch_equal_hugging_face(theirs, params):
+def test_logits_of_a_left_padded_batch_equal_hugging_face(hf_model, params):
     torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
     with torch.no_grad():
-        want = theirs(input_ids=torch.tensor(IDS).long(), attention_mask=torch.tensor(LEFT).long()).logits.numpy()
+        want = hf_model(input_ids=torch.tensor(IDS).long(), attention_mask=torch.tensor(LEFT).long()).logits.numpy()
     assert_close(np.asarray(logits(params, IDS, LEFT))[LEFT], want[LEFT])
 
 
-def test_loss_and_input_gradient_equal_hugging_face(theirs, params):
+def test_loss_and_input_gradient_equal_hugging_face(hf_model, params):
     torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
-    embedded = theirs.get_input_embeddings()(torch.tensor(IDS).long()).detach().requires_grad_(True)
+    embedded = hf_model.get_input_embeddings()(torch.tensor(IDS).long()).detach().requires_grad_(True)
     counts = LEFT[:, 1:] & LEFT[:, :-1]  # what a padding position predicts means nothing on either side
     labels = torch.tensor(np.pad(np.where(counts, IDS[:, 1:], -100), ((0, 0), (1, 0)))).long()
-    want = theirs(inputs_embeds=embedded, attention_mask=torch.tensor(LEFT).long(), labels=labels).loss
+    want = hf_model(inputs_embeds=embedded, attention_mask=torch.tensor(LEFT).long(), labels=labels).loss
     want.backward()
 
     @jax.jit
@@ -148,17 +148,17 @@ def test_the_side_of_the_padding_does_not_matter(params):
 
 def written(params, settings, rows=slice(None), size=TINY):
     """Write after the left-padded prompts, without a picture."""
-    model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=size))
+    model = blip2.Blip2Module(config.Blip2Config(vit=None, qformer=None, lm=size))
     prefix = blip2.Prefix.whole(np.zeros((len(IDS[rows]), 0, size.input_width), np.float32))
     return decode.with_lm(model, {'lm': params}, prefix, IDS[rows], LEFT[rows], settings=settings)
 
 
 @pytest.mark.parametrize('penalty, ends, repetition', [(1.0, (7,), 1.0), (-2.0, (7, 11), 1.0), (0.5, (7,), 1.3)])
-def test_beams_equal_hugging_face(theirs, params, penalty, ends, repetition):
+def test_beams_equal_hugging_face(hf_model, params, penalty, ends, repetition):
     """Texts of several lengths after prompts of several lengths; their repetition penalty counts padding as said."""
     torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
     rows = slice(None) if repetition == 1 else slice(0, 1)
-    found = theirs.generate(
+    found = hf_model.generate(
         input_ids=torch.tensor(IDS[rows]).long(),
         attention_mask=torch.tensor(LEFT[rows]).long(),
         num_beams=3,
@@ -173,19 +173,19 @@ def test_beams_equal_hugging_face(theirs, params, penalty, ends, repetition):
         output_scores=True,
         return_dict_in_generate=True,
     )
-    settings = Settings(9, 2, 3, 2, penalty, repetition, 'generated', ends)
-    ours = written(params, settings, rows)
+    settings = GenerationConfig(9, 2, 3, 2, penalty, repetition, 'generated', ends)
+    computed = written(params, settings, rows)
     want = found.sequences[:, IDS.shape[1] :].numpy()
     want = np.pad(want, ((0, 0), (0, 9 - want.shape[1])), constant_values=ends[0])
-    np.testing.assert_array_equal(ours.tokens.reshape(-1, 9), want)
-    assert_close(ours.scores.reshape(-1), found.sequences_scores)
+    np.testing.assert_array_equal(computed.tokens.reshape(-1, 9), want)
+    assert_close(computed.scores.reshape(-1), found.sequences_scores)
 
 
 @pytest.mark.parametrize('beams', [1, 3])
 def test_neighbours_and_their_padding_do_not_change_a_text(params, beams):
-    settings = Settings(8, num_beams=beams, num_return=beams, repetition_penalty=1.2, end_ids=(7,))
-    together = written(params, settings)
+    settings = GenerationConfig(8, num_beams=beams, num_return=beams, repetition_penalty=1.2, end_ids=(7,))
+    batched = written(params, settings)
     for row in range(3):
         alone = written(params, settings, slice(row, row + 1))
-        np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
-        assert_close(alone.scores[0], together.scores[row], 3e-6)
+        np.testing.assert_array_equal(alone.tokens[0], batched.tokens[row])
+        assert_close(alone.scores[0], batched.scores[row], 3e-6)

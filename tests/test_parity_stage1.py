@@ -14,7 +14,7 @@ from qformer_jax.objectives import captioning
 from qformer_jax.objectives.matching import Negatives
 from qformer_jax.training import losses
 
-MODEL = config.Blip2(EVA, QFORMER, None)
+MODEL = config.Blip2Config(EVA, QFORMER, None)
 
 
 def test_the_captioning_mean_is_per_shard_or_global():
@@ -30,8 +30,8 @@ def test_the_captioning_mean_is_per_shard_or_global():
 def test_keys_of_wrong_pictures_may_be_shared_or_projected_again():
     """`share_image_keys` moves data differently, and nothing else: loss and gradients within 1e-6."""
     want, params = reference.arrays('stage1'), reference.params('stage1', MODEL)
-    exists = np.ones(6, bool)
-    negatives = Negatives(want['neg_image_idx'], want['neg_text_idx'], exists, exists)
+    available = np.ones(6, bool)
+    negatives = Negatives(want['neg_image_idx'], want['neg_text_idx'], available, available)
     batch = {
         'feature_mask': jnp.arange(17)[None] < jnp.arange(12, 18)[:, None],
         'text': jnp.asarray(want['input_ids']),
@@ -48,7 +48,7 @@ def test_keys_of_wrong_pictures_may_be_shared_or_projected_again():
             whole = batch | {'features': features}
             return losses.stage1(model, whole, jax.random.key(0), config.Objective(), **options)[0]
 
-        return blip2.Blip2(MODEL).apply({'params': params}, method=run)
+        return blip2.Blip2Module(MODEL).apply({'params': params}, method=run)
 
     shared, shared_gradients = loss(params, share=True)
     again, gradients = loss(params, share=False)

@@ -10,17 +10,17 @@ import pytest
 from reference import assert_close, assert_gradients_close
 
 from qformer_jax import config
+from qformer_jax.convert.lazy_tensors import in_memory
 from qformer_jax.convert.t5 import T5 as TABLE
-from qformer_jax.convert.table import convert, to_ours, to_theirs
-from qformer_jax.convert.tensors import in_memory
+from qformer_jax.convert.table import convert, to_jax, to_torch
 from qformer_jax.inference import decode
-from qformer_jax.inference.search import Settings
+from qformer_jax.inference.generate import GenerationConfig
 from qformer_jax.models import blip2
 from qformer_jax.models.t5 import START_ID, T5, distance_buckets, empty_cache, relative_bias, shift_right
 from qformer_jax.objectives import captioning
 from qformer_jax.rules import flatten
 
-TINY = config.T5(
+TINY = config.T5Config(
     vocab_size=50, width=24, depth=2, decoder_depth=2, heads=3, head_width=10, mlp_width=40, buckets=8, max_distance=20
 )
 DRAW = np.random.default_rng(0)
@@ -66,25 +66,25 @@ def hugging_face(torch, activation: str):
 
 
 @pytest.fixture(scope='module')
-def theirs(torch):
+def hf_model(torch):
     return hugging_face(torch, 'gelu')
 
 
 def as_ours(model) -> dict:
     state = {key: value.numpy() for key, value in model.state_dict().items()}
-    shapes = blip2.shapes(config.Blip2(vit=None, qformer=None, lm=TINY))
+    shapes = blip2.shapes(config.Blip2Config(vit=None, qformer=None, lm=TINY))
     return jax.tree.map(jnp.asarray, convert(TABLE, state, shapes)['lm'])
 
 
 @pytest.fixture(scope='module')
-def params(theirs):
-    return as_ours(theirs)
+def params(hf_model):
+    return as_ours(hf_model)
 
 
 @functools.partial(jax.jit, static_argnames=('c', 'dtype'))
-def logits(params, read=READS, exists=LEFT, c=TINY, dtype=jnp.float32):
+def logits(params, read=READS, token_mask=LEFT, c=TINY, dtype=jnp.float32):
     def run(model):
-        memory = model.encode(model.embed(read), exists)
+        memory = model.encode(model.embed(read), token_mask)
         return model.word_logits(model(model.embed(shift_right(WRITES, RIGHT)), RIGHT, memory).hidden)
 
     return T5(c, dtype).apply({'params': params}, method=run)
@@ -96,11 +96,11 @@ def their_logits(torch, model):
         return model(input_ids=ids, attention_mask=mask, labels=labels).logits.numpy()
 
 
-def test_logits_of_padded_batches_equal_hugging_face(torch, theirs, params):
-    assert_close(np.asarray(logits(params))[RIGHT], their_logits(torch, theirs)[RIGHT])
+def test_logits_of_padded_batches_equal_hugging_face(torch, hf_model, params):
+    assert_close(np.asarray(logits(params))[RIGHT], their_logits(torch, hf_model)[RIGHT])
 
 
-def test_both_gelus_equal_hugging_face(torch, theirs, params):
+def test_both_gelus_equal_hugging_face(torch, hf_model, params):
     tanh = hugging_face(torch, 'gelu_new')
     want = their_logits(torch, tanh)[RIGHT]
     got = logits(as_ours(tanh), c=dataclasses.replace(TINY, activation='gelu_tanh'))
@@ -108,10 +108,10 @@ def test_both_gelus_equal_hugging_face(torch, theirs, params):
     assert np.abs(np.asarray(logits(params))[RIGHT] - want).max() > 3e-5  # the two can be told apart
 
 
-def test_loss_and_input_gradient_equal_hugging_face(torch, theirs, params):
-    embedded = theirs.get_input_embeddings()(torch.tensor(READS).long()).detach().requires_grad_(True)
+def test_loss_and_input_gradient_equal_hugging_face(torch, hf_model, params):
+    embedded = hf_model.get_input_embeddings()(torch.tensor(READS).long()).detach().requires_grad_(True)
     labels = torch.tensor(np.where(RIGHT, WRITES, -100)).long()
-    want = theirs(inputs_embeds=embedded, attention_mask=torch.tensor(LEFT).long(), labels=labels).loss
+    want = hf_model(inputs_embeds=embedded, attention_mask=torch.tensor(LEFT).long(), labels=labels).loss
     want.backward()
 
     @jax.jit
@@ -129,18 +129,18 @@ def test_loss_and_input_gradient_equal_hugging_face(torch, theirs, params):
     assert_gradients_close({'x': gradient}, {'x': embedded.grad.numpy()})
 
 
-def test_the_table_writes_what_it_read(theirs, params):
-    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    back = to_theirs(TABLE, in_memory(flatten({'lm': jax.tree.map(np.asarray, params)})))
+def test_the_table_writes_what_it_read(hf_model, params):
+    state = {key: value.numpy() for key, value in hf_model.state_dict().items()}
+    back = to_torch(TABLE, in_memory(flatten({'lm': jax.tree.map(np.asarray, params)})))
     assert back.keys() == state.keys()
     for key, tensor in back.items():
         np.testing.assert_array_equal(tensor.read(), state[key], key)
 
 
-def test_the_bias_that_early_files_hold_for_cross_attention_is_not_read(theirs, params):
-    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
+def test_the_bias_that_early_files_hold_for_cross_attention_is_not_read(hf_model, params):
+    state = {key: value.numpy() for key, value in hf_model.state_dict().items()}
     surplus = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
-    found = to_ours(TABLE, in_memory(state | {surplus: np.ones((8, 3), np.float32)}))
+    found = to_jax(TABLE, in_memory(state | {surplus: np.ones((8, 3), np.float32)}))
     assert found.keys() == flatten({'lm': params}).keys()
 
 
@@ -148,12 +148,12 @@ def test_the_bias_that_early_files_hold_for_cross_attention_is_not_read(theirs, 
 @pytest.mark.parametrize('both_sides', [True, False])
 def test_every_distance_falls_into_hugging_faces_bucket(torch, buckets, max_distance, both_sides):
     t5 = pytest.importorskip('transformers.models.t5.modeling_t5', reason='the oracle is Hugging Face')
-    reads, seen = np.array([[300]]), np.arange(601)[None]
+    query_position, key_position = np.array([[300]]), np.arange(601)[None]
     want = t5.T5Attention._relative_position_bucket(
         torch.arange(-300, 301), bidirectional=both_sides, num_buckets=buckets, max_distance=max_distance
     )
     table = jnp.arange(buckets, dtype=jnp.float32)[:, None]
-    got = relative_bias(table, reads, seen, max_distance, both_sides=both_sides)
+    got = relative_bias(table, query_position, key_position, max_distance, both_sides=both_sides)
     np.testing.assert_array_equal(got[0, 0, 0], want.numpy())
 
 
@@ -200,28 +200,28 @@ def test_the_decoder_reads_nothing_later_and_the_encoder_everything(params):
 
 
 @pytest.mark.parametrize('beams', [1, 3])
-def test_searches_write_hugging_faces_ids(torch, theirs, params, beams):
+def test_searches_write_hugging_faces_ids(torch, hf_model, params, beams):
     """Texts of several lengths, from encoder rows of several lengths."""
     ends = (48, 43)
-    found = theirs.generate(
+    found = hf_model.generate(
         torch.tensor(READS).long(), attention_mask=torch.tensor(LEFT).long(), num_beams=beams,
         num_return_sequences=beams, max_new_tokens=8, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0],
     )  # fmt: skip
     want = found.numpy()[:, 1:]  # without the start token
-    model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=TINY))
-    settings = Settings(8, num_beams=beams, num_return=beams, length_rule='generated', end_ids=ends)
+    model = blip2.Blip2Module(config.Blip2Config(vit=None, qformer=None, lm=TINY))
+    settings = GenerationConfig(8, num_beams=beams, num_return=beams, length_rule='generated', end_ids=ends)
     prefix = blip2.Prefix.whole(np.zeros((3, 0, TINY.width), np.float32))
-    ours = decode.with_lm(model, {'lm': params}, prefix, READS, LEFT, settings=settings).tokens
-    np.testing.assert_array_equal(np.asarray(ours).reshape(-1, 8), want)
+    computed = decode.with_lm(model, {'lm': params}, prefix, READS, LEFT, settings=settings).tokens
+    np.testing.assert_array_equal(np.asarray(computed).reshape(-1, 8), want)
     assert (want == ends[0]).any() and not np.isin(want, ends).any(axis=1).all()
 
 
 def test_where_the_padding_stands_does_not_matter(params):
     """Holes do not count as positions: on the left, on the right or in the middle of the encoder's row."""
-    for exists in (LEFT[:, ::-1], np.roll(LEFT, 5, axis=1)):
+    for token_mask in (LEFT[:, ::-1], np.roll(LEFT, 5, axis=1)):
         ids = np.zeros_like(READS)
-        ids[exists] = READS[LEFT]
-        assert_close(np.asarray(logits(params, ids, exists))[RIGHT], np.asarray(logits(params))[RIGHT])
+        ids[token_mask] = READS[LEFT]
+        assert_close(np.asarray(logits(params, ids, token_mask))[RIGHT], np.asarray(logits(params))[RIGHT])
 
 
 def test_float64_stays_float64(params):

@@ -15,16 +15,16 @@ from safetensors.numpy import load_file
 from qformer_jax import config
 from qformer_jax.convert import dinov2
 from qformer_jax.convert.assemble import assemble
+from qformer_jax.convert.lazy_tensors import read_all
 from qformer_jax.convert.table import convert
-from qformer_jax.convert.tensors import read_all
 from qformer_jax.errors import UserError
 from qformer_jax.models import blip2
 from qformer_jax.models.vit import Vit, resize_positions
 from qformer_jax.rules import unflatten
 
 
-def only_vit(c: config.Vit) -> config.Blip2:
-    return config.Blip2(vit=c, qformer=None, lm=None)
+def only_vit(c: config.VitConfig) -> config.Blip2Config:
+    return config.Blip2Config(vit=c, qformer=None, lm=None)
 
 
 def test_the_two_resize_rules_differ():
@@ -33,7 +33,7 @@ def test_the_two_resize_rules_differ():
     assert np.abs(half_pixel - aligned).max() > 0.1
 
 
-DINO = config.Vit(
+DINO = config.VitConfig(
     image_size=56,
     width=32,
     depth=2,
@@ -49,18 +49,18 @@ def saved_dinov2(folder: Path, depth: int, height: int, width: int):
     """Write a random model of Hugging Face's with DINO's sizes; return pixels, and what it makes of them."""
     torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
     transformers = pytest.importorskip('transformers', reason='the oracle is Hugging Face')
-    theirs = transformers.Dinov2Model(
+    hf_model = transformers.Dinov2Model(
         transformers.Dinov2Config(
             image_size=56, patch_size=14, hidden_size=32, num_hidden_layers=depth, num_attention_heads=4, mlp_ratio=4
         )
     ).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in theirs.parameters():  # ones and zeros would hide a wrong norm or bias
+        for parameter in hf_model.parameters():  # ones and zeros would hide a wrong norm or bias
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1))
         pixels = torch.randn(2, 3, height, width, generator=generator)
-        want = theirs(pixels, output_hidden_states=True)
-    theirs.save_pretrained(folder)  # key names as published, which Hugging Face renames in memory
+        want = hf_model(pixels, output_hidden_states=True)
+    hf_model.save_pretrained(folder)  # key names as published, which Hugging Face renames in memory
     return nhwc(pixels.numpy()), want
 
 
@@ -100,6 +100,6 @@ def test_nnx_users_wrap_the_tower():
 @pytest.mark.parametrize('size, fits', [(100, '98 or 112'), (7, '14 or 28'), (0, '14 or 28')])
 def test_pictures_that_patches_do_not_fill_are_refused(size, fits):
     with pytest.raises(UserError, match=rf'image_size is {size}, which patches of 14 pixels do not fill: take {fits}'):
-        config.Vit(image_size=size)
+        config.VitConfig(image_size=size)
     with pytest.raises(UserError, match='patch-size is 0, it must be at least 1'):
-        config.Vit(image_size=size, patch_size=0)
+        config.VitConfig(image_size=size, patch_size=0)

@@ -12,9 +12,9 @@ from qformer_jax.models import blip2
 from qformer_jax.models.vit import resize_positions
 from qformer_jax.training import losses
 
-MODEL = config.Blip2(
-    config.Vit(image_size=28, width=12, depth=1, heads=2, mlp_width=16),
-    config.Qformer(
+MODEL = config.Blip2Config(
+    config.VitConfig(image_size=28, width=12, depth=1, heads=2, mlp_width=16),
+    config.QformerConfig(
         feature_width=12,
         num_queries=2,
         width=8,
@@ -25,10 +25,12 @@ MODEL = config.Blip2(
         max_positions=8,
         embed_width=4,
     ),
-    config.Opt(vocab_size=20, width=8, depth=1, heads=2, mlp_width=12, max_positions=16),
+    config.OptConfig(vocab_size=20, width=8, depth=1, heads=2, mlp_width=12, max_positions=16),
 )
-LLAMA = config.Llama(vocab_size=20, width=8, depth=1, heads=2, kv_heads=1, head_width=4, mlp_width=12, max_positions=16)
-T5 = config.T5(
+LLAMA = config.LlamaConfig(
+    vocab_size=20, width=8, depth=1, heads=2, kv_heads=1, head_width=4, mlp_width=12, max_positions=16
+)
+T5 = config.T5Config(
     vocab_size=20, width=8, depth=1, decoder_depth=1, heads=2, head_width=4, mlp_width=12, buckets=4, max_distance=8
 )
 BATCH = {
@@ -59,14 +61,14 @@ def test_nothing_rounds_to_float32_on_the_way(loss, lm):
     """A nudge of 1e-11, which float32 cannot hold, moves the float64 loss as its gradient says."""
     c = dataclasses.replace(MODEL, lm=lm)
     with jax.enable_x64(True):
-        params = blip2.init(blip2.Blip2(c), jax.random.key(1))
+        params = blip2.init(blip2.Blip2Module(c), jax.random.key(1))
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
         batch = jax.tree.map(jnp.asarray, BATCH)
 
         @jax.jit
         @jax.value_and_grad
         def value_and_slope(params):
-            return blip2.Blip2(c, jnp.float64).apply({'params': params}, batch, method=loss)
+            return blip2.Blip2Module(c, jnp.float64).apply({'params': params}, batch, method=loss)
 
         here, slope = value_and_slope(params)
         assert here.dtype == jnp.float64

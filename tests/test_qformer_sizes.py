@@ -27,14 +27,14 @@ UNUSUAL = {
 READS = {'every third layer of 4': [0, 3], 'the first layer alone': [0], 'one layer': [0]}
 
 
-def unusual(name: str) -> config.Qformer:
+def unusual(name: str) -> config.QformerConfig:
     return dataclasses.replace(QFORMER, **UNUSUAL[name])
 
 
 @pytest.mark.parametrize('name', UNUSUAL)
 @pytest.mark.parametrize('stage', ['stage1', 'instruct'])
 def test_a_loss_has_gradients_of_the_parameters_shapes(stage, name):
-    c = config.Blip2(None, unusual(name), lm=OPT if stage == 'instruct' else None)
+    c = config.Blip2Config(None, unusual(name), lm=OPT if stage == 'instruct' else None)
     run = dataclasses.replace(small.recipe(stage, 'nowhere'), model=c)
     run = small.change(run, 'objective', nested_queries=True, instruction_aware=stage == 'instruct')
     shapes, text, mask = blip2.shapes(c), jnp.zeros((2, 5), jnp.int32), jnp.ones((2, 5), bool)
@@ -49,7 +49,7 @@ def test_a_loss_has_gradients_of_the_parameters_shapes(stage, name):
 
 @pytest.mark.parametrize('name', READS)
 def test_which_layers_read_features(name):
-    shapes = blip2.shapes(config.Blip2(None, unusual(name), lm=None))['qformer']
+    shapes = blip2.shapes(config.Blip2Config(None, unusual(name), lm=None))['qformer']
     assert [i for i in range(unusual(name).depth) if 'cross_attention' in shapes[f'layer_{i}']] == READS[name]
 
 
@@ -58,9 +58,9 @@ def test_lavis_state_dict_tells_them(name):
     """Where only layer 0 reads, every frequency from the depth on is the same network, and the depth is taken."""
     c = unusual(name)
     found = lavis_config.model_of(
-        reference.outlines(config.Blip2(EVA, c, lm=None)), config.Blip2(EVA, c, lm=None)
+        reference.outlines(config.Blip2Config(EVA, c, lm=None)), config.Blip2Config(EVA, c, lm=None)
     ).qformer
     expected = dataclasses.replace(c, cross_attention_freq=min(c.cross_attention_freq, c.depth))
     assert found == expected
-    shapes = [blip2.shapes(config.Blip2(None, x, lm=None)) for x in (found, c)]
+    shapes = [blip2.shapes(config.Blip2Config(None, x, lm=None)) for x in (found, c)]
     assert shapes[0] == shapes[1]

@@ -17,7 +17,7 @@ from qformer_jax import cli, config
 from qformer_jax.errors import UserError
 from qformer_jax.inference import decode, quantize
 from qformer_jax.inference.blip2 import Blip2
-from qformer_jax.inference.search import Settings, step_scores
+from qformer_jax.inference.generate import GenerationConfig, step_scores
 from qformer_jax.models import blip2, quantized
 from qformer_jax.models.quantized import FEW_ROWS, Quantized
 from qformer_jax.rules import flatten, match
@@ -25,9 +25,9 @@ from qformer_jax.training import loop
 
 WIDE = {'width': 32, 'depth': 2, 'heads': 4, 'mlp_width': 64}
 LMS = {
-    'opt': config.Opt(vocab_size=60, max_positions=40, **WIDE),
-    'llama': config.Llama(vocab_size=60, kv_heads=2, head_width=8, **WIDE),
-    't5': config.T5(vocab_size=60, decoder_depth=2, head_width=8, **WIDE),
+    'opt': config.OptConfig(vocab_size=60, max_positions=40, **WIDE),
+    'llama': config.LlamaConfig(vocab_size=60, kv_heads=2, head_width=8, **WIDE),
+    't5': config.T5Config(vocab_size=60, decoder_depth=2, head_width=8, **WIDE),
 }
 
 
@@ -48,14 +48,14 @@ def test_no_entry_moves_by_more_than_half_a_step(bits, inputs):
         assert found.bits == bits
         step = np.abs(rows).reshape(13, -1, group).max(axis=-1) / (127.5 if bits == 8 else 7.5)
         np.testing.assert_allclose(found.scale, step, rtol=1e-6)
-        moved = np.abs(found.widen(jnp.float32) - rows).reshape(13, -1, group)
+        moved = np.abs(found.dequantize(jnp.float32) - rows).reshape(13, -1, group)
         assert (moved <= 0.5001 * step[..., None]).all()
         assert (moved > 0.4 * step[..., None]).any()
 
 
 def test_zeros_stay_zeros():
     found = quantized.quantize(jnp.zeros((3, 4)), 8)
-    np.testing.assert_array_equal(found.widen(jnp.float32), 0)
+    np.testing.assert_array_equal(found.dequantize(jnp.float32), 0)
 
 
 @pytest.mark.parametrize('rows', [1, FEW_ROWS, FEW_ROWS + 1])
@@ -63,31 +63,31 @@ def test_zeros_stay_zeros():
 def test_a_product_is_that_of_the_widened_weights(bits, rows):
     weights = quantized.quantize(draw(24, 96), bits)
     x = draw(rows, 96, seed=1)
-    exact = np.asarray(x, np.float64) @ np.asarray(weights.widen(jnp.float32), np.float64).T
-    size = np.abs(x).astype(np.float64) @ np.abs(weights.widen(jnp.float32)).astype(np.float64).T
-    assert (np.abs(quantized.product(x, weights) - exact) <= 1e-6 * size).all()
+    exact = np.asarray(x, np.float64) @ np.asarray(weights.dequantize(jnp.float32), np.float64).T
+    size = np.abs(x).astype(np.float64) @ np.abs(weights.dequantize(jnp.float32)).astype(np.float64).T
+    assert (np.abs(quantized.quantized_matmul(x, weights) - exact) <= 1e-6 * size).all()
 
 
 def test_rows_are_taken_as_from_an_array():
     table = quantized.quantize(draw(9, 6), 8)
     ids = jnp.array([[0, 8], [3, 3]])
-    np.testing.assert_array_equal(table[ids], table.widen(jnp.float32)[ids])
+    np.testing.assert_array_equal(table[ids], table.dequantize(jnp.float32)[ids])
 
 
-def language_model(lm) -> tuple[blip2.Blip2, dict]:
-    model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=lm))
+def language_model(lm) -> tuple[blip2.Blip2Module, dict]:
+    model = blip2.Blip2Module(config.Blip2Config(vit=None, qformer=None, lm=lm))
     return model, jax.jit(partial(blip2.init, model))(jax.random.key(1))
 
 
 @partial(jax.jit, static_argnums=0)
 def write(model, params, tokens):
     """Return what is written greedily after a soft prefix, and the logits along `tokens`."""
-    settings = Settings(max_new_tokens=8)
+    settings = GenerationConfig(max_new_tokens=8)
     prefix = blip2.Prefix.whole(jax.random.normal(jax.random.key(2), (6, 3, 32)))
     prompt = jnp.arange(12).reshape(6, 2) + 3
-    begin = decode.start_t5 if model.config.lm.family == 't5' else decode.start_decoder
+    begin = decode.prefill_t5 if model.config.lm.family == 't5' else decode.prefill_decoder
     step, start = begin(model, params, prefix, prompt, jnp.ones(prompt.shape, bool), settings.max_new_tokens)
-    return decode.search(step, start, settings).tokens[:, 0], step_scores(step, start, tokens, settings)
+    return decode.generate(step, start, settings).tokens[:, 0], step_scores(step, start, tokens, settings)
 
 
 @pytest.mark.parametrize('family', LMS)
@@ -135,7 +135,7 @@ def bytes_of(shape: tuple[int, ...], dtype: str, kind: quantize.Weights | None, 
 
 def test_bytes_of_the_published_size():
     """OPT-2.7B behind ViT-g, 3.64e9 parameters in the towers, loaded in bfloat16; a Q-Former in float32."""
-    shapes = flatten(blip2.shapes(config.Blip2(qformer=config.Qformer(text_side='none'))))
+    shapes = flatten(blip2.shapes(config.Blip2Config(qformer=config.QformerConfig(text_side='none'))))
 
     def total(weights: quantize.Weights) -> float:
         kinds = match(quantize.RULES[weights], shapes)

@@ -11,10 +11,10 @@ from PIL import Image
 from reference import assert_close
 
 from qformer_jax import cli
-from qformer_jax.analysis import attention, carried, drop, fit, scores
+from qformer_jax.analysis import attention, leave_one_out, query_importance, relevance, scores
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.errors import UserError
-from qformer_jax.inference import passes
+from qformer_jax.inference import forward
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.inference.prompts import target_rows
 from qformer_jax.models.blip2 import Prefix
@@ -32,27 +32,28 @@ def aligned(line):
 
 
 @pytest.fixture(scope='module')
-def asked(line):
+def answering(line):
     return Blip2.load(line / 'instruct')
 
 
 def see(model):
-    return attention.see(model, small.draw_picture('red', 'circle'))
+    return attention.encode_picture(model, small.draw_picture('red', 'circle'))
 
 
 def test_a_nudge_is_added_to_the_weights():
     layer = Attention(width=6, heads=2)
-    x, seen = DRAW.normal(size=(1, 3, 6)), DRAW.normal(size=(1, 4, 6))
+    x, memory = DRAW.normal(size=(1, 3, 6)), DRAW.normal(size=(1, 4, 6))
     nudge = DRAW.normal(size=(1, 2, 3, 4)).astype(np.float32)
-    params = layer.init(jax.random.key(0), x, seen, method=lambda m, x, s: m(x, m.project(s), None))['params']
+    params = layer.init(jax.random.key(0), x, memory, method=lambda m, x, s: m(x, m.project(s), None))['params']
     output = jax.tree.map(np.asarray, params['output'])
 
     def read(layer):
-        keys = layer.project(seen)
+        keys = layer.project(memory)
         return layer(x, keys, None), layer.weights(x, keys, None), keys.value
 
     (plain, weights, value), (nudged, same, _) = (
-        layer.apply({'params': params, **more}, method=read) for more in ({}, {'nudges': {'weights': nudge}})
+        layer.apply({'params': params, **more}, method=read)
+        for more in ({}, {'attention_perturbation': {'weights': nudge}})
     )
     np.testing.assert_array_equal(weights, same)
     for given, out in ((np.zeros_like(nudge), plain), (nudge, nudged)):
@@ -61,21 +62,21 @@ def test_a_nudge_is_added_to_the_weights():
         assert_close(out[0], want)
 
 
-def _inputs(model, seen):
+def _inputs(model, image_features):
     if model.run.model.lm is None:
-        return scores.odds, (seen.features, seen.mask, *model.text_arrays([TEXT]))
+        return scores.odds, (image_features.features, image_features.mask, *model.text_arrays([TEXT]))
     rows = target_rows(model.lm_tokenizer, model.question_prompts(['what color is it?']), ['red'])
-    return scores.log_p, (seen.features, seen.mask, (), *rows)
+    return scores.log_p, (image_features.features, image_features.mask, (), *rows)
 
 
-@pytest.mark.parametrize('name', ['aligned', 'asked'])
+@pytest.mark.parametrize('name', ['aligned', 'answering'])
 def test_weights_times_gradient_is_what_the_values_of_each_head_do(name, request):
     """What is read is linear in weights and values: sum A dscore/dA = sum W dscore/dW, W making the values."""
     model = request.getfixturevalue(name)
-    seen = see(model)
-    score, inputs = _inputs(model, seen)
+    image_features = see(model)
+    score, inputs = _inputs(model, image_features)
     text = inputs[2:4] if name == 'aligned' else ()
-    reads, _ = attention.weights(model.model, model.params, seen.features, seen.mask, *text)
+    reads, _ = attention.weights(model.model, model.params, image_features.features, image_features.mask, *text)
     by = scores.gradient(model.model, model.params, score, *inputs)
     value = model.params['qformer']['layer_0']['cross_attention']['value']
 
@@ -83,7 +84,7 @@ def test_weights_times_gradient_is_what_the_values_of_each_head_do(name, request
         layer = model.params['qformer']['layer_0']
         layer = layer | {'cross_attention': layer['cross_attention'] | {'value': value}}
         params = model.params | {'qformer': model.params['qformer'] | {'layer_0': layer}}
-        return passes.bound(score)(model.model, params, *inputs).sum()
+        return forward.bound(score)(model.model, params, *inputs).sum()
 
     products = jax.tree.leaves(jax.tree.map(lambda w, g: w * g, value, jax.grad(moved)(value)))
     want = sum(each.reshape(-1, HEADS, small.QFORMER.width // HEADS).sum(axis=(0, 2)) for each in products)
@@ -99,7 +100,7 @@ def test_one_weight_more_moves_the_score_as_its_gradient_says(aligned):
     def at(step):
         nudge = jnp.zeros(by.shape[:1] + by.shape[2:]).at[0, 1, 1, 2].set(step)
         given = {'qformer': {'layer_0': {'cross_attention': {'weights': nudge}}}}
-        out = aligned.model.apply({'params': aligned.params, 'nudges': given}, *inputs, method=score)
+        out = aligned.model.apply({'params': aligned.params, 'attention_perturbation': given}, *inputs, method=score)
         return float(out[0])
 
     np.testing.assert_allclose((at(0.02) - at(-0.02)) / 0.04, by[0, 0, 1, 1, 2], rtol=2e-3, atol=1e-4)
@@ -108,9 +109,9 @@ def test_one_weight_more_moves_the_score_as_its_gradient_says(aligned):
 def test_itc_without_a_query_is_the_best_of_the_others():
     each = DRAW.normal(size=(5, 4))
     want = [[row.max() - np.delete(row, q).max() for q in range(4)] for row in each]
-    assert_close(drop.itc_drop(each), np.array(want))
+    assert_close(leave_one_out.itc_drop(each), np.array(want))
     with pytest.raises(UserError, match='one query'):
-        drop.itc_drop(each[:, :1])
+        leave_one_out.itc_drop(each[:, :1])
 
 
 def test_winners_are_counted_one_a_picture():
@@ -119,90 +120,96 @@ def test_winners_are_counted_one_a_picture():
     want = [0, 0, 0]
     for queries, words in zip(image, text, strict=True):
         want[max(range(3), key=lambda q: (queries[q] @ words, -q))] += 1
-    counts = drop.itc_wins(image, text)
+    counts = leave_one_out.itc_wins(image, text)
     np.testing.assert_array_equal(counts, want)
     assert counts.sum() == 6 and counts[1] > 0
 
 
 def test_itm_without_a_query_is_the_mean_of_the_others(aligned):
     """The oracle: the head over the remaining queries."""
-    seen, text = see(aligned), aligned.text_arrays([TEXT])
-    each = np.asarray(scores.odds_each(aligned.model, aligned.params, seen.features, seen.mask, *text))
+    image_features, text = see(aligned), aligned.text_arrays([TEXT])
+    each = np.asarray(
+        scores.odds_each(aligned.model, aligned.params, image_features.features, image_features.mask, *text)
+    )
     rest = [each[:, [p for p in range(QUERIES) if p != q]].mean(axis=1) for q in range(QUERIES)]
-    assert_close(drop.itm_drop(each), each.mean(axis=1, keepdims=True) - np.stack(rest, axis=1))
-    no, yes = aligned.match(seen, text, np.array([0]), np.array([0]))[0]
+    assert_close(leave_one_out.itm_drop(each), each.mean(axis=1, keepdims=True) - np.stack(rest, axis=1))
+    no, yes = aligned.match(image_features, text, np.array([0]), np.array([0]))[0]
     assert_close(each.mean(), yes - no)
 
 
-def test_a_text_without_a_query_is_read_after_a_prefix_without_it(asked):
+def test_a_text_without_a_query_is_read_after_a_prefix_without_it(answering):
     """The oracle: a prefix of one token fewer."""
-    seen = see(asked)
-    prompts, targets = asked.question_prompts(['what color is it?']), ['red']
-    prefix = asked.soft_prefix(seen, prompts)
-    log_p, drops = drop.lm_drop(asked, prefix, prompts, targets)
-    losses, _ = asked.losses(seen, prompts, targets)
+    image_features = see(answering)
+    prompts, targets = answering.question_prompts(['what color is it?']), ['red']
+    prefix = answering.soft_prefix(image_features, prompts)
+    log_p, drops = leave_one_out.lm_drop(answering, prefix, prompts, targets)
+    losses, _ = answering.losses(image_features, prompts, targets)
     assert_close(log_p, -losses.sum(axis=1))
-    rows = target_rows(asked.lm_tokenizer, prompts, targets)
+    rows = target_rows(answering.lm_tokenizer, prompts, targets)
     shorter = [jax.tree.map(lambda x, q=q: np.delete(x, q, axis=1), prefix) for q in range(QUERIES)]
-    without = [-passes.target_losses(asked.model, asked.params, each, *rows).sum(axis=1) for each in shorter]
+    without = [-forward.target_losses(answering.model, answering.params, each, *rows).sum(axis=1) for each in shorter]
     assert_close(drops, log_p[:, None] - np.stack(without, axis=1))
     assert np.abs(drops).max() > 1e-3
 
 
 def test_the_worked_example_of_leaving_out():
-    vectors, exists = np.arange(4.0)[None, :, None], np.array([[False, True, True, True]])
-    left = drop.leave_out(Prefix(vectors, exists), 1)
-    np.testing.assert_array_equal(left.exists, [[False, False, True, True]])
+    vectors, token_mask = np.arange(4.0)[None, :, None], np.array([[False, True, True, True]])
+    left = leave_one_out.leave_out(Prefix(vectors, token_mask), 1)
+    np.testing.assert_array_equal(left.mask, [[False, False, True, True]])
     np.testing.assert_array_equal(left.vectors[0, 2:, 0], [1, 3])
 
 
 def test_a_fit_of_stage_1_holds_both_scores(aligned):
-    seen = see(aligned)
-    found, other = (fit.fit(aligned, seen, text) for text in (TEXT, 'a blue square'))
-    similar = {kind: aligned.similarity(seen, [TEXT], by=kind)[0, 0] for kind in ('itc', 'itm')}
+    image_features = see(aligned)
+    found, other = (relevance.relevance(aligned, image_features, text) for text in (TEXT, 'a blue square'))
+    similar = {kind: aligned.similarity(image_features, [TEXT], by=kind)[0, 0] for kind in ('itc', 'itm')}
     assert_close(found.scores['itc'], similar['itc'])
     assert_close(found.cosines.max(), similar['itc'])
     assert found.scores['itc'] > other.scores['itc'] and found.scores['itm'] > other.scores['itm']
-    score, inputs = _inputs(aligned, seen)
+    score, inputs = _inputs(aligned, image_features)
     reads, _ = attention.weights(aligned.model, aligned.params, *inputs)
     by = np.asarray(scores.gradient(aligned.model, aligned.params, score, *inputs))
     assert (by < 0).any() and (by > 0).any()
     assert_close(found.gradient, attention.grid(reads * np.where(by > 0, by, 0))[0])
 
 
-def test_a_fit_with_a_language_model_is_of_the_text_after_the_prompt(asked):
-    seen = see(asked)
-    found = fit.fit(asked, seen, ' Red', 'What color is it?')
-    losses, _ = asked.losses(seen, asked.question_prompts(['what color is it?']), ['red'])
+def test_a_fit_with_a_language_model_is_of_the_text_after_the_prompt(answering):
+    image_features = see(answering)
+    found = relevance.relevance(answering, image_features, ' Red', 'What color is it?')
+    losses, _ = answering.losses(image_features, answering.question_prompts(['what color is it?']), ['red'])
     assert_close(found.scores['lm'], -losses.sum())
     assert found.cosines is None and set(found.drops) == {'lm'} and found.gradient.max() > 0
-    score, inputs = _inputs(asked, seen)
-    assert_close(passes.bound(score)(asked.model, asked.params, *inputs)[0], found.scores['lm'])
+    score, inputs = _inputs(answering, image_features)
+    assert_close(forward.bound(score)(answering.model, answering.params, *inputs)[0], found.scores['lm'])
 
 
 def test_a_split_counts_what_each_picture_says(aligned, pictures):
     records = list(Dataset.open(pictures).source('test'))
-    found = carried.carried(dataclasses.replace(aligned, batch_size=4), records)
+    found = query_importance.query_importance(dataclasses.replace(aligned, batch_size=4), records)
     images = [r.image for r in records]
     image, text = aligned.features(images), aligned.features(texts=[r.captions[0] for r in records], mode='text')
-    np.testing.assert_array_equal(found.wins, drop.itc_wins(image, text))
+    np.testing.assert_array_equal(found.wins, leave_one_out.itc_wins(image, text))
     assert found.count == found.wins.sum() == 8
-    assert_close(found.drops['itc'], drop.itc_drop(drop.cosines(image, text)))
-    single = [fit.fit(aligned, aligned.encode([r.image]), r.captions[0]).drops['itm'] for r in records]
+    assert_close(found.drops['itc'], leave_one_out.itc_drop(leave_one_out.cosines(image, text)))
+    single = [
+        relevance.relevance(aligned, aligned.encode_images([r.image]), r.captions[0]).drops['itm'] for r in records
+    ]
     assert_close(found.drops['itm'], np.stack(single))
     assert (np.diff(found.wins[found.order]) <= 0).all()
 
 
-def test_a_run_that_answers_is_judged_by_every_answer(asked, pictures):
+def test_a_run_that_answers_is_judged_by_every_answer(answering, pictures):
     records = list(Dataset.open(pictures).source('test'))
-    found = carried.carried(asked, records)
+    found = query_importance.query_importance(answering, records)
     assert found.wins is None and found.count == 16 and set(found.drops) == {'lm'}
-    one = fit.fit(asked, asked.encode([records[1].image]), records[1].answers[1][0], records[1].questions[1])
+    one = relevance.relevance(
+        answering, answering.encode_images([records[1].image]), records[1].answers[1][0], records[1].questions[1]
+    )
     assert_close(found.drops['lm'][3], one.drops['lm'])
     assert (np.diff(found.means['lm'][found.order]) <= 0).all()
     silent = [dataclasses.replace(record, questions=(), answers=()) for record in records]
     with pytest.raises(UserError, match='no text to judge'):
-        carried.carried(asked, silent)
+        query_importance.query_importance(answering, silent)
 
 
 def test_the_command_draws_and_keeps_arrays(line, tmp_path, capsys):

@@ -8,16 +8,16 @@ import pytest
 import small
 
 from qformer_jax import cli, config
-from qformer_jax.convert.tensors import in_memory
+from qformer_jax.convert.lazy_tensors import in_memory
 from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.models import blip2, query_count
 from qformer_jax.rules import flatten
-from qformer_jax.runs import run_dir
-from qformer_jax.training import exchange, start
+from qformer_jax.runs import import_export, run_dir
+from qformer_jax.training import init_params
 
 TABLE = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
-C = config.Blip2(None, dataclasses.replace(small.QFORMER, feature_width=6, vocab_size=30, depth=1), lm=None)
+C = config.Blip2Config(None, dataclasses.replace(small.QFORMER, feature_width=6, vocab_size=30, depth=1), lm=None)
 RUN = config.Run('stage1', C)
 
 
@@ -25,8 +25,8 @@ RUN = config.Run('stage1', C)
 def made(tmp_path_factory):
     """A finished run with 4 queries that learned nothing."""
     folder = tmp_path_factory.mktemp('made') / 'run'
-    arrays = flatten(blip2.init(blip2.Blip2(C), jax.random.key(0)))
-    exchange.to_ours(exchange.Model(RUN, in_memory(arrays), (), ()), folder)
+    arrays = flatten(blip2.init(blip2.Blip2Module(C), jax.random.key(0)))
+    import_export.import_checkpoint(import_export.Model(RUN, in_memory(arrays), (), ()), folder)
     return folder
 
 
@@ -55,7 +55,7 @@ def test_a_run_becomes_the_start_of_one_with_another_number(made, tmp_path, coun
     done = run_dir.finished(tmp_path / 'other')
     assert done.run.model.qformer.num_queries == count
     wanted = dataclasses.replace(RUN, model=done.run.model, start=config.Start(checkpoint=str(tmp_path / 'other')))
-    params, sources = start.parameters(wanted, {'qformer': done.last['qformer']})
+    params, sources = init_params.parameters(wanted, {'qformer': done.last['qformer']})
     assert sources['qformer'].startswith('checkpoint')
     np.testing.assert_array_equal(params['qformer']['query_token'], table_of(tmp_path / 'other'))
 
@@ -81,7 +81,7 @@ def test_a_file_that_orders_other_queries_is_refused(made, tmp_path, order, says
     if order is not None:
         np.savez(tmp_path / 'queries.npz', order=order)
     with pytest.raises(UserError, match=says):
-        exchange.with_queries(exchange.read([made]), 2, tmp_path / 'queries.npz')
+        import_export.with_queries(import_export.read([made]), 2, tmp_path / 'queries.npz')
 
 
 def test_an_order_alone_is_refused(made, tmp_path):
@@ -93,9 +93,9 @@ def test_a_start_with_another_number_names_the_way_out(made):
     fewer = dataclasses.replace(C, qformer=dataclasses.replace(C.qformer, num_queries=2))
     run = dataclasses.replace(RUN, model=fewer, start=config.Start(checkpoint=str(made)))
     with pytest.raises(UserError, match=rf'query_token: \(4, 16\) .*: qformer convert {made} DEST --queries 2'):
-        start.parameters(run, {'qformer': run_dir.finished(made).last['qformer']})
+        init_params.parameters(run, {'qformer': run_dir.finished(made).last['qformer']})
 
 
 def test_what_has_no_queries_is_refused():
     with pytest.raises(UserError, match='no Q-Former'):
-        query_count.resized(config.Blip2(qformer=None), 2)
+        query_count.resized(config.Blip2Config(qformer=None), 2)

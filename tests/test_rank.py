@@ -12,8 +12,10 @@ from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.models import blip2
 
-LLAMA = config.Llama(width=16, depth=1, heads=4, kv_heads=2, head_width=4, mlp_width=32, max_positions=40)
-T5 = config.T5(width=16, depth=1, decoder_depth=1, heads=2, head_width=8, mlp_width=32, buckets=8, max_distance=20)
+LLAMA = config.LlamaConfig(width=16, depth=1, heads=4, kv_heads=2, head_width=4, mlp_width=32, max_positions=40)
+T5 = config.T5Config(
+    width=16, depth=1, decoder_depth=1, heads=2, head_width=8, mlp_width=32, buckets=8, max_distance=20
+)
 QUESTIONS = ['what color is it?', 'is it red?', 'is it red? is it blue?']
 CANDIDATES = ['yes', 'a red square or a blue circle', 'no']
 
@@ -36,32 +38,32 @@ def model(request, instructed) -> Blip2:
     vocabulary = instructed.run.model.lm.vocab_size
     lm = dataclasses.replace({'llama': LLAMA, 't5': T5}[request.param], vocab_size=vocabulary)
     run = small.change(instructed.run, 'model', lm=lm)
-    fresh = jax.jit(lambda key: blip2.init(blip2.Blip2(run.model), key)['lm'])(jax.random.key(0))
+    fresh = jax.jit(lambda key: blip2.init(blip2.Blip2Module(run.model), key)['lm'])(jax.random.key(0))
     params = instructed.params | {'lm': jax.tree.map(lambda x: 2 * x, fresh)}
     return dataclasses.replace(instructed, run=run, params=params)
 
 
-def one_by_one(model: Blip2, seen, questions: list[str], candidates: list[str]) -> np.ndarray:
+def one_by_one(model: Blip2, image_features, questions: list[str], candidates: list[str]) -> np.ndarray:
     """Return what each candidate costs where no other is read."""
     prompts = model.question_prompts(questions)
-    costs = [model.losses(seen, prompts, [text] * len(questions))[0].sum(axis=1) for text in candidates]
+    costs = [model.losses(image_features, prompts, [text] * len(questions))[0].sum(axis=1) for text in candidates]
     return -np.stack(costs, axis=1)
 
 
 def test_scores_are_the_losses_one_by_one(model, drawn):
-    seen = model.encode(drawn)
-    expected = one_by_one(model, seen, QUESTIONS, CANDIDATES)
+    image_features = model.encode_images(drawn)
+    expected = one_by_one(model, image_features, QUESTIONS, CANDIDATES)
     assert expected.std() > 1, 'candidates must differ for the test to say anything'
-    np.testing.assert_allclose(model.rank(seen, QUESTIONS, CANDIDATES), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model.rank(image_features, QUESTIONS, CANDIDATES), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_other_candidates_change_nothing(instructed, drawn):
-    seen = instructed.encode(drawn)
-    scores = instructed.rank(seen, QUESTIONS, CANDIDATES)
-    backwards = instructed.rank(seen, QUESTIONS, CANDIDATES[::-1])
+    image_features = instructed.encode_images(drawn)
+    scores = instructed.rank(image_features, QUESTIONS, CANDIDATES)
+    backwards = instructed.rank(image_features, QUESTIONS, CANDIDATES[::-1])
     np.testing.assert_allclose(backwards[:, ::-1], scores, atol=1e-5)
-    np.testing.assert_allclose(instructed.rank(seen, QUESTIONS, CANDIDATES[:1]), scores[:, :1], atol=1e-5)
-    many = instructed.rank(seen, QUESTIONS, CANDIDATES * 5)  # more than go through at a time
+    np.testing.assert_allclose(instructed.rank(image_features, QUESTIONS, CANDIDATES[:1]), scores[:, :1], atol=1e-5)
+    many = instructed.rank(image_features, QUESTIONS, CANDIDATES * 5)  # more than go through at a time
     np.testing.assert_allclose(many, np.tile(scores, 5), atol=1e-5)
 
 
@@ -76,9 +78,9 @@ def test_what_is_no_number_is_not_printed(instructed, drawn, value):
 
 
 def test_every_question_may_have_candidates_of_its_own(instructed, drawn):
-    seen = instructed.encode(drawn)
-    scores = instructed.rank(seen, QUESTIONS, CANDIDATES)
-    own = instructed.rank(seen, QUESTIONS, [CANDIDATES[:1], CANDIDATES[1:], CANDIDATES[2:]])
+    image_features = instructed.encode_images(drawn)
+    scores = instructed.rank(image_features, QUESTIONS, CANDIDATES)
+    own = instructed.rank(image_features, QUESTIONS, [CANDIDATES[:1], CANDIDATES[1:], CANDIDATES[2:]])
     expected = [[scores[0, 0], -np.inf], scores[1, 1:], [scores[2, 2], -np.inf]]
     np.testing.assert_allclose(own, expected, atol=1e-5)
 

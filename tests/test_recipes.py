@@ -31,7 +31,7 @@ FROZEN_TOWER = {
 }
 
 
-def sized(c: config.Blip2) -> config.Blip2:
+def sized(c: config.Blip2Config) -> config.Blip2Config:
     """Return the model with the sizes that a data set would fill in."""
     fill = {
         'qformer': {'feature_width': c.vit.feature_width if c.vit else 8, 'vocab_size': 100},
@@ -47,7 +47,7 @@ def sized(c: config.Blip2) -> config.Blip2:
 
 
 @functools.cache
-def shapes(c: config.Blip2) -> dict:
+def shapes(c: config.Blip2Config) -> dict:
     """Return the shapes of all parameters; recipes share models, and tracing a large one takes seconds."""
     return blip2.shapes(sized(c))
 

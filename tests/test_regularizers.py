@@ -15,7 +15,7 @@ from qformer_jax.errors import UserError
 from qformer_jax.models import blip2
 from qformer_jax.objectives import regularizers
 from qformer_jax.training import loop, losses
-from qformer_jax.training.alignment import unimodal
+from qformer_jax.training.stage1_forward import unimodal
 
 DRAW = np.random.default_rng(0)
 
@@ -62,7 +62,7 @@ def test_contrast_of_views_equals_loops():
 
 
 QUERYING = dataclasses.replace(QFORMER, depth=2, dropout=0.2)
-MODEL = blip2.Blip2(config.Blip2(vit=None, qformer=QUERYING, lm=None))
+MODEL = blip2.Blip2Module(config.Blip2Config(vit=None, qformer=QUERYING, lm=None))
 BATCH = {
     'features': DRAW.normal(size=(4, 5, QUERYING.feature_width)).astype(np.float32),
     'feature_mask': np.ones((4, 5), bool),
@@ -108,8 +108,10 @@ def test_regularizers_are_added_by_their_weights():
 @pytest.mark.parametrize('train', [True, False])
 def test_two_views_differ_by_their_dropout_only(train):
     def views(model):
-        seen = [unimodal(model.qformer, BATCH['features'], BATCH['feature_mask'], BATCH, train=train) for _ in range(2)]
-        return [(x.image_embedding, x.text_embedding) for x in seen]
+        passes = [
+            unimodal(model.qformer, BATCH['features'], BATCH['feature_mask'], BATCH, train=train) for _ in range(2)
+        ]
+        return [(x.image_embedding, x.text_embedding) for x in passes]
 
     params = jax.jit(lambda: blip2.init(MODEL, jax.random.key(0)))()
     one, other = jax.jit(nn.apply(views, MODEL))({'params': params}, rngs={'dropout': jax.random.key(2)})
@@ -130,7 +132,7 @@ def test_weights_that_make_no_sense_are_refused(weights, words):
     queries = dataclasses.replace(QFORMER, dropout=0.0)
     run = config.Run(
         stage='stage1',
-        model=config.Blip2(vit=None, qformer=queries, lm=None),
+        model=config.Blip2Config(vit=None, qformer=queries, lm=None),
         objective=config.Objective(**weights),
     )
     with pytest.raises(UserError, match=words):

@@ -9,7 +9,7 @@ import pytest
 from test_stream import LMS, drawn
 
 from qformer_jax.inference import decode
-from qformer_jax.inference.search import Settings, search, step_scores
+from qformer_jax.inference.generate import GenerationConfig, generate, step_scores
 from qformer_jax.models import blip2
 
 DRAW = np.random.default_rng(7)
@@ -27,11 +27,11 @@ def padded(rows: list[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'settings'))
-def written(model, params, prefix, ids, exists, settings):
+def written(model, params, prefix, ids, prompt_mask, settings):
     """Return what is written, and the scores of every word at each step of the first text."""
-    begin = decode.start_t5 if model.config.lm.family == 't5' else decode.start_decoder
-    step, start = begin(model, params, blip2.Prefix.whole(prefix), ids, exists, settings.max_new_tokens)
-    found = search(step, start, settings)
+    begin = decode.prefill_t5 if model.config.lm.family == 't5' else decode.prefill_decoder
+    step, start = begin(model, params, blip2.Prefix.whole(prefix), ids, prompt_mask, settings.max_new_tokens)
+    found = generate(step, start, settings)
     return found, step_scores(step, start, found.tokens[:, 0], settings)
 
 
@@ -40,13 +40,13 @@ def written(model, params, prefix, ids, exists, settings):
 def test_a_row_is_what_it_is_alone_however_it_is_padded(lm, beams):
     """Scores to 1e-5; words wherever the best is ahead of the second by more than 1e-4."""
     model, params = drawn(lm)
-    settings = Settings(NEW, 2, beams, end_ids=(3, 9))
-    together, scores = written(model, params, PREFIX, *padded(ROWS, max(LENGTHS)), settings)
+    settings = GenerationConfig(NEW, 2, beams, end_ids=(3, 9))
+    batched, scores = written(model, params, PREFIX, *padded(ROWS, max(LENGTHS)), settings)
     for row, prompt in enumerate(ROWS):
         alone, same = written(model, params, PREFIX[row : row + 1], *padded([prompt], max(LENGTHS) + 5), settings)
         best = jnp.sort(same[0], axis=-1)
         sure = np.cumprod(best[:, -1] - best[:, -2] > 1e-4).astype(bool)
-        np.testing.assert_array_equal(np.asarray(together.tokens[row, 0])[sure], np.asarray(alone.tokens[0, 0])[sure])
+        np.testing.assert_array_equal(np.asarray(batched.tokens[row, 0])[sure], np.asarray(alone.tokens[0, 0])[sure])
         if sure.all():
             finite = np.isfinite(same[0])
             np.testing.assert_allclose(scores[row][finite], same[0][finite], rtol=1e-5, atol=1e-5)
@@ -61,10 +61,10 @@ def end_of(found, ends: tuple[int, ...]) -> np.ndarray:
 @pytest.mark.parametrize('lm', LMS[1:], ids=lambda lm: lm.family)
 def test_texts_are_as_long_as_asked_and_stop_where_asked(lm):
     model, params = drawn(lm)
-    ids, exists = padded(ROWS, max(LENGTHS))
-    free, _ = written(model, params, PREFIX, ids, exists, Settings(NEW))
+    ids, prompt_mask = padded(ROWS, max(LENGTHS))
+    free, _ = written(model, params, PREFIX, ids, prompt_mask, GenerationConfig(NEW))
     ends = tuple(map(int, np.unique(free.tokens[:, 0, 1])))  # each row's second word ends it, if it may
-    soon, _ = written(model, params, PREFIX, ids, exists, Settings(NEW, end_ids=ends))
-    late, _ = written(model, params, PREFIX, ids, exists, Settings(NEW, min_new_tokens=4, end_ids=ends))
+    soon, _ = written(model, params, PREFIX, ids, prompt_mask, GenerationConfig(NEW, end_ids=ends))
+    late, _ = written(model, params, PREFIX, ids, prompt_mask, GenerationConfig(NEW, min_new_tokens=4, end_ids=ends))
     assert (end_of(soon, ends) <= 1).all() and np.isin(soon.tokens[:, 0, 2:], ends).all()
     assert not np.isin(late.tokens[:, 0, :4], ends).any()

@@ -137,7 +137,9 @@ def of_strange_connector(folder, line):
     shutil.copytree(line / 'weights', folder / 'weights')
     shutil.copytree(line / 'stage2', folder / 'strange')
     done = run_dir.finished(folder / 'strange')
-    run = small.change(done.run, 'model', qformer=None, connector=config.Connector(kind='marking', feature_width=16))
+    run = small.change(
+        done.run, 'model', qformer=None, connector=config.ConnectorConfig(kind='marking', feature_width=16)
+    )
     run_dir.write_identity(folder / 'strange', run, done.inputs)
     for place in (folder, folder / 'strange'):
         for name in ('marking', 'tyro'):  # one that it names, and one that this package needs

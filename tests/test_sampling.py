@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 
 from qformer_jax.errors import UserError
-from qformer_jax.inference.search import Settings, Start, blank, choose, row_keys, search, warped
+from qformer_jax.inference.generate import (
+    GenerationConfig,
+    PrefillState,
+    generate,
+    init_state,
+    row_keys,
+    sample_token,
+    warp_logits,
+)
 
 VOCAB, END = 6, 5
 TABLE = np.random.default_rng(1).normal(0, 1.5, size=(VOCAB + 1, VOCAB)).astype(np.float32)  # the last row is the start
-SETTINGS = Settings(2, temperature=0.7, top_k=4, top_p=0.8, end_ids=(END,))
+SETTINGS = GenerationConfig(2, temperature=0.7, top_k=4, top_p=0.8, end_ids=(END,))
 CRITICAL = 25.74  # chi-square with 8 degrees of freedom, p = 0.0012; fewer degrees only make it stricter to miss
 
 
@@ -20,17 +28,17 @@ def step(cache, last):
     return jnp.asarray(TABLE)[last], cache
 
 
-def start(rows: int) -> Start:
+def start(rows: int) -> PrefillState:
     logits = jnp.tile(jnp.asarray(TABLE[-1:]), (rows, 1))
-    return Start(logits, jnp.int32(0), jnp.full((rows, 1), 1), jnp.ones((rows, 1), bool))
+    return PrefillState(logits, jnp.int32(0), jnp.full((rows, 1), 1), jnp.ones((rows, 1), bool))
 
 
-def draw(settings: Settings, rows: int, seed: int = 0):
+def draw(settings: GenerationConfig, rows: int, seed: int = 0):
     keys = row_keys(jax.random.key(seed), rows)
-    return jax.jit(lambda start, keys: search(step, start, settings, keys))(start(rows), keys)
+    return jax.jit(lambda start, keys: generate(step, start, settings, keys))(start(rows), keys)
 
 
-def by_the_book(logits: np.ndarray, s: Settings) -> np.ndarray:
+def by_the_book(logits: np.ndarray, s: GenerationConfig) -> np.ndarray:
     """Return the probabilities to draw from, in float64: temperature, then top k, then top p."""
     logits = logits.astype(np.float64) / s.temperature
     order = np.argsort(-logits)
@@ -53,26 +61,26 @@ def test_tokens_follow_the_distribution(cut):
     tokens = np.asarray(draw(s, 4000).tokens[:, 0])
     for state, drawn in ((VOCAB, tokens[:, 0]), *((t, tokens[tokens[:, 0] == t, 1]) for t in range(END))):
         want = by_the_book(TABLE[state], s) * len(drawn)
-        seen = np.bincount(drawn, minlength=VOCAB)
-        assert not seen[want == 0].any()
+        counts = np.bincount(drawn, minlength=VOCAB)
+        assert not counts[want == 0].any()
         likely = want > 5
-        assert (((seen - want) ** 2)[likely] / want[likely]).sum() < CRITICAL
+        assert (((counts - want) ** 2)[likely] / want[likely]).sum() < CRITICAL
 
 
 def test_what_is_cut_is_what_transformers_cuts():
     transformers = pytest.importorskip('transformers', reason='the other library is Hugging Face')
     torch = pytest.importorskip('torch', reason='the oracle is PyTorch')
     logits = np.random.default_rng(2).normal(0, 2, size=(50, 40)).astype(np.float32)
-    theirs = torch.tensor(logits)
+    expected = torch.tensor(logits)
     for warper in (
         transformers.TemperatureLogitsWarper(0.7),
         transformers.TopKLogitsWarper(12),
         transformers.TopPLogitsWarper(0.8),
     ):
-        theirs = warper(None, theirs)
-    ours = warped(jnp.asarray(logits), Settings(temperature=0.7, top_k=12, top_p=0.8))
-    np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs.numpy()))
-    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6)
+        expected = warper(None, expected)
+    computed = warp_logits(jnp.asarray(logits), GenerationConfig(temperature=0.7, top_k=12, top_p=0.8))
+    np.testing.assert_array_equal(np.isfinite(computed), np.isfinite(expected.numpy()))
+    np.testing.assert_allclose(computed, expected.numpy(), rtol=1e-6)
 
 
 def test_a_row_draws_alone():
@@ -124,10 +132,13 @@ def test_the_other_rules_hold_for_drawn_texts():
 )
 def test_settings_that_contradict_themselves_are_refused(wrong, message):
     with pytest.raises(UserError, match=message):
-        Settings(**wrong)
+        GenerationConfig(**wrong)
 
 
 def test_a_temperature_needs_a_key():
-    for draw in (search, lambda _, read, s: choose(blank(read, s), read, s, None)):  # at once, and token by token
+    for draw in (
+        generate,
+        lambda _, read, s: sample_token(init_state(read, s), read, s, None),
+    ):  # at once, and token by token
         with pytest.raises(UserError, match=r'give a key, as jax\.random\.key\(0\)'):
             draw(step, start(1), SETTINGS)

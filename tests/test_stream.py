@@ -8,15 +8,15 @@ import pytest
 from qformer_jax import config
 from qformer_jax.data.tokenizers import LmTokenizer, train_byte_bpe
 from qformer_jax.inference import decode, stream
-from qformer_jax.inference.search import Settings, row_keys
+from qformer_jax.inference.generate import GenerationConfig, row_keys
 from qformer_jax.models import blip2
 
 LMS = (
-    config.Opt(vocab_size=40, width=16, depth=2, heads=2, mlp_width=24, max_positions=32),
-    config.Llama(
+    config.OptConfig(vocab_size=40, width=16, depth=2, heads=2, mlp_width=24, max_positions=32),
+    config.LlamaConfig(
         vocab_size=40, width=16, depth=2, heads=2, kv_heads=1, head_width=8, mlp_width=24, max_positions=32, tied=True
     ),
-    config.T5(vocab_size=40, width=16, depth=2, decoder_depth=2, heads=2, head_width=8, mlp_width=24),
+    config.T5Config(vocab_size=40, width=16, depth=2, decoder_depth=2, heads=2, head_width=8, mlp_width=24),
 )
 NUMBERS = np.random.default_rng(0)
 PROMPT = NUMBERS.integers(4, 40, size=(3, 4)).astype(np.int32)
@@ -26,7 +26,7 @@ PREFIX = blip2.Prefix.whole(NUMBERS.standard_normal((3, 2, 16), dtype=np.float32
 
 def drawn(lm):
     """Return a language model alone, with random parameters."""
-    model = blip2.Blip2(config.Blip2(vit=None, qformer=None, lm=lm))
+    model = blip2.Blip2Module(config.Blip2Config(vit=None, qformer=None, lm=lm))
     shapes = blip2.shapes(model.config)
     random = np.random.default_rng(1)
     params = jax.tree.map(lambda x: jnp.asarray(0.4 * random.standard_normal(x.shape), jnp.float32), shapes)
@@ -34,7 +34,9 @@ def drawn(lm):
 
 
 @pytest.mark.parametrize('lm', LMS, ids=lambda lm: lm.family)
-@pytest.mark.parametrize('settings', [Settings(7, end_ids=(3,)), Settings(7, end_ids=(3, 9), temperature=1.5)])
+@pytest.mark.parametrize(
+    'settings', [GenerationConfig(7, end_ids=(3,)), GenerationConfig(7, end_ids=(3, 9), temperature=1.5)]
+)
 def test_streamed_ids_are_those_of_the_loop(lm, settings):
     model, params = drawn(lm)
     keys = row_keys(jax.random.key(5), 3)
@@ -51,14 +53,14 @@ def test_a_row_is_drawn_alike_alone_unpadded_and_without_jit(lm, words):
     model, params = drawn(lm)
     prompt, mask = PROMPT[[0, 1, 2, 0]], np.arange(4)[None] >= np.array([[0], [3], [1], [4]])
     prefix, keys = jax.tree.map(lambda x: x[np.array([0, 1, 2, 1])], PREFIX), row_keys(jax.random.key(5), 4)
-    row, settings = 3 - 2 * words, Settings(3, temperature=1.5)
-    together = decode.with_lm(model, params, prefix, prompt, mask, keys, settings=settings)
+    row, settings = 3 - 2 * words, GenerationConfig(3, temperature=1.5)
+    batched = decode.with_lm(model, params, prefix, prompt, mask, keys, settings=settings)
     with jax.disable_jit(words > 0):
         given = prefix, prompt[:, 4 - words :], mask[:, 4 - words :], keys
         one = jax.tree.map(lambda x: x[row : row + 1], given)
         alone = decode.with_lm(model, params, *one, settings=settings)
-    np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
-    np.testing.assert_allclose(alone.scores[0], together.scores[row], rtol=1e-5)
+    np.testing.assert_array_equal(alone.tokens[0], batched.tokens[row])
+    np.testing.assert_allclose(alone.scores[0], batched.scores[row], rtol=1e-5)
 
 
 @pytest.mark.parametrize('text', ['a red  circle', ' naïve café 你好 ', 'x', '', '🙂'])

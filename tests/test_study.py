@@ -27,7 +27,7 @@ from qformer_jax.evaluation import task
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten, match, split
 from qformer_jax.runs import run_dir
-from qformer_jax.training import loop, start
+from qformer_jax.training import init_params, loop
 
 EVERY = (*VARIANTS, *ABLATIONS)
 
@@ -162,9 +162,9 @@ def test_a_step_takes_time_and_holds_what_it_trains(arrays, monkeypatch):
     """One row through a wide language model: its weights are three times what a step computes beside them."""
     monkeypatch.setattr(cost, '_BATCH', 1)
     monkeypatch.setattr(cost, '_SECONDS', 0.0)
-    run = start.complete(small.without_tower(small.recipe('stage2', arrays)), Dataset.open(arrays))
+    run = init_params.complete(small.without_tower(small.recipe('stage2', arrays)), Dataset.open(arrays))
     run = small.change(run, 'model', lm=dataclasses.replace(run.model.lm, width=256, mlp_width=512))
-    params = jax.device_get(blip2.init(blip2.Blip2(run.model), jax.random.key(0)))
+    params = jax.device_get(blip2.init(blip2.Blip2Module(run.model), jax.random.key(0)))
     found = cost.measured(run, params)
     trained, frozen = (sum(x.nbytes for x in flatten(p).values()) for p in split(params, run.optimizer.rate_rules))
     assert found['ms a step'] > 0 and found['MiB a step'] * 2**20 > 3 * trained + frozen, 'and both moments of AdamW'
@@ -177,8 +177,8 @@ def test_places_and_contexts():
     lengths = [len(row['caption'].split()) for row in rows]
     assert min(lengths) <= 3 and 40 < max(lengths) <= 50, 'contexts of all lengths, none that would be cut'
     for row in rows:
-        for asked in row['questions']:
-            (answer,) = asked['answers']
+        for entry in row['questions']:
+            (answer,) = entry['answers']
             assert answer in row['caption'], 'the answer stands in the context'
 
 

@@ -16,7 +16,7 @@ from qformer_jax.models import blip2
 from qformer_jax.runs import run_dir
 from qformer_jax.training import logs, loop
 
-T5 = config.T5(
+T5 = config.T5Config(
     vocab_size=0, width=16, depth=1, decoder_depth=1, heads=2, head_width=8, mlp_width=32, buckets=8, max_distance=20
 )
 
@@ -37,7 +37,7 @@ def test_the_language_stage_refuses_t5(pictures, tmp_path):
 
 
 def test_a_run_with_t5_is_read_back_from_its_json():
-    run = config.Run('stage2', model=config.Blip2(lm=config.T5(activation='gelu_tanh')))
+    run = config.Run('stage2', model=config.Blip2Config(lm=config.T5Config(activation='gelu_tanh')))
     assert config.from_json(config.to_json(run)) == run
     assert json.loads(config.to_json(run))['model']['lm']['family'] == 't5'
 
@@ -54,12 +54,12 @@ def test_a_recipe_with_t5_offers_its_options(tmp_path, capsys):
 
 
 def test_bfloat16_logits_are_float32():
-    c = config.Blip2(None, None, reference.T5)
-    model = blip2.Blip2(c, jnp.bfloat16)
+    c = config.Blip2Config(None, None, reference.T5)
+    model = blip2.Blip2Module(c, jnp.bfloat16)
 
     def run(model):
-        text, exists = jnp.ones((1, 3), jnp.int32), jnp.ones((1, 3), bool)
-        hidden = model.after_prefix(blip2.Prefix.whole(model.lm.embed(text)), text, exists, exists)
+        text, text_mask = jnp.ones((1, 3), jnp.int32), jnp.ones((1, 3), bool)
+        hidden = model.target_hidden_states(blip2.Prefix.whole(model.lm.embed(text)), text, text_mask, text_mask)
         return hidden, model.lm.word_logits(hidden)
 
     (hidden, logits), _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), method=run))

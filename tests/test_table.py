@@ -7,10 +7,11 @@ from reference import tensors
 
 from qformer_jax import config
 from qformer_jax.convert import lavis, opt, table
+from qformer_jax.convert.lazy_tensors import Tensor, in_memory, outline, read_all
 from qformer_jax.convert.table import (
     Derived,
-    Fresh,
     Ignored,
+    NewlyInitialized,
     Row,
     check_complete,
     check_derived,
@@ -18,10 +19,9 @@ from qformer_jax.convert.table import (
     linear,
     prefixed,
     row_of,
-    to_ours,
-    to_theirs,
+    to_jax,
+    to_torch,
 )
-from qformer_jax.convert.tensors import Tensor, in_memory, outline, read_all
 from qformer_jax.errors import UserError
 
 ROWS = (
@@ -53,11 +53,11 @@ def test_dtype_is_the_models():
 
 
 def test_the_way_back_writes_second_names_and_buffers_and_nothing_ignored():
-    theirs = read_all(to_theirs(ROWS, to_ours(ROWS, in_memory(STATE | {'head': WEIGHT}))))
-    assert theirs.keys() == {*STATE, 'tied'}
+    torch_state = read_all(to_torch(ROWS, to_jax(ROWS, in_memory(STATE | {'head': WEIGHT}))))
+    assert torch_state.keys() == {*STATE, 'tied'}
     for key, value in (STATE | {'tied': BIAS}).items():
-        np.testing.assert_array_equal(theirs[key], value)
-        assert theirs[key].dtype == value.dtype
+        np.testing.assert_array_equal(torch_state[key], value)
+        assert torch_state[key].dtype == value.dtype
 
 
 def test_nothing_is_read_before_it_is_asked_for():
@@ -65,9 +65,9 @@ def test_nothing_is_read_before_it_is_asked_for():
         raise AssertionError('read too early')
 
     state = {'block.0.fc.weight': Tensor((2, 3), np.dtype(np.float16), fail)}
-    ours = to_ours(ROWS, state)
-    assert ours['layer_0/up/kernel'].shape == (3, 2) and ours['layer_0/up/kernel'].dtype == np.float16
-    assert to_theirs(ROWS, ours)['block.0.fc.weight'].shape == (2, 3)
+    jax_state = to_jax(ROWS, state)
+    assert jax_state['layer_0/up/kernel'].shape == (3, 2) and jax_state['layer_0/up/kernel'].dtype == np.float16
+    assert to_torch(ROWS, jax_state)['block.0.fc.weight'].shape == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_named(change, message):
 def test_a_fused_tensor_that_does_not_split_is_named():
     rows = (Row('qkv', ('q', 'k', 'v'), table.SPLIT_QKV),)
     with pytest.raises(UserError, match=r"'qkv' \[4\] cannot be 'q', 'k', 'v'"):
-        to_ours(rows, in_memory({'qkv': np.zeros(4)}))
+        to_jax(rows, in_memory({'qkv': np.zeros(4)}))
 
 
 def test_two_tensors_for_one_parameter_are_named():
@@ -99,24 +99,24 @@ def test_two_tensors_for_one_parameter_are_named():
     with pytest.raises(UserError, match=r"'block\.0\.fc\.bias' and 'copy' are both 'layer_0/up/bias'"):
         convert(twice, STATE | {'copy': BIAS}, WANTED)
     with pytest.raises(UserError, match=r"'layer_0/up/bias' is both 'block\.0\.fc\.bias' and 'copy'"):
-        to_theirs(twice, to_ours(ROWS, in_memory(STATE)))
+        to_torch(twice, to_jax(ROWS, in_memory(STATE)))
 
 
 def test_a_parameter_without_a_row_or_a_fused_part_is_named():
-    ours = in_memory({'layer_0/up/kernel': WEIGHT, 'gate': BIAS})
+    jax_state = in_memory({'layer_0/up/kernel': WEIGHT, 'gate': BIAS})
     with pytest.raises(UserError, match=r"no row of the table has the parameter 'gate' \(1 in all\)"):
-        to_theirs(ROWS, ours)
+        to_torch(ROWS, jax_state)
     with pytest.raises(UserError, match=r"'qkv' needs 'k', which the model does not have"):
-        to_theirs((Row('qkv', ('gate', 'k'), table.SPLIT_LAST_ROW),), ours)
+        to_torch((Row('qkv', ('gate', 'k'), table.SPLIT_LAST_ROW),), jax_state)
 
 
 def test_an_unfilled_parameter_is_named_unless_a_row_excuses_it():
     wanted = WANTED | {'head': {'bias': shape(5)}}
     with pytest.raises(UserError, match=r"1 of the model's 3 parameters, first 'head/bias'.*gives 2: layer_0"):
         convert(ROWS, STATE, wanted)
-    ours = to_ours(ROWS, in_memory(STATE))
-    excuse = Fresh('head/bias', 'not in this family')
-    assert check_complete(ours, wanted, (excuse,)) == {'head/bias': excuse}
+    jax_state = to_jax(ROWS, in_memory(STATE))
+    excuse = NewlyInitialized('head/bias', 'not in this family')
+    assert check_complete(jax_state, wanted, (excuse,)) == {'head/bias': excuse}
 
 
 def test_a_second_name_without_its_first_is_named():
@@ -133,7 +133,7 @@ def test_a_number_is_the_same_wherever_it_stands():
 @pytest.mark.parametrize(
     'transform, sizes',
     [
-        (table.KEEP, (3,)),
+        (table.IDENTITY, (3,)),
         (table.TRANSPOSE, (2, 3)),
         (table.CONVOLUTION, (5, 3, 2, 4)),
         (table.SPLIT_QKV, (6,)),
@@ -152,23 +152,25 @@ def test_backward_undoes_forward(transform, sizes):
 CASES = {
     'eva_vit': lavis.EVA_VIT,
     'clip_vit': lavis.CLIP_VIT,
-    'stage1': lavis.blip2(config.Blip2(config.Vit(), config.Qformer(max_positions=40), None)),
-    'stage1_clip': lavis.blip2(config.Blip2(config.Vit(pre_norm=True), config.Qformer(max_positions=40), None)),
-    'opt_stage2': lavis.blip2(config.Blip2(qformer=config.Qformer(max_positions=40, text_side='none'))),
+    'stage1': lavis.blip2(config.Blip2Config(config.VitConfig(), config.QformerConfig(max_positions=40), None)),
+    'stage1_clip': lavis.blip2(
+        config.Blip2Config(config.VitConfig(pre_norm=True), config.QformerConfig(max_positions=40), None)
+    ),
+    'opt_stage2': lavis.blip2(config.Blip2Config(qformer=config.QformerConfig(max_positions=40, text_side='none'))),
 }
 
 
 @pytest.mark.parametrize('case', CASES)
 def test_recorded_state_dicts_return_bit_for_bit(case):
-    theirs = tensors(case, 'state_dict')
-    again = read_all(to_theirs(CASES[case], to_ours(CASES[case], in_memory(theirs))))
-    assert again.keys() == theirs.keys()
-    for key, value in theirs.items():
+    torch_state = tensors(case, 'state_dict')
+    again = read_all(to_torch(CASES[case], to_jax(CASES[case], in_memory(torch_state))))
+    assert again.keys() == torch_state.keys()
+    for key, value in torch_state.items():
         np.testing.assert_array_equal(again[key], value)
         assert again[key].dtype == value.dtype
 
 
-@pytest.mark.parametrize('rows', [*CASES.values(), opt.opt(config.Opt(embed_width=512))])
+@pytest.mark.parametrize('rows', [*CASES.values(), opt.opt(config.OptConfig(embed_width=512))])
 def test_each_key_template_stands_once(rows):
     """First match wins, so a second row for a key would hide a mistake."""
     keys = [row.key for row in rows]

@@ -20,18 +20,18 @@ from qformer_jax.models import blip2
 from qformer_jax.models.vit import Vit
 from qformer_jax.rules import flatten, unflatten
 from qformer_jax.runs import run_dir
-from qformer_jax.training import loop, start
+from qformer_jax.training import init_params, loop
 
 PIXELS = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 TOWER = dataclasses.replace(small.VIT, depth=3, final_norm=True)
 
 
-def tapped(*taps: int) -> config.Vit:
+def tapped(*taps: int) -> config.VitConfig:
     return dataclasses.replace(TOWER, taps=taps)
 
 
-def shapes(vit: config.Vit) -> dict:
-    return flatten(blip2.shapes(config.Blip2(vit, qformer=None, lm=None)))
+def shapes(vit: config.VitConfig) -> dict:
+    return flatten(blip2.shapes(config.Blip2Config(vit, qformer=None, lm=None)))
 
 
 def drawn() -> dict:
@@ -40,7 +40,7 @@ def drawn() -> dict:
     return {'params': unflatten(params)['vit']}
 
 
-def compiled(vit: config.Vit):
+def compiled(vit: config.VitConfig):
     """Return what sees pixels, compiled."""
     return jax.jit(lambda params: Vit(vit).apply(params, PIXELS)).lower(drawn()).compile()
 
@@ -75,11 +75,11 @@ def test_published_towers_have_no_taps(choose):
     vit = dataclasses.replace(reference.EVA, taps=(0, 1))
     qformer = dataclasses.replace(reference.QFORMER, feature_width=vit.feature_width)
     with pytest.raises(UserError, match=r'model\.vit\.taps \(0, 1\)'):
-        choose(config.Blip2(vit, qformer, lm=None), False)
+        choose(config.Blip2Config(vit, qformer, lm=None), False)
 
 
 def test_runs_say_their_taps_and_older_ones_have_none():
-    run = config.Run('stage1', config.Blip2(tapped(0, 2), lm=None))
+    run = config.Run('stage1', config.Blip2Config(tapped(0, 2), lm=None))
     assert config.from_json(config.to_json(run)) == run
     tree = json.loads(config.to_json(run))
     del tree['model']['vit']['taps']
@@ -110,15 +110,17 @@ def from_features(features, tower, taps=(0, 1)) -> config.Run:
 def test_a_run_reads_tapped_features_in_the_towers_place(features, tower, pictures):
     """The tower's run knows of no taps: they are the reader's, and its weights are found by their digest."""
     dataset = Dataset.open(features)
-    run = start.complete(from_features(features, tower), dataset)
+    run = init_params.complete(from_features(features, tower), dataset)
     assert Encoder.load(features).vit.taps == (0, 1) and run.model.qformer.feature_width == 32
-    assert start.inputs_of(run, dataset)['vit'] == run_dir.finished(tower).last['vit']
+    assert init_params.inputs_of(run, dataset)['vit'] == run_dir.finished(tower).last['vit']
     model = Blip2.load(tower, batch_size=8)
     model = dataclasses.replace(model, run=small.change(model.run, 'model', vit=run.model.vit))
-    seen = model.encode([Dataset.open(pictures).source('test')[0].image]).features
-    assert_close(dataset.source('test')[0].features, seen[0])
+    tower_features = model.encode_images([Dataset.open(pictures).source('test')[0].image]).features
+    assert_close(dataset.source('test')[0].features, tower_features[0])
     from_pictures = dataclasses.replace(from_features(features, tower), data=small.recipe('stage1', pictures).data)
-    params, _ = start.parameters(start.complete(from_pictures, Dataset.open(pictures)), start.inputs_of(run, dataset))
+    params, _ = init_params.parameters(
+        init_params.complete(from_pictures, Dataset.open(pictures)), init_params.inputs_of(run, dataset)
+    )
     assert params['vit'].keys() == model.params['vit'].keys(), 'all blocks, from a run without taps'
 
 
@@ -140,5 +142,5 @@ def test_kept_features_of_other_taps_are_others(tower, tmp_path, encoded):
     for known, vit in ((False, model.run.model.vit), (True, model.run.model.vit), (False, other), (True, other)):
         encoded.clear()
         changed = dataclasses.replace(model, run=small.change(model.run, 'model', vit=vit))
-        changed.encode([small.draw_picture('red', 'square')])
+        changed.encode_images([small.draw_picture('red', 'square')])
         assert bool(encoded) is not known, vit.taps

@@ -7,14 +7,14 @@ import pytest
 from reference import assert_close
 
 from qformer_jax import config
-from qformer_jax.models.blip2 import Blip2
+from qformer_jax.models.blip2 import Blip2Module
 from qformer_jax.objectives import captioning
 from qformer_jax.training import losses
 
-LLAMA = config.Llama(
+LLAMA = config.LlamaConfig(
     vocab_size=30, width=8, depth=1, heads=2, kv_heads=1, head_width=4, mlp_width=12, max_positions=30, tied=True
 )
-T5 = config.T5(vocab_size=30, width=8, depth=1, decoder_depth=1, heads=2, head_width=4, mlp_width=12)
+T5 = config.T5Config(vocab_size=30, width=8, depth=1, decoder_depth=1, heads=2, head_width=4, mlp_width=12)
 DRAW = np.random.default_rng(0)
 HIDDEN = DRAW.normal(size=(4, 20, 8)).astype(np.float32)
 TARGETS = DRAW.integers(30, size=(4, 20))
@@ -26,7 +26,7 @@ COUNTS = {
 }
 
 
-def whole_table(model: Blip2, hidden, targets, counts):
+def whole_table(model: Blip2Module, hidden, targets, counts):
     """The same numbers from all logits."""
     logits = model.lm.word_logits(hidden)
     return captioning.token_losses(logits, targets) * counts, (logits.argmax(-1) == targets) & counts
@@ -35,8 +35,8 @@ def whole_table(model: Blip2, hidden, targets, counts):
 @pytest.fixture(scope='module', params=[LLAMA, T5], ids=['tied', 'untied'])
 def network(request):
     """A model of its language model alone, and its parameters."""
-    model = Blip2(config.Blip2(None, None, request.param))
-    return model, model.init(jax.random.key(0), method='touch_everything')['params']
+    model = Blip2Module(config.Blip2Config(None, None, request.param))
+    return model, model.init(jax.random.key(0), method='init_all_parts')['params']
 
 
 @pytest.mark.parametrize('kind', COUNTS)
@@ -62,17 +62,17 @@ def test_losses_and_gradients_are_those_of_the_whole_table(network, kind):
 
 @pytest.mark.parametrize('kept, read', [([0, 0], []), ([3, 4], [4]), ([2, 9], [4, 4, 8]), ([17, 1], [4, 4, 4, 8])])
 def test_the_table_is_read_in_as_many_pieces_as_the_longest_target_needs(monkeypatch, kept, read):
-    seen, read_table = [], losses._read_table
+    widths, read_table = [], losses._read_table
 
     def watched(lm, hidden, targets, counts):
-        jax.debug.callback(lambda x: seen.append(x.shape[1]), hidden)
+        jax.debug.callback(lambda x: widths.append(x.shape[1]), hidden)
         return read_table(lm, hidden, targets, counts)
 
     monkeypatch.setattr(losses, '_read_table', watched)
-    model = Blip2(config.Blip2(None, None, LLAMA))
-    params = model.init(jax.random.key(0), method='touch_everything')['params']
+    model = Blip2Module(config.Blip2Config(None, None, LLAMA))
+    params = model.init(jax.random.key(0), method='init_all_parts')['params']
     counts = np.arange(20) >= 20 - np.array(kept)[:, None]  # at the right, as targets after a prompt
     run = jax.jit(lambda hidden: nn.apply(losses.target_losses, model)({'params': params}, hidden, TARGETS[:2], counts))
     jax.block_until_ready(run(HIDDEN[:2]))
     jax.effects_barrier()
-    assert sorted(seen) == read
+    assert sorted(widths) == read

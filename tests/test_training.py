@@ -15,7 +15,6 @@ import small
 from small import STAGES, change, recipe, without_tower
 
 from qformer_jax import config, recipes
-from qformer_jax.convert import store
 from qformer_jax.data import pipeline
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.pack import pack
@@ -24,8 +23,8 @@ from qformer_jax.errors import UserError
 from qformer_jax.models import blip2
 from qformer_jax.parallel.mesh import data_mesh, put_batch
 from qformer_jax.rules import flatten, match, split
-from qformer_jax.runs import run_dir
-from qformer_jax.training import logs, loop, optimizer, start, step
+from qformer_jax.runs import run_dir, weight_store
+from qformer_jax.training import init_params, logs, loop, optimizer, step
 
 RULES = Path(__file__).parent / 'goldens' / 'parameter_rules.txt'
 PART_OF = {'stage1': ('vit', 'qformer'), 'stage2': ('vit', 'qformer', 'lm', 'lm_projection')}
@@ -57,7 +56,7 @@ def test_only_trainable_parameters_change_and_frozen_ones_stay_byte_for_byte(lin
         earlier |= run_dir.load_components(run_dir.finished(line / 'language'))
     later = run_dir.load_components(done)
     if stage == 'stage1':
-        fresh = blip2.init(blip2.Blip2(done.run.model), jax.random.key(done.run.training.seed))
+        fresh = blip2.init(blip2.Blip2Module(done.run.model), jax.random.key(done.run.training.seed))
         earlier |= {'qformer': fresh['qformer']}
     trains = match(done.run.optimizer.rate_rules, flatten(later))
     earlier, later = flatten(earlier), flatten(later)
@@ -101,13 +100,13 @@ def test_rules_of_every_parameter():
     )
 
 
-def reference_model() -> config.Blip2:
+def reference_model() -> config.Blip2Config:
     """Return the tiny model of all parts, with sizes where the recipes leave 0."""
-    return config.Blip2(
+    return config.Blip2Config(
         small.VIT,
         dataclasses.replace(small.QFORMER, feature_width=16, vocab_size=40),
         dataclasses.replace(small.OPT, vocab_size=300),
-        config.Lora(),
+        config.LoraConfig(),
     )
 
 
@@ -151,7 +150,7 @@ def test_the_papers_schedule_warms_up_and_ends_at_its_final_rate():
 
 def test_accumulation_is_the_whole_batch(pictures):
     """Rows of different lengths, so that a mean of means would be another number."""
-    run = start.complete(recipe('stage2', pictures), Dataset.open(pictures))
+    run = init_params.complete(recipe('stage2', pictures), Dataset.open(pictures))
     run = change(run, 'data', max_lm_text=12)
     batch = next(pipeline.batches(run, Dataset.open(pictures), 'train', training=True))
     keep = np.array([1, 2, 3, 4, 5, 5, 5, 5])
@@ -176,7 +175,7 @@ def first_step(run: config.Run, batch: dict) -> tuple[Callable, tuple]:
     """Return the jitted step, and what the first one is given."""
     mesh = data_mesh(1)
     with jax.set_mesh(mesh):
-        params = blip2.init(blip2.Blip2(run.model), jax.random.key(0))
+        params = blip2.init(blip2.Blip2Module(run.model), jax.random.key(0))
         trainable, frozen = split(params, run.optimizer.rate_rules)
         state = step.new_state(trainable, run)
         return step.train_step, (step.Program.of(run), mesh, state, frozen, put_batch(mesh, batch))
@@ -224,22 +223,22 @@ def test_too_many_skipped_steps_stop_the_run_naming_a_tensor(tmp_path):
 
 
 def test_bfloat16_holds_frozen_weights_and_trains_in_float32(pictures, line, tmp_path, monkeypatch):
-    seen = {}
+    captured = {}
     real = step.train_step
 
     def spy(program, mesh, state, frozen, batch):
         new, metrics = real(program, mesh, state, frozen, batch)
-        seen.update(state=new, frozen=frozen, metrics=metrics)
+        captured.update(state=new, frozen=frozen, metrics=metrics)
         return new, metrics
 
     monkeypatch.setattr(step, 'train_step', spy)
     run = change(recipe('instruct', pictures, steps=6), 'training', dtype='bfloat16')
     done = loop.train(dataclasses.replace(run, start=config.Start(checkpoint=str(line / 'stage2'))), tmp_path / 'run')
-    assert {x.dtype for x in jax.tree.leaves(seen['frozen'])} == {jnp.dtype('bfloat16')}
-    assert {x.dtype for x in jax.tree.leaves(seen['state'].trainable)} == {jnp.dtype('float32')}
-    moments = optax.tree.get(seen['state'].optimizer, 'mu'), optax.tree.get(seen['state'].optimizer, 'nu')
+    assert {x.dtype for x in jax.tree.leaves(captured['frozen'])} == {jnp.dtype('bfloat16')}
+    assert {x.dtype for x in jax.tree.leaves(captured['state'].trainable)} == {jnp.dtype('float32')}
+    moments = optax.tree.get(captured['state'].optimizer, 'mu'), optax.tree.get(captured['state'].optimizer, 'nu')
     assert {x.dtype for x in jax.tree.leaves(moments)} == {jnp.dtype('float32')}
-    assert seen['metrics']['loss'].dtype == jnp.float32 and np.isfinite(seen['metrics']['loss'])
+    assert captured['metrics']['loss'].dtype == jnp.float32 and np.isfinite(captured['metrics']['loss'])
     frozen_before = flatten(run_dir.load_components(run_dir.finished(line / 'stage2'))['qformer'])
     frozen_after = flatten(run_dir.load_components(done)['qformer'])
     np.testing.assert_array_equal(frozen_after['word_embedding'], frozen_before['word_embedding'])
@@ -281,7 +280,7 @@ def compiled() -> Iterator[list[str]]:
 
 def test_runs_that_differ_in_their_rates_share_one_program(pictures):
     """A search over rates finds the program in the compilation cache."""
-    run = start.complete(recipe('stage1', pictures), Dataset.open(pictures))
+    run = init_params.complete(recipe('stage1', pictures), Dataset.open(pictures))
     batch = next(pipeline.batches(run, Dataset.open(pictures), 'train', training=True))
     changes = {}, {'peak_rate': 3e-4, 'final_rate': 1e-5, 'warmup_steps': 2}, {'weight_decay': 0.5}
     programs = []
@@ -325,10 +324,10 @@ def test_a_resumed_run_says_so_and_takes_nothing_else(pictures, tmp_path, capsys
 
 
 def test_a_fresh_projection_is_as_large_as_the_tokens_of_a_pretrained_language_model(pictures, line):
-    run = start.complete(recipe('stage2', pictures), Dataset.open(pictures))
+    run = init_params.complete(recipe('stage2', pictures), Dataset.open(pictures))
     starts = config.Start(checkpoint=str(line / 'stage1'), lm=str(line / 'language'))
     run = dataclasses.replace(run, start=starts)
-    params, _ = start.parameters(run, start.inputs_of(run, Dataset.open(pictures)))
+    params, _ = init_params.parameters(run, init_params.inputs_of(run, Dataset.open(pictures)))
     kernel, table = params['lm_projection']['kernel'], params['lm']['word_embedding']
     inputs = jax.random.normal(jax.random.key(0), (200, kernel.shape[0]))
     assert 0.7 < (inputs @ kernel).std() / table.std() < 1.4
@@ -367,10 +366,10 @@ def test_a_run_may_start_from_runs_elsewhere(pictures, line, tmp_path):
 def test_damaged_weights_are_refused_by_name(pictures, line, tmp_path):
     done = run_dir.finished(line / 'vision')
     copy = tmp_path / 'weights'
-    digest = store.save(copy, run_dir.load_components(done)['vit'])
+    digest = weight_store.save(copy, run_dir.load_components(done)['vit'])
     file = copy / f'{digest}.safetensors'
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(UserError, match='damaged'):
-        store.load(copy, digest)
+        weight_store.load(copy, digest)

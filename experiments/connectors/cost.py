@@ -25,7 +25,7 @@ _SECONDS = 5.0  # of rounds
 
 def of(run: config.Run) -> dict[str, float]:
     """Return the costs that shapes alone decide."""
-    model, params = blip2.Blip2(run.model), blip2.shapes(run.model)
+    model, params = blip2.Blip2Module(run.model), blip2.shapes(run.model)
     trainable, _ = split(params, run.optimizer.rate_rules)
     features, text = _picture(run.model), _text(run)
     prefix = jax.eval_shape(lambda p, *x: _connect(model, p, *x), params, *features, *text)
@@ -33,7 +33,7 @@ def of(run: config.Run) -> dict[str, float]:
     xla = compiled_flops(lambda p, *x: _connect(model, p, *x).vectors, params, *features, *text)
     reading = flops(lambda p, x: _read(model, p, x), params, prefix)
     return {
-        'LLM tokens': blip2.in_front(run.model, prefix),
+        'LLM tokens': blip2.prefix_length(run.model, prefix),
         'trained parameters': sum(x.size for x in flatten(trainable).values()),
         'MFLOP, connector': counted / 1e6,
         'MFLOP, connector, XLA': xla / 1e6,
@@ -70,7 +70,7 @@ def _fastest(advance: Callable, state: step.State, frozen: Params, batch: dict[s
     return min(times)
 
 
-def _picture(c: config.Blip2) -> tuple[jax.ShapeDtypeStruct, ...]:
+def _picture(c: config.Blip2Config) -> tuple[jax.ShapeDtypeStruct, ...]:
     return jax.ShapeDtypeStruct((1, PATCHES, c.feature_width), jnp.float32), jax.ShapeDtypeStruct((1, PATCHES), bool)
 
 
@@ -81,13 +81,13 @@ def _text(run: config.Run) -> tuple[jax.ShapeDtypeStruct, ...]:
     return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
 
 
-def _connect(model: blip2.Blip2, params, *arrays) -> blip2.Prefix:
+def _connect(model: blip2.Blip2Module, params, *arrays) -> blip2.Prefix:
     return model.apply({'params': params}, *arrays, method='soft_prefix')
 
 
-def _read(model: blip2.Blip2, params, prefix: blip2.Prefix):
-    text, exists = jnp.zeros((1, TEXT), jnp.int32), jnp.ones((1, TEXT), bool)
-    return model.apply({'params': params}, prefix, text, exists, exists, method='after_prefix')
+def _read(model: blip2.Blip2Module, params, prefix: blip2.Prefix):
+    text, text_mask = jnp.zeros((1, TEXT), jnp.int32), jnp.ones((1, TEXT), bool)
+    return model.apply({'params': params}, prefix, text, text_mask, text_mask, method='target_hidden_states')
 
 
 def _batch(run: config.Run) -> dict[str, np.ndarray]:

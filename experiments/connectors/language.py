@@ -51,8 +51,8 @@ def _line(parts: list[str], questions: list[tuple[str, str]], rng: np.random.Gen
     words = sum(len(part.split()) for part in parts)
     times = int(rng.integers(1, max(1, _WORDS // words) + 1))
     said = [parts[i] for _ in range(times) for i in rng.permutation(len(parts))]
-    asked = [{'question': question, 'answers': [answer]} for question, answer in questions]
-    return {'file': 'nothing.npy', 'caption': ' '.join(said), 'questions': asked}
+    entries = [{'question': question, 'answers': [answer]} for question, answer in questions]
+    return {'file': 'nothing.npy', 'caption': ' '.join(said), 'questions': entries}
 
 
 def write(folder: Path, splits: dict[str, list[dict]]) -> Path:

@@ -28,7 +28,7 @@ from qformer_jax.errors import UserError, command
 from qformer_jax.training import loop
 
 DATA = ('icons', 'canvases', 'easy_vqa')
-LM = config.Llama(
+LM = config.LlamaConfig(
     vocab_size=0, width=128, depth=4, heads=4, kv_heads=4, head_width=32, mlp_width=384, max_positions=192, tied=True
 )
 
@@ -85,8 +85,8 @@ def _texts(icons: Path, split: str) -> list[dict]:
     count = 12000 if split == 'train' else 400
     shapes = [r for r in sources.easy_vqa()['train'] if r.captions]
     shapes = shapes[400:] if split == 'train' else shapes[:400]
-    asked = ([{'question': q, 'answers': a} for q, a in zip(r.questions, r.answers, strict=True)] for r in shapes)
-    restated = [language.restated(r.captions, a, rng) for r, a in zip(shapes, asked, strict=True)]
+    questions = ([{'question': q, 'answers': a} for q, a in zip(r.questions, r.answers, strict=True)] for r in shapes)
+    restated = [language.restated(r.captions, a, rng) for r, a in zip(shapes, questions, strict=True)]
     return [*language.records(concepts, count, rng), *restated]
 
 
@@ -104,7 +104,7 @@ def teach(options: Options) -> None:
     """Train the language model on the texts, or find it done."""
     run = config.Run(
         stage='language',
-        model=config.Blip2(vit=None, qformer=None, lm=LM),
+        model=config.Blip2Config(vit=None, qformer=None, lm=LM),
         data=config.Data(
             path=str(options.out / 'packed' / 'language'),
             validation_split='validation',

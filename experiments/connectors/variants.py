@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 
 from experiments.connectors.prepare import LM
 from qformer_jax import config
-from qformer_jax.config import Connector, Qformer
+from qformer_jax.config import ConnectorConfig, QformerConfig
 
 TOKENS = 16
 """Queries, latents, averages: what the language model reads, where a connector compresses."""
-QFORMER = Qformer(
+QFORMER = QformerConfig(
     feature_width=0, num_queries=TOKENS, width=192, depth=4, heads=6, mlp_width=768, vocab_size=0, max_positions=32,
     embed_width=64, dropout=0.0,
 )  # fmt: skip
-OTHER = Connector(tokens=TOKENS, width=192, depth=4, heads=6, mlp_width=768)
+OTHER = ConnectorConfig(tokens=TOKENS, width=192, depth=4, heads=6, mlp_width=768)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Variant:
     """A row of the table."""
 
     name: str
-    model: config.Blip2
+    model: config.Blip2Config
     stage1: bool = True
     """Whether the Q-Former learns to align pictures and texts first; others have no text side for it."""
     objective: config.Objective = field(default_factory=config.Objective)
@@ -44,18 +44,18 @@ class Variant:
 def qformer(name: str, stage1: bool = True, **changes: object) -> Variant:
     """Return the Q-Former with some of its fields changed; without stage 1 it has no text side."""
     side = {} if stage1 else {'text_side': 'none'}
-    return Variant(name, config.Blip2(vit=None, qformer=replace(QFORMER, **changes | side), lm=LM), stage1)
+    return Variant(name, config.Blip2Config(vit=None, qformer=replace(QFORMER, **changes | side), lm=LM), stage1)
 
 
 def other(name: str, **changes: object) -> Variant:
     """Return a connector without a text side."""
     connector = replace(OTHER, **changes)
-    return Variant(name, config.Blip2(vit=None, qformer=None, connector=connector, lm=LM), stage1=False)
+    return Variant(name, config.Blip2Config(vit=None, qformer=None, connector=connector, lm=LM), stage1=False)
 
 
 def gated(variant: Variant) -> Variant:
     """Return the variant with gated layers in the language model in the place of a soft prefix."""
-    return replace(variant, model=replace(variant.model, gates=config.Gates(every=1, heads=4, mlp_width=512)))
+    return replace(variant, model=replace(variant.model, gates=config.GatesConfig(every=1, heads=4, mlp_width=512)))
 
 
 BASELINE = qformer('Q-Former')

@@ -28,8 +28,8 @@ def steps(picture: Float['8 8']) -> Float['P 16']:
 
 def line(file: str, digit: int) -> str:
     """Return the line of `captions.jsonl` for one digit."""
-    asked = {'which digit is this?': NAMES[digit], 'is it even?': 'no' if digit % 2 else 'yes'}
-    questions = [{'question': question, 'answers': [answer]} for question, answer in asked.items()]
+    answers = {'which digit is this?': NAMES[digit], 'is it even?': 'no' if digit % 2 else 'yes'}
+    questions = [{'question': question, 'answers': [answer]} for question, answer in answers.items()]
     return json.dumps({'file': file, 'caption': f'a handwritten {NAMES[digit]}', 'questions': questions})
 
 

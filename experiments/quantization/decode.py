@@ -26,20 +26,20 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from qformer_jax import config, sizes
+from qformer_jax import config, presets
 from qformer_jax.errors import command
 from qformer_jax.inference import decode, quantize
-from qformer_jax.inference.search import Settings, search
+from qformer_jax.inference.generate import GenerationConfig, generate
 from qformer_jax.models import blip2, quantized
 from qformer_jax.rules import flatten
 from qformer_jax.typing import Array, Params
 
 SIZES = {
-    'published': config.Blip2(qformer=config.Qformer(text_side='none')),
-    'tiny': config.Blip2(
-        dataclasses.replace(sizes.TINY_VIT, depth=1),
-        dataclasses.replace(sizes.TINY_QFORMER, text_side='none', feature_width=64, vocab_size=100),
-        dataclasses.replace(sizes.TINY_OPT, vocab_size=100, max_positions=256),
+    'published': config.Blip2Config(qformer=config.QformerConfig(text_side='none')),
+    'tiny': config.Blip2Config(
+        dataclasses.replace(presets.TINY_VIT, depth=1),
+        dataclasses.replace(presets.TINY_QFORMER, text_side='none', feature_width=64, vocab_size=100),
+        dataclasses.replace(presets.TINY_OPT, vocab_size=100, max_positions=256),
     ),
 }
 VARIANTS = ('bfloat16', 'int8', 'int8, matrix product', 'int4')
@@ -93,7 +93,7 @@ def steps(options: Options, variant: str) -> None:
     """Measure one variant with every batch size."""
     if variant == 'int8, matrix product':
         quantized.FEW_ROWS = 0
-    model = blip2.Blip2(SIZES[options.size], jnp.bfloat16)
+    model = blip2.Blip2Module(SIZES[options.size], jnp.bfloat16)
     params = quantize.on_device(random_weights(model.config), None if variant == 'bfloat16' else variant.split(',')[0])
     jax.block_until_ready(params)
     held, loading = quantize.size(params), peak()
@@ -115,7 +115,7 @@ def steps(options: Options, variant: str) -> None:
         )
 
 
-def random_weights(c: config.Blip2) -> Iterator[tuple[str, Array]]:
+def random_weights(c: config.Blip2Config) -> Iterator[tuple[str, Array]]:
     """Yield parameters by path, one at a time: towers in bfloat16, the Q-Former in float32."""
     for count, (path, shape) in enumerate(flatten(blip2.shapes(c)).items()):
         dtype = jnp.bfloat16 if path.startswith(('vit/', 'lm/')) else jnp.float32
@@ -134,21 +134,21 @@ def peak() -> float | None:
     return round(stats['peak_bytes_in_use'] / 2**30, 3) if stats else None
 
 
-def step_seconds(model: blip2.Blip2, params: Params, batch: int, options: Options) -> float:
+def step_seconds(model: blip2.Blip2Module, params: Params, batch: int, options: Options) -> float:
     """Return the median time of a step."""
-    c, settings = model.config, Settings(max_new_tokens=options.tokens)
+    c, settings = model.config, GenerationConfig(max_new_tokens=options.tokens)
     prefix = jax.random.normal(jax.random.key(0), (batch, c.qformer.num_queries, c.lm.width), model.dtype)
     prompt = jnp.full((batch, PROMPT), 7)
     given = blip2.Prefix.whole(prefix), prompt, jnp.ones(prompt.shape, bool)
 
     @jax.jit
     def read(params):
-        return decode.start_decoder(model, params, *given, options.tokens)[1]
+        return decode.prefill_decoder(model, params, *given, options.tokens)[1]
 
     @jax.jit
     def write(params, start):
-        step, _ = decode.start_decoder(model, params, *given, options.tokens)  # its start is not used: not computed
-        return search(step, start, settings)
+        step, _ = decode.prefill_decoder(model, params, *given, options.tokens)  # its start is not used: not computed
+        return generate(step, start, settings)
 
     start = read(params)
     return median_seconds(lambda: write(params, start), options.repeats) / (options.tokens - 1)
@@ -180,7 +180,9 @@ def products(options: Options) -> None:
         for rows in (1, 2, 4, 5, 8, 16, 32):
             quantized.FEW_ROWS = few
             x = jax.random.normal(jax.random.key(9), (rows, lm.width), jnp.bfloat16)
-            chain = jax.jit(functools.partial(through, multiply_wide if weights is wide else quantized.product))
+            chain = jax.jit(
+                functools.partial(through, multiply_wide if weights is wide else quantized.quantized_matmul)
+            )
             seconds = median_seconds(lambda: chain(x, weights), options.repeats) / layers  # noqa: B023, used at once
             say(options, {'product': name, 'rows': rows, 'shape': shape, 'us': round(seconds * 1e6, 2)})
 

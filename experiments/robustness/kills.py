@@ -76,8 +76,8 @@ def _weights(folder: Path, _: str) -> str:
 def _records(folder: Path, _: str) -> str:
     """Return the fingerprint of a data set and the SHA-256 of its records."""
     dataset = Dataset.open(folder / 'out')
-    seen = [repr((r, r.features is not None and r.features.tobytes())) for r in dataset.source('train')]
-    return f'{dataset.fingerprint} {hashlib.sha256(repr(seen).encode()).hexdigest()}'
+    records = [repr((r, r.features is not None and r.features.tobytes())) for r in dataset.source('train')]
+    return f'{dataset.fingerprint} {hashlib.sha256(repr(records).encode()).hexdigest()}'
 
 
 def _run(folder: Path, _: str) -> str:

@@ -28,9 +28,9 @@ def pictures(folder: Path, count: int = 40) -> Path:
             pen = ImageDraw.Draw(picture)
             (pen.ellipse if round_one else pen.rectangle)((12, 12, 52, 52), fill=COLOURS[colour])
             picture.save(folder / split / f'{i}.png')
-            asked = [{'question': 'what color is it?', 'answers': [colour]}]
+            questions = [{'question': 'what color is it?', 'answers': [colour]}]
             caption = f'a {colour} {"circle" if round_one else "square"}'
-            lines.append(json.dumps({'file': f'{i}.png', 'caption': caption, 'questions': asked}))
+            lines.append(json.dumps({'file': f'{i}.png', 'caption': caption, 'questions': questions}))
         (folder / split / 'captions.jsonl').write_text('\n'.join(lines))
     return folder
 

@@ -26,20 +26,20 @@ from qformer_jax.rules import TEXT_SIDE
 from qformer_jax.training import loop
 
 RESULTS = Path(__file__).parent / 'results.jsonl'
-VIT = config.Vit(image_size=64, patch_size=8, width=64, depth=3, heads=4, mlp_width=256, attention_bias='all')
-LM = config.Opt(vocab_size=0, width=64, depth=3, heads=4, mlp_width=256, max_positions=320)
-QFORMER = config.Qformer(
+VIT = config.VitConfig(image_size=64, patch_size=8, width=64, depth=3, heads=4, mlp_width=256, attention_bias='all')
+LM = config.OptConfig(vocab_size=0, width=64, depth=3, heads=4, mlp_width=256, max_positions=320)
+QFORMER = config.QformerConfig(
     feature_width=0, num_queries=8, width=64, depth=4, heads=4, mlp_width=256, vocab_size=0, dropout=0.0
 )
-RESAMPLER = config.Connector('resampler', tokens=8, width=64, depth=3, heads=4, mlp_width=256)
-TIME = config.Time(frames=4)
+RESAMPLER = config.ConnectorConfig('resampler', tokens=8, width=64, depth=3, heads=4, mlp_width=256)
+TIME = config.TimeConfig(frames=4)
 VARIANTS = {
     'resampler, times': {'connector': RESAMPLER, 'time': TIME},
     'resampler': {'connector': RESAMPLER},
     'qformer, times': {'qformer': QFORMER, 'time': TIME},
     'qformer': {'qformer': QFORMER},
     'resampler, times, gates': {
-        'connector': RESAMPLER, 'time': TIME, 'gates': config.Gates(every=1, heads=4, mlp_width=256)
+        'connector': RESAMPLER, 'time': TIME, 'gates': config.GatesConfig(every=1, heads=4, mlp_width=256)
     },
 }  # fmt: skip
 COLUMNS = ('ash', 'birch', 'cedar', 'elm', 'fir', 'hazel', 'larch', 'maple')
@@ -77,7 +77,7 @@ def recipe(stage: config.Stage, data: Path, steps: int, rate: float, **model: ob
     frozen = (('(vit|lm)/.*', None), (TEXT_SIDE, None)) if stage == 'instruct' else ()
     return config.Run(
         stage=stage,
-        model=config.Blip2(**parts),
+        model=config.Blip2Config(**parts),
         data=config.Data(
             str(data), max_text=12, max_lm_text=24, crop_scale=(1, 1), flip=False, question_prompt=('{question}',)
         ),
@@ -105,7 +105,7 @@ def write_places(videos: moving.Options, folder: Path) -> Path:
 
 def towers(options: Options) -> Path:
     """Draw the videos, train both towers, and return the data set of the frames' features."""
-    packed, places, seen = (options.out / name for name in ('packed', 'places', 'seen'))
+    packed, places, features = (options.out / name for name in ('packed', 'places', 'seen'))
     if not packed.exists():
         if not options.videos.out.exists():
             moving.make(options.videos)
@@ -115,9 +115,9 @@ def towers(options: Options) -> Path:
         cli.run(['data', 'pack', 'folder', str(places), '--path', str(source)])
     loop.train(recipe('vision', places, options.tower_steps, 1e-3, vit=VIT), options.out / 'vision')
     loop.train(recipe('language', packed, 800, 2e-3, lm=LM), options.out / 'language')
-    if not seen.exists():
-        cli.run(['data', 'encode', str(packed), str(seen), '--vit', str(options.out / 'vision')])
-    return seen
+    if not features.exists():
+        cli.run(['data', 'encode', str(packed), str(features), '--vit', str(options.out / 'vision')])
+    return features
 
 
 def judged(options: Options, data: Path, variant: str, seed: int) -> dict[str, object]:

@@ -12,17 +12,17 @@ import numpy as np
 
 from ..errors import UserError
 from ..inference.blip2 import Blip2
-from ..inference.passes import bound
-from ..inference.seen import Picture, Seen
+from ..inference.forward import bound
+from ..inference.inputs import ImageFeatures, Picture
 from ..models import blip2
 from ..typing import Array, Bool, Float
-from . import asked
+from . import prompts
 from .rollout import rollout
 from .scores import reading_layers
 
 
 @dataclass(frozen=True)
-class Looks:
+class AttentionMaps:
     """Where a picture's queries look in the C layers that read features, over G x G patches."""
 
     maps: Float['C H Q G G']
@@ -41,32 +41,35 @@ class Looks:
 
 @bound
 def weights(
-    model: blip2.Blip2, features: Float['B P V'], mask: Bool['B P'], *text: Array
+    model: blip2.Blip2Module, features: Float['B P V'], mask: Bool['B P'], *text: Array
 ) -> tuple[Float['B C H Q P'], Float['B Y H S S']]:
     """Return the weights of the C cross-attentions and of the Y self-attentions; a text is seen beside the queries."""
-    out = model.ask_queries(features, mask, *text, keep_attention=True)
+    out = model.query_features(features, mask, *text, keep_attention=True)
     return jnp.stack(out.attention, axis=1), jnp.stack(out.self_attention, axis=1)
 
 
-def see(model: Blip2, picture: Picture) -> Seen:
+def encode_picture(model: Blip2, picture: Picture) -> ImageFeatures:
     """Return the features of a picture; raises UserError for a run without a Q-Former or without a vision tower."""
     model.needs('qformer')
     if not model.run.model.vit:
         raise UserError('this run reads feature arrays, on which nothing can be drawn: give one with a vision tower')
-    return model.encode([picture])
+    return model.encode_images([picture])
 
 
-def looks(model: Blip2, seen: Seen, question: str = '') -> Looks:
+def attention_maps(model: Blip2, image_features: ImageFeatures, question: str = '') -> AttentionMaps:
     """Return where the queries look; those of an instruction-aware run read the prompt, with the question in it.
 
     Raises UserError for a question that nobody would read.
     """
-    text = asked.read(model, asked.prompt(model, question))
-    reads, mixes = (np.asarray(x)[0] for x in weights(model.model, model.params, seen.features, seen.mask, *text))
+    text = prompts.read(model, prompts.prompt(model, question))
+    reads, self_attention_weights = (
+        np.asarray(x)[0]
+        for x in weights(model.model, model.params, image_features.features, image_features.mask, *text)
+    )
     layers = reading_layers(model.run.model.qformer)
     of_layer = dict(zip(layers, reads, strict=True))
-    shares, _ = rollout(list(mixes), [of_layer.get(i) for i in range(len(mixes))])
-    return Looks(grid(reads), reads[..., 0], layers, grid(shares))
+    shares, _ = rollout(list(self_attention_weights), [of_layer.get(i) for i in range(len(self_attention_weights))])
+    return AttentionMaps(grid(reads), reads[..., 0], layers, grid(shares))
 
 
 def grid(patches: Float['*N P']) -> Float['*N G G']:

@@ -33,9 +33,9 @@ def rollout(
     positions = self_attention[0].shape[-1]
     queries, patches = next(layer.shape[1:] for layer in attention if layer is not None)
     shares = np.eye(positions, positions + patches)
-    for mixes, looks in zip(self_attention, attention, strict=True):
-        shares = (shares + np.asarray(mixes).mean(axis=0) @ shares) / 2
-        if looks is not None:
+    for self_attention_weights, cross_attention_weights in zip(self_attention, attention, strict=True):
+        shares = (shares + np.asarray(self_attention_weights).mean(axis=0) @ shares) / 2
+        if cross_attention_weights is not None:
             shares[:queries] /= 2
-            shares[:queries, positions:] += np.asarray(looks).mean(axis=0) / 2
+            shares[:queries, positions:] += np.asarray(cross_attention_weights).mean(axis=0) / 2
     return shares[:queries, positions:], shares[:queries, :positions]

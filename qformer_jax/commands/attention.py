@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from .options import ConnectorFile, PictureFile, RunFolder
 
 if TYPE_CHECKING:
-    from ..analysis.attention import Looks
-    from ..analysis.fit import Fit
+    from ..analysis.attention import AttentionMaps
+    from ..analysis.relevance import Relevance
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionOptions:
     """Draw where each query of the Q-Former looks in a picture and, with --text, how much each matters for the text.
 
     In attention.png the first row is the mean of all queries, and each query has a row below it. The columns: (1) the
@@ -45,24 +45,24 @@ class Attention:
     connector: ConnectorFile = None
 
 
-def attention(options: Attention) -> None:
+def attention(options: AttentionOptions) -> None:
     """Write attention.png and attention.npz, and print the queries that matter most."""
     import numpy as np
 
-    from ..analysis.attention import looks, see
-    from ..analysis.draw import draw_looks
-    from ..analysis.fit import fit
+    from ..analysis.attention import attention_maps, encode_picture
+    from ..analysis.plots import plot_attention
+    from ..analysis.relevance import relevance
     from ..atomic import check_writable, replacing
     from ..inference.blip2 import Blip2
 
     check_writable(options.out)
     model = Blip2.load(options.run, connector=options.connector)
-    seen = see(model, options.picture)
-    found = looks(model, seen, options.question)
-    fits = fit(model, seen, options.text, options.question) if options.text else None
+    image_features = encode_picture(model, options.picture)
+    found = attention_maps(model, image_features, options.question)
+    fits = relevance(model, image_features, options.text, options.question) if options.text else None
     options.out.mkdir(parents=True, exist_ok=True)
     picture, arrays = options.out / 'attention.png', options.out / 'attention.npz'
-    draw_looks(found, fits, options.picture, model.run.model.vit.image_size, picture)
+    plot_attention(found, fits, options.picture, model.run.model.vit.image_size, picture)
     with replacing(arrays) as scratch:
         np.savez(scratch, **_arrays(found, fits))
     if fits:
@@ -71,7 +71,7 @@ def attention(options: Attention) -> None:
     print(f'next: open {picture}; over a data set: qformer queries {options.run}')
 
 
-def _arrays(found: 'Looks', fits: 'Fit | None') -> dict:
+def _arrays(found: 'AttentionMaps', fits: 'Relevance | None') -> dict:
     arrays = {'maps': found.maps, 'class_token': found.class_token, 'layers': found.layers, 'rollout': found.rollout}
     if fits:
         arrays |= {'gradient': fits.gradient} | ({} if fits.cosines is None else {'cosines': fits.cosines})
@@ -80,8 +80,8 @@ def _arrays(found: 'Looks', fits: 'Fit | None') -> dict:
     return arrays
 
 
-def _say(text: str, fits: 'Fit') -> None:
-    from ..analysis.draw import SCORES, best_first
+def _say(text: str, fits: 'Relevance') -> None:
+    from ..analysis.plots import SCORES, best_first
 
     scores = ', '.join(f'{SCORES[name]} {score:.3f}' for name, score in fits.scores.items())
     print(f'"{text}": {scores}')

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ..errors import UserError
-from .options import ConnectorFile, Drawing, Keeping, PictureFile, RunFolder
+from .options import CacheArgs, ConnectorFile, PictureFile, RunFolder, SamplingArgs
 
 if TYPE_CHECKING:
     import jax
 
     from ..inference.blip2 import Blip2
     from ..inference.chat import Dialogue
-    from ..inference.search import Settings
+    from ..inference.generate import GenerationConfig
 
 COMMANDS = '/image FILE shows another picture, /quit ends the dialogue'
 
@@ -35,8 +35,8 @@ class Chat:
     """Picture file (or a .npy feature array, where the run reads those)."""
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
-    drawing: Annotated[Drawing, tyro.conf.arg(name='')] = field(default_factory=Drawing)
-    keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
+    drawing: Annotated[SamplingArgs, tyro.conf.arg(name='')] = field(default_factory=SamplingArgs)
+    keeping: Annotated[CacheArgs, tyro.conf.arg(name='')] = field(default_factory=CacheArgs)
     connector: ConnectorFile = None
 
 
@@ -47,7 +47,7 @@ def chat(options: Chat) -> None:
         _talk(model, options.picture, settings, options.drawing.key())
 
 
-def _talk(model: 'Blip2', picture: Path, settings: 'Settings', key: 'jax.Array | None') -> None:
+def _talk(model: 'Blip2', picture: Path, settings: 'GenerationConfig', key: 'jax.Array | None') -> None:
     import jax
 
     from ..inference.chat import start
@@ -75,7 +75,9 @@ def _line() -> str | None:
         return None
 
 
-def _turn(model: 'Blip2', dialogue: 'Dialogue', line: str, settings: 'Settings', key: 'jax.Array | None') -> 'Dialogue':
+def _turn(
+    model: 'Blip2', dialogue: 'Dialogue', line: str, settings: 'GenerationConfig', key: 'jax.Array | None'
+) -> 'Dialogue':
     """Obey a line, or answer it."""
     from ..inference.chat import add_picture
 
@@ -92,7 +94,7 @@ def _turn(model: 'Blip2', dialogue: 'Dialogue', line: str, settings: 'Settings',
 
 
 def _answer(
-    model: 'Blip2', dialogue: 'Dialogue', question: str, settings: 'Settings', key: 'jax.Array | None'
+    model: 'Blip2', dialogue: 'Dialogue', question: str, settings: 'GenerationConfig', key: 'jax.Array | None'
 ) -> 'Dialogue':
     """Print the answer as it comes; Ctrl-C ends it, and what was said until then counts as said."""
     from ..inference.chat import say

@@ -76,20 +76,25 @@ def convert(options: Convert) -> None:
 
 
 def _convert(options: Convert) -> None:
-    from ..training import exchange
+    from ..runs import import_export
 
     *sources, dest = options.paths
     like = (recipes.load(options.recipe)[0].model,) if options.recipe else ()
-    model = exchange.read(sources, *like, connector=class_of(options.connector))
+    model = import_export.read(sources, *like, connector=class_of(options.connector))
     if options.queries:
-        model = exchange.with_queries(model, options.queries, options.order)
+        model = import_export.with_queries(model, options.queries, options.order)
     for note in model.notes:
         print(f'  {note}')
     if options.to == 'ours':
         tokenizers = options.text_tokenizer, options.lm_tokenizer
-        written, left_out = exchange.to_ours(model, dest, options.dtype, *tokenizers, options.allow_nonfinite), []
+        written, left_out = (
+            import_export.import_checkpoint(model, dest, options.dtype, *tokenizers, options.allow_nonfinite),
+            [],
+        )
     else:
-        written, left_out = exchange.to_theirs(model, dest, options.to, options.dtype, options.allow_nonfinite)
+        written, left_out = import_export.export_checkpoint(
+            model, dest, options.to, options.dtype, options.allow_nonfinite
+        )
     if left_out:
         print(f'  left out, for want of a place there: {len(left_out)} tensors, {", ".join(left_out[:3])}, ...')
     print(f'wrote {", ".join(map(str, written))}')

@@ -28,8 +28,8 @@ class Export:
 def export(options: Export) -> None:
     """Write the folder, and say what is in it."""
     from ..atomic import check_new
+    from ..export.artifacts import write
     from ..inference.blip2 import Blip2
-    from ..inference.export import write
     from ..lock import one_writer
     from ..runs import run_dir
 

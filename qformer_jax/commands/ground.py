@@ -44,8 +44,8 @@ def ground(options: Ground) -> None:
         raise UserError("no phrase given: say what to look for, such as 'the red circle'")
     atomic.check_writable(options.out)
     model = Blip2.load(options.run, connector=options.connector)
-    looked = model.look([options.picture]).take([0] * len(options.phrases))
-    said = dict(zip(options.phrases, locate(model, looked, options.phrases), strict=True))
+    encoded = model.encode_queries([options.picture]).take([0] * len(options.phrases))
+    said = dict(zip(options.phrases, locate(model, encoded, options.phrases), strict=True))
     places = {phrase: tuple(box for _, found in text.found for box in found) for phrase, text in said.items()}
     options.out.mkdir(parents=True, exist_ok=True)
     drawing, table = options.out / 'ground.png', options.out / 'ground.json'

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import jax
 
     from ..inference.blip2 import Blip2
-    from ..inference.search import Settings
+    from ..inference.generate import GenerationConfig
 
 
 def several(name: str) -> object:
@@ -48,7 +48,7 @@ def class_of(connector: Path | None) -> type | None:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingArgs:
     """How the next token is found."""
 
     temperature: float = 0.0
@@ -60,11 +60,11 @@ class Drawing:
     seed: Seed = 0
     """Seed of the draws: the same one gives the same texts."""
 
-    def settings(self, max_new_tokens: int) -> 'Settings':
+    def settings(self, max_new_tokens: int) -> 'GenerationConfig':
         """Return them as the search takes them; raises UserError where they contradict each other."""
-        from ..inference.search import Settings
+        from ..inference.generate import GenerationConfig
 
-        return Settings(max_new_tokens, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return GenerationConfig(max_new_tokens, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def key(self) -> 'jax.Array | None':
         """Return the key of what is drawn; None where nothing is."""
@@ -74,7 +74,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Writing(Drawing):
+class GenerationArgs(SamplingArgs):
     """How texts are found."""
 
     num_beams: Few = 1
@@ -82,7 +82,7 @@ class Writing(Drawing):
     num_return: Few = 1
     """Texts to print for each picture, best first; more than one needs beams or a temperature."""
 
-    def settings(self, max_new_tokens: int) -> 'Settings':
+    def settings(self, max_new_tokens: int) -> 'GenerationConfig':
         """Return them as the search takes them; raises UserError where they contradict each other."""
         from dataclasses import replace
 
@@ -90,7 +90,7 @@ class Writing(Drawing):
 
 
 @dataclass(frozen=True)
-class Keeping:
+class CacheArgs:
     """What is kept of pictures."""
 
     cache: bool = False

@@ -66,9 +66,9 @@ def _quantize(options: Quantize, connector: type | None) -> None:
     """Write the run in fewer bits, and print bytes and errors."""
     from ..inference.quantize import error, on_device
     from ..rules import flatten
-    from ..training import exchange
+    from ..runs import import_export
 
-    model = exchange.read([options.run], connector=connector)
+    model = import_export.read([options.run], connector=connector)
     flat = flatten(on_device(((path, t.read()) for path, t in model.tensors.items()), options.weights))
     lost = {path: error(path, tensor.read(), flat[path]) for path, tensor in model.tensors.items()}
     written = _write(model, flat, options)
@@ -94,12 +94,12 @@ def _print_bytes(before: dict[str, int], flat: dict[str, Any]) -> None:
 
 def _write(model: Any, flat: dict[str, Any], options: Quantize) -> list[Path]:
     """Write the parameters as a finished run with the tokenizers of the old one; returns what was written."""
-    from ..convert.tensors import in_memory
-    from ..models.quantized import apart
-    from ..training import exchange
+    from ..convert.lazy_tensors import in_memory
+    from ..models.quantized import to_flat
+    from ..runs import import_export
 
-    small = dataclasses.replace(model, tensors=in_memory(apart(flat)))
-    return exchange.to_ours(small, options.dest)
+    small = dataclasses.replace(model, tensors=in_memory(to_flat(flat)))
+    return import_export.import_checkpoint(small, options.dest)
 
 
 def _dataset(options: Quantize, done: Any) -> Any:
@@ -131,7 +131,7 @@ def _judge(options: Quantize, done: Any, dataset: Any) -> None:
         return
     own = done.run.model.connector and done.run.model.connector.module
     old, new = (
-        quantization.judge(Blip2.load(run, connector=own), dataset, options.split)
+        quantization.evaluate(Blip2.load(run, connector=own), dataset, options.split)
         for run in (options.run, options.dest)
     )
     rows = [(name, f'{old[name]:.4f}', f'{new[name]:.4f}', f'{new[name] - old[name]:+.4f}') for name in old]

@@ -37,8 +37,8 @@ def queries(options: Queries) -> None:
     """Write queries.png and queries.npz, and print the queries that matter most."""
     import numpy as np
 
-    from ..analysis.carried import carried
-    from ..analysis.draw import SCORES, draw_carried
+    from ..analysis.plots import SCORES, plot_query_importance
+    from ..analysis.query_importance import query_importance
     from ..atomic import check_writable, replacing
     from ..data.dataset import Dataset
     from ..inference.blip2 import Blip2
@@ -50,10 +50,10 @@ def queries(options: Queries) -> None:
     dataset.check_tower(done.last.get('vit'), done.run.model.vit)
     records = dataset.source(options.split)
     check_writable(options.out)
-    found = carried(Blip2.load(options.run, connector=own), list(records))
+    found = query_importance(Blip2.load(options.run, connector=own), list(records))
     options.out.mkdir(parents=True, exist_ok=True)
     picture, arrays = options.out / 'queries.png', options.out / 'queries.npz'
-    draw_carried(found, picture)
+    plot_query_importance(found, picture)
     wins = {} if found.wins is None else {'wins': found.wins}
     with replacing(arrays) as scratch:
         np.savez(scratch, order=found.order, **wins, **{f'drop_{name}': each for name, each in found.drops.items()})

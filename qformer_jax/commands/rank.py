@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ..errors import UserError
-from .options import ConnectorFile, Keeping, PictureFile, Question, RunFolder, several
+from .options import CacheArgs, ConnectorFile, PictureFile, Question, RunFolder, several
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Rank:
     """Answers to choose from, each in quotes."""
     rule: Literal['sum', 'mean'] = 'sum'
     """`sum` of log p over an answer's tokens, as InstructBLIP ranks, which favours short ones; `mean`: per token."""
-    keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
+    keeping: Annotated[CacheArgs, tyro.conf.arg(name='')] = field(default_factory=CacheArgs)
     connector: ConnectorFile = None
 
 

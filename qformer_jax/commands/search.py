@@ -59,7 +59,7 @@ def search(options: Search) -> None:
 
 def _hits(options: Search, index: Path) -> list:
     """Return the best pictures."""
-    from ..inference.gallery import Gallery, picture_files
+    from ..inference.image_search import Gallery, picture_files
 
     model = _load(options.run, index)
     files = picture_files([options.folder], '' if model.run.model.vit else '.npy')
@@ -94,7 +94,7 @@ def embed(options: Embed) -> None:
 
     from .. import json_file
     from ..atomic import check_writable, replacing
-    from ..inference.gallery import picture_files
+    from ..inference.image_search import picture_files
 
     if not options.pictures and not options.texts:
         raise UserError('nothing to embed: qformer embed RUN PICTURE... (or --texts TEXT...)')
@@ -104,7 +104,7 @@ def embed(options: Embed) -> None:
     model, tensors, names = _load(options.run), {}, {}
     if options.pictures:
         files = picture_files(options.pictures, '' if model.run.model.vit else '.npy')
-        vectors = [model.features(seen) for seen in model.encoded(files)]
+        vectors = [model.features(image_features) for image_features in model.iter_features(files)]
         tensors['pictures'], names['pictures'] = np.concatenate(vectors), list(map(str, files))
     if options.texts:
         tensors['texts'], names['texts'] = model.features(texts=options.texts, mode='text'), list(options.texts)

@@ -42,14 +42,14 @@ def verify(options: Verify) -> None:
     if not options.cases:
         raise UserError('no case given: qformer verify CASE...')
     if options.against:
-        from ..verify import against
+        from ..verify.huggingface import compare
 
         if len(options.cases) > 1 or options.dtype != 'float32':
             raise UserError('--against huggingface takes one folder, and compares in float32')
-        good = against.verify(options.cases[0])
+        good = compare.verify(options.cases[0])
     else:
-        from ..verify import kinds
+        from ..verify.recorded import registry
 
-        good = kinds.verify(options.cases, options.dtype)
+        good = registry.verify(options.cases, options.dtype)
     if not good:
         sys.exit(1)

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from ..errors import UserError
-from .options import ConnectorFile, Keeping, PictureFile, Question, RunFolder, Writing, several
+from .options import CacheArgs, ConnectorFile, GenerationArgs, PictureFile, Question, RunFolder, several
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Caption:
     """Folder of the run."""
     pictures: Annotated[tyro.conf.Positional[tuple[Path, ...]], several('PICTURE')]
     """Picture files, folders of a video's frames (or .npy feature arrays, where the run reads those)."""
-    writing: Annotated[Writing, tyro.conf.arg(name='')] = field(default_factory=Writing)
-    keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
+    writing: Annotated[GenerationArgs, tyro.conf.arg(name='')] = field(default_factory=GenerationArgs)
+    keeping: Annotated[CacheArgs, tyro.conf.arg(name='')] = field(default_factory=CacheArgs)
     connector: ConnectorFile = None
     max_new_tokens: int = 20
     """Longest caption, in tokens."""
@@ -50,8 +50,8 @@ class Ask:
     """Picture file, or a folder of a video's frames (or a .npy feature array, where the run reads those)."""
     question: Question
     """The question, in quotes."""
-    writing: Annotated[Writing, tyro.conf.arg(name='')] = field(default_factory=Writing)
-    keeping: Annotated[Keeping, tyro.conf.arg(name='')] = field(default_factory=Keeping)
+    writing: Annotated[GenerationArgs, tyro.conf.arg(name='')] = field(default_factory=GenerationArgs)
+    keeping: Annotated[CacheArgs, tyro.conf.arg(name='')] = field(default_factory=CacheArgs)
     connector: ConnectorFile = None
     max_new_tokens: int = 10
     """Longest answer, in tokens."""

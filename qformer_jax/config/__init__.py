@@ -5,12 +5,42 @@ The defaults are BLIP-2's published sizes (Li et al. 2023, section 3.4; ViT-g/14
 """
 
 from .canonical import digest, digest_of_tree, from_json, from_tree, part_of, to_json, to_tree
-from .connectors import Connector, Qformer, Time
-from .run import BETWEEN, Blip2, Data, Objective, Optimizer, Rules, Run, Stage, Start, Training
-from .towers import T5, Gates, Grounding, Llama, Lora, Opt, Vit
+from .connectors import ConnectorConfig, QformerConfig, TimeConfig
+from .run import BETWEEN, Blip2Config, Data, Objective, Optimizer, Rules, Run, Stage, Start, Training
+from .towers import GatesConfig, GroundingConfig, LlamaConfig, LoraConfig, OptConfig, T5Config, VitConfig
 
 __all__ = [
-    'BETWEEN', 'T5', 'Blip2', 'Connector', 'Data', 'Gates', 'Grounding', 'Llama', 'Lora', 'Objective', 'Opt',
-    'Optimizer', 'Qformer', 'Rules', 'Run', 'Stage', 'Start', 'Time', 'Training', 'Vit', 'digest', 'digest_of_tree',
-    'from_json', 'from_tree', 'part_of', 'to_json', 'to_tree',
+    'BETWEEN',
+    'Blip2Config',
+    'ConnectorConfig',
+    'Data',
+    'GatesConfig',
+    'GroundingConfig',
+    'LlamaConfig',
+    'LoraConfig',
+    'Objective',
+    'OptConfig',
+    'Optimizer',
+    'QformerConfig',
+    'Rules',
+    'Run',
+    'Stage',
+    'Start',
+    'T5Config',
+    'TimeConfig',
+    'Training',
+    'VitConfig',
+    'digest',
+    'digest_of_tree',
+    'from_json',
+    'from_tree',
+    'part_of',
+    'to_json',
+    'to_tree',
 ]  # fmt: skip
+
+# The names of one release ago, which users' recipes import; they go with the next one.
+Blip2, Connector, Gates, Grounding, Llama, Lora = (
+    Blip2Config, ConnectorConfig, GatesConfig, GroundingConfig, LlamaConfig, LoraConfig
+)  # fmt: skip
+Opt, Qformer, T5, Time, Vit = OptConfig, QformerConfig, T5Config, TimeConfig, VitConfig

@@ -8,13 +8,19 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..errors import UserError, nearest
-from .connectors import Connector, Qformer, Time
-from .run import Blip2, Data, Objective, Optimizer, Run, Start, Training
-from .towers import T5, Gates, Grounding, Llama, Lora, Opt, Vit
+from .connectors import ConnectorConfig, QformerConfig, TimeConfig
+from .run import Blip2Config, Data, Objective, Optimizer, Run, Start, Training
+from .towers import GatesConfig, GroundingConfig, LlamaConfig, LoraConfig, OptConfig, T5Config, VitConfig
 
-_FAMILIES = {'opt': Opt, 'llama': Llama, 't5': T5}
-_PARTS = {'vit': Vit, 'qformer': Qformer, 'connector': Connector, 'time': Time, 'gates': Gates}
-_PARTS |= {'lora': Lora, 'grounding': Grounding}
+_FAMILIES = {'opt': OptConfig, 'llama': LlamaConfig, 't5': T5Config}
+_PARTS = {
+    'vit': VitConfig,
+    'qformer': QformerConfig,
+    'connector': ConnectorConfig,
+    'time': TimeConfig,
+    'gates': GatesConfig,
+}
+_PARTS |= {'lora': LoraConfig, 'grounding': GroundingConfig}
 _REST = {'data': Data, 'objective': Objective, 'optimizer': Optimizer, 'training': Training, 'start': Start}
 _PROMPTS = ('question_prompt', 'caption_prompt', 'phrase_prompt')
 
@@ -83,11 +89,11 @@ class _Stage(msgspec.Struct):
 
     stage: Run.__annotations__['stage']
 
-    def run(self, model: Blip2, parts: dict[str, Any]) -> Run:
+    def run(self, model: Blip2Config, parts: dict[str, Any]) -> Run:
         return Run(stage=self.stage, model=model, **parts)
 
 
-def _model(tree: Any, where: str) -> Blip2:
+def _model(tree: Any, where: str) -> Blip2Config:
     """Return the model: each of its parts by its own type, the language model by its family."""
     tree = dict(_mapping(tree, where))
     if tree.get('lm') is not None:
@@ -98,11 +104,11 @@ def _model(tree: Any, where: str) -> Blip2:
     for name, kind in _PARTS.items():
         if tree.get(name) is not None:
             tree[name] = part_of(tree[name], kind, f'{where}.{name}')
-    _check_keys(tree, Blip2, where)
+    _check_keys(tree, Blip2Config, where)
     word_head = tree.get('word_head', 0)
     if not isinstance(word_head, int) or isinstance(word_head, bool):
         raise UserError(f'{where}.word_head is {word_head!r}; expected int')
-    return Blip2(**tree)
+    return Blip2Config(**tree)
 
 
 def part_of(tree: Any, kind: type[Part], where: str) -> Part:

@@ -9,7 +9,7 @@ from .ranges import Decay, Few, FromZero
 
 
 @dataclass(frozen=True)
-class Qformer:
+class QformerConfig:
     """The Q-Former (BLIP-2, section 3.1); the defaults are BERT-base with 32 queries."""
 
     feature_width: FromZero = 1408
@@ -66,7 +66,7 @@ class Qformer:
 
 
 @dataclass(frozen=True)
-class Connector:
+class ConnectorConfig:
     """A connector without a text side: features to tokens for the language model, in the Q-Former's place or beside it.
 
     A kind reads the fields that it has a use for; its docstring says which.
@@ -97,7 +97,7 @@ class Connector:
 
 
 @dataclass(frozen=True)
-class Time:
+class TimeConfig:
     """A learned vector for the time of each frame of a video (Flamingo, section 3.1.1), added to all its features.
 
     Without it a video is the set of all features of its frames: cross-attention sees no order.

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ..errors import UserError
-from .connectors import Connector, Qformer, Time
+from .connectors import ConnectorConfig, QformerConfig, TimeConfig
 from .ranges import Decay, FromZero, Range, Rate, Seed, Share
-from .towers import T5, Gates, Grounding, Llama, Lora, Opt, Vit
+from .towers import GatesConfig, GroundingConfig, LlamaConfig, LoraConfig, OptConfig, T5Config, VitConfig
 
 Stage = Literal['vision', 'language', 'stage1', 'stage2', 'instruct']
 Rules = tuple[tuple[str, float | None], ...]
@@ -16,24 +16,24 @@ BETWEEN = ('time', 'qformer', 'lm_projection', 'connector', 'connector_norm', 'c
 
 
 @dataclass(frozen=True)
-class Blip2:
+class Blip2Config:
     """What the network is made of; a part that is None is absent."""
 
-    vit: Vit | None = field(default_factory=Vit)
+    vit: VitConfig | None = field(default_factory=VitConfig)
     """Vision tower; None where a run reads feature arrays."""
-    qformer: Qformer | None = field(default_factory=Qformer)
+    qformer: QformerConfig | None = field(default_factory=QformerConfig)
     """The Q-Former between the frozen towers."""
-    lm: Opt | Llama | T5 | None = field(default_factory=Opt)
+    lm: OptConfig | LlamaConfig | T5Config | None = field(default_factory=OptConfig)
     """Language model; None in stage 1."""
-    lora: Lora | None = None
+    lora: LoraConfig | None = None
     """What learns of a frozen language model, in `stage2` and `instruct`; None: nothing does."""
-    grounding: Grounding | None = None
+    grounding: GroundingConfig | None = None
     """Words for boxes beside the language model's own, in `stage2` and `instruct`; None: there are none."""
-    connector: Connector | None = None
+    connector: ConnectorConfig | None = None
     """Another connector in place of the Q-Former (None), or beside it: its tokens follow the queries (BLIVA)."""
-    time: Time | None = None
+    time: TimeConfig | None = None
     """When each frame of a video is; None: both read a video's features as a set, without order."""
-    gates: Gates | None = None
+    gates: GatesConfig | None = None
     """Layers inside a decoder that read pictures, in `stage2` and `instruct`; None: it reads them before the text."""
     word_head: FromZero = 0
     """Outputs of the bag-of-words head; the `vision` stage sets it to the tokenizer's size, 0 elsewhere: none."""
@@ -193,7 +193,7 @@ class Run:
 
     stage: Stage
     """What is trained: a tower (`vision`, `language`), `stage1`, `stage2` or `instruct`."""
-    model: Blip2 = field(default_factory=Blip2)
+    model: Blip2Config = field(default_factory=Blip2Config)
     data: Data = field(default_factory=Data)
     objective: Objective = field(default_factory=Objective)
     optimizer: Optimizer = field(default_factory=Optimizer)

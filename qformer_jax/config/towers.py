@@ -8,7 +8,7 @@ from .ranges import MILLION, Few, FromZero
 
 
 @dataclass(frozen=True)
-class Vit:
+class VitConfig:
     """A vision transformer; the defaults are EVA ViT-g/14 as BLIP-2 uses it (39 blocks, no final norm)."""
 
     image_size: int = 224
@@ -65,7 +65,7 @@ class Vit:
 
 
 @dataclass(frozen=True)
-class Opt:
+class OptConfig:
     """An OPT decoder (Zhang et al. 2022); the defaults are OPT-2.7B."""
 
     family: Literal['opt'] = 'opt'
@@ -94,7 +94,7 @@ class Opt:
 
 
 @dataclass(frozen=True)
-class Llama:
+class LlamaConfig:
     """A Llama decoder (Touvron et al. 2023); the defaults are Vicuna-7B v1.1 as InstructBLIP uses it."""
 
     family: Literal['llama'] = 'llama'
@@ -129,7 +129,7 @@ class Llama:
 
 
 @dataclass(frozen=True)
-class T5:
+class T5Config:
     """A T5 encoder-decoder (Raffel et al. 2020) in the form of Flan-T5; the defaults are Flan-T5-XL."""
 
     family: Literal['t5'] = 't5'
@@ -164,7 +164,7 @@ class T5:
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoraConfig:
     """Steps of low rank beside frozen products of the language model (Hu et al. 2021); `lora/.*` are their paths."""
 
     rank: int = 8
@@ -176,7 +176,7 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Grounding:
+class GroundingConfig:
     """Words for boxes, added to the language model's vocabulary (KOSMOS-2, Peng et al. 2023); they learn in rows of
     their own, whose paths are `grounding/.*`."""
 
@@ -188,7 +188,7 @@ class Grounding:
 
 
 @dataclass(frozen=True)
-class Gates:
+class GatesConfig:
     """Gated cross-attention between the blocks of a frozen decoder (Flamingo, Alayrac et al. 2022, section 3.1.2).
 
     The decoder reads text only; what stands between the towers is read here instead of in front of the text.

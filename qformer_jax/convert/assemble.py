@@ -12,9 +12,9 @@ from ..errors import UserError
 from ..models import blip2
 from ..models.vit import resize_positions
 from ..rules import flatten
-from .recognise import NOTHING, Source, recognise
-from .table import Fresh, check_complete, check_derived, to_ours
-from .tensors import FLOATS, State, Tensor, in_memory
+from .lazy_tensors import FLOATS, State, Tensor, in_memory
+from .recognise import NOTHING, CheckpointSource, recognise
+from .table import NewlyInitialized, check_complete, check_derived, to_jax
 
 _POSITIONS = 'vit/position_embedding'
 
@@ -23,13 +23,13 @@ _POSITIONS = 'vit/position_embedding'
 class Assembled:
     """A whole model, by path of ours and unread, and what a user should know of how it came together."""
 
-    model: config.Blip2
+    model: config.Blip2Config
     tensors: dict[str, Tensor]
-    sources: tuple[Source, ...]
+    sources: tuple[CheckpointSource, ...]
     notes: tuple[str, ...]
 
 
-def assemble(paths: Sequence[Path], like: config.Blip2 = NOTHING) -> Assembled:
+def assemble(paths: Sequence[Path], like: config.Blip2Config = NOTHING) -> Assembled:
     """Return the model that the checkpoints hold together; `like` is the recipe's, if the user names one.
 
     Raises UserError for whatever is missing, twice there, of another size, of no float type, or unknown.
@@ -48,7 +48,7 @@ def assemble(paths: Sequence[Path], like: config.Blip2 = NOTHING) -> Assembled:
         notes.append(f'no vision tower: the model reads feature arrays [P, {model.qformer.feature_width}]')
     if like.vit and model.vit and like.vit.image_size != model.vit.image_size:
         model, tensors = _resized(model, tensors, like.vit.image_size, notes)
-    rows = tuple(row for source in sources for row in source.table if isinstance(row, Fresh))
+    rows = tuple(row for source in sources for row in source.table if isinstance(row, NewlyInitialized))
     fresh = check_complete(tensors, blip2.shapes(model), rows)
     if fresh:
         tensors |= _first_values(model, list(fresh))
@@ -59,10 +59,10 @@ def assemble(paths: Sequence[Path], like: config.Blip2 = NOTHING) -> Assembled:
 def check_repeats(assembled: Assembled) -> None:
     """Read the second names and buffers of every source and raise UserError where one disagrees."""
     for source in assembled.sources:
-        check_derived(source.table, source.tensors, to_ours(source.table, source.tensors))
+        check_derived(source.table, source.tensors, to_jax(source.table, source.tensors))
 
 
-def _merge(model: config.Blip2, source: Source) -> config.Blip2:
+def _merge(model: config.Blip2Config, source: CheckpointSource) -> config.Blip2Config:
     given = {name: part for name in ('vit', 'qformer', 'lm') if (part := getattr(source.model, name))}
     twice = [name for name in given if getattr(model, name)]
     if twice:
@@ -70,18 +70,18 @@ def _merge(model: config.Blip2, source: Source) -> config.Blip2:
     return replace(model, **given)
 
 
-def _tensors_of(source: Source) -> dict[str, Tensor]:
+def _tensors_of(source: CheckpointSource) -> dict[str, Tensor]:
     try:
-        ours = to_ours(source.table, source.tensors)
+        jax_state = to_jax(source.table, source.tensors)
     except UserError as error:
         raise UserError(f'{source.path} ({source.family}): {error}') from None
-    for path, tensor in ours.items():
+    for path, tensor in jax_state.items():
         if tensor.dtype.name not in FLOATS:
             raise UserError(f"{source.path}: '{path}' is {tensor.dtype}: weights must be {', '.join(FLOATS)}")
-    return ours
+    return jax_state
 
 
-def _check_parts(model: config.Blip2, tensors: State) -> None:
+def _check_parts(model: config.Blip2Config, tensors: State) -> None:
     if 'lm_projection/kernel' in tensors and not model.lm:
         raise UserError(
             'there is a projection to a language model, but no language model (published LAVIS files hold only what '
@@ -95,8 +95,8 @@ def _check_parts(model: config.Blip2, tensors: State) -> None:
 
 
 def _resized(
-    model: config.Blip2, tensors: State, size: int, notes: list[str]
-) -> tuple[config.Blip2, dict[str, Tensor]]:
+    model: config.Blip2Config, tensors: State, size: int, notes: list[str]
+) -> tuple[config.Blip2Config, dict[str, Tensor]]:
     """Resize the position table to pictures of `size` px, by the rule of the tower (EVA and CLIP differ)."""
     old, grid = tensors[_POSITIONS], size // model.vit.patch_size
     rule = model.vit.position_resize
@@ -110,8 +110,8 @@ def _resized(
     return replace(model, vit=replace(model.vit, image_size=size)), {**tensors, _POSITIONS: new}
 
 
-def _first_values(model: config.Blip2, paths: Sequence[str]) -> dict[str, Tensor]:
+def _first_values(model: config.Blip2Config, paths: Sequence[str]) -> dict[str, Tensor]:
     """Return what an untrained model (seed 0) has at `paths`, all of them the Q-Former's."""
-    alone = blip2.Blip2(replace(NOTHING, qformer=model.qformer))
+    alone = blip2.Blip2Module(replace(NOTHING, qformer=model.qformer))
     values = flatten(blip2.init(alone, jax.random.key(0)))
     return in_memory({path: np.asarray(values[path]) for path in paths})

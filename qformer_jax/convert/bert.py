@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .table import Derived, Fresh, Ignored, Row, Table, Transform, linear, norm
-from .tensors import State
+from .lazy_tensors import State
+from .table import Derived, Ignored, NewlyInitialized, Row, Table, Transform, linear, norm
 
 WORDS = 30522
 """Rows of BERT's vocabulary; with `[DEC]` the Q-Former has one more."""
@@ -47,7 +47,7 @@ def _for_queries_too(row: Row) -> Row:
 
 def fresh(why: str, *paths: str) -> Table:
     """Return the rows of parameters that keep their first values, all for the same reason."""
-    return tuple(Fresh(path, why) for path in paths)
+    return tuple(NewlyInitialized(path, why) for path in paths)
 
 
 def _dense(*paths: str) -> list[str]:
@@ -69,7 +69,7 @@ LM_HEAD = (
 """Paths of the language-model head."""
 _ENCODER: Table = (
     Row('embeddings.word_embeddings.weight', ('qformer/word_embedding',)),
-    Fresh('qformer/added_embedding', 'BERT has no [DEC]: the vocabulary grows by one row, 30522 -> 30523'),
+    NewlyInitialized('qformer/added_embedding', 'BERT has no [DEC]: the vocabulary grows by one row, 30522 -> 30523'),
     Row('embeddings.position_embeddings.weight', ('qformer/position_embedding',)),
     Ignored('embeddings.token_type_embeddings.weight', 'the Q-Former has no token types, and LAVIS drops them'),
     Ignored('embeddings.position_ids', 'a buffer: 0, 1, 2, ...'),

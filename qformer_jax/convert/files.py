@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
-from .tensors import FLOATS, Tensor
+from .lazy_tensors import FLOATS, Tensor
 
 KINDS = '.safetensors, .pth, .pt, .bin, .onnx, .gguf, or a folder of .safetensors or .bin'
 _DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'BOOL': 'bool'}
@@ -124,10 +124,10 @@ def _load(torch, file: Path):
             zipped = start.read(2) == b'PK'  # the format before PyTorch 1.6 is no zip and cannot be mapped
         return torch.load(file, mmap=zipped, **options)
     except Exception as error:
-        asked = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if asked:
+        refused = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if refused:
             raise UserError(
-                f'{file} refused: reading it would run {asked.group(1)}, and a checkpoint must be tensors and plain '
+                f'{file} refused: reading it would run {refused.group(1)}, and a checkpoint must be tensors and plain '
                 'values only: save its state dict again with torch.save(model.state_dict(), ...)'
             ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

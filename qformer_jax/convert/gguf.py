@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from .. import config
 from ..errors import UserError
-from .tensors import State, Tensor
+from .lazy_tensors import State, Tensor
 
 try:
     from gguf import GGUFReader, TokenType
@@ -34,7 +34,7 @@ def read(path: Path) -> dict[str, Tensor]:
     return {x.name: _tensor(x, path) for x in _open(path).tensors}
 
 
-def config_of(path: Path, tensors: State) -> config.Llama:
+def config_of(path: Path, tensors: State) -> config.LlamaConfig:
     """Return the configuration of the model with these tensors, which a GGUF file (the first of several) states.
 
     Raises UserError for another architecture than Llama, and for variants that have no place here.
@@ -48,7 +48,7 @@ def config_of(path: Path, tensors: State) -> config.Llama:
     _require(path, file, 'llama.rope.scaling.type', 'none')
     if 'token_embd.weight' not in tensors:
         raise UserError(f"{path} holds no 'token_embd.weight': is it a whole model?")
-    return config.Llama(
+    return config.LlamaConfig(
         vocab_size=tensors['token_embd.weight'].shape[0],
         width=width,
         depth=of('llama.block_count'),

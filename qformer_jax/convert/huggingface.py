@@ -41,7 +41,7 @@ SPLIT_QV = Transform(_without_key, lambda query, value: np.concatenate([query, n
 """Fused bias [3 * width] of a tower without key bias <-> query, value."""
 
 
-def vit(c: config.Vit) -> Table:
+def vit(c: config.VitConfig) -> Table:
     """Return the rows of the tower."""
     layer, path = 'encoder.layers.{i}.', 'vit/layer_{i}/attention'
     query_key_value = (f'{path}/query', f'{path}/key', f'{path}/value')
@@ -88,7 +88,7 @@ _HEADS: Table = (
 _STAGE1_ONLY = fresh("Hugging Face's classes do not train stage 1", 'qformer/temperature', *LM_HEAD)
 
 
-def qformer(c: config.Qformer) -> Table:
+def qformer(c: config.QformerConfig) -> Table:
     """Return the rows of a Q-Former; one with all of stage 1 can be read from the retrieval model, but not written."""
     embeddings = 'qformer.embeddings.' if c.text_side == 'reads' else 'embeddings.'
     norm_key = 'qformer.embeddings.layernorm' if c.text_side == 'reads' else 'qformer.layernorm'
@@ -101,17 +101,17 @@ def qformer(c: config.Qformer) -> Table:
     )
 
 
-def language_model_alone(c: config.Opt | config.Llama | config.T5) -> Table:
+def language_model_alone(c: config.OptConfig | config.LlamaConfig | config.T5Config) -> Table:
     """Return the rows of a language model in a file of its own; LAVIS embeds the same class."""
     return T5 if c.family == 't5' else {'opt': opt, 'llama': llama}[c.family](c)
 
 
-def language_model(c: config.Opt | config.Llama | config.T5) -> Table:
+def language_model(c: config.OptConfig | config.LlamaConfig | config.T5Config) -> Table:
     """Return the rows of a language model inside BLIP-2, and of the projection to it."""
     return (*linear('language_projection', 'lm_projection'), *prefixed(language_model_alone(c), 'language_model.'))
 
 
-def blip2(c: config.Blip2) -> Table:
+def blip2(c: config.Blip2Config) -> Table:
     """Return the rows of a whole model."""
     return (
         *(prefixed(vit(c.vit), 'vision_model.') if c.vit else ()),

@@ -90,103 +90,103 @@ def read(path: Path) -> Json:
     return found
 
 
-def model_of(theirs: Json) -> config.Blip2:
+def model_of(hf_config: Json) -> config.Blip2Config:
     """Return our configuration of a `config.json`; raises UserError for a kind of model that has no place here."""
-    kind = theirs['model_type']
+    kind = hf_config['model_type']
     alone = {'vit': None, 'qformer': None, 'lm': None}
     match kind:
         case 'blip-2' | 'instructblip':
-            return _blip2(theirs, kind)
+            return _blip2(hf_config, kind)
         case 'opt' | 't5' | 'llama':
-            return config.Blip2(**alone | {'lm': language_model_of(theirs)})
+            return config.Blip2Config(**alone | {'lm': language_model_of(hf_config)})
         case 'bert':
-            return config.Blip2(**alone | {'qformer': _bert_of(theirs)})
+            return config.Blip2Config(**alone | {'qformer': _bert_of(hf_config)})
         case 'dinov2':
-            return config.Blip2(**alone | {'vit': _dinov2_of(theirs)})
+            return config.Blip2Config(**alone | {'vit': _dinov2_of(hf_config)})
     known = ('blip-2', 'instructblip', 'opt', 't5', 'llama', 'bert', 'dinov2')
     raise UserError(f"no table for models of type '{kind}'{nearest(kind, known)}; known: {', '.join(known)}")
 
 
-def _blip2(theirs: Json, kind: str) -> config.Blip2:
-    vision, qformer = theirs.get('vision_config', {}), theirs.get('qformer_config', {})
+def _blip2(hf_config: Json, kind: str) -> config.Blip2Config:
+    vision, qformer = hf_config.get('vision_config', {}), hf_config.get('qformer_config', {})
     _require(vision, 'hidden_act', 'gelu')
     _require(vision, 'qkv_bias', True)
     words = qformer.get('vocab_size', bert.WORDS)  # [DEC] is one of them, unless they are BERT's own number
-    retrieves = 'Blip2ForImageTextRetrieval' in (theirs.get('architectures') or ())
+    retrieves = 'Blip2ForImageTextRetrieval' in (hf_config.get('architectures') or ())
     text_side = 'reads' if kind == 'instructblip' else 'retrieval' if retrieves else 'none'
-    c = config.Qformer(
+    c = config.QformerConfig(
         **_fields(_QFORMER, qformer),
-        num_queries=theirs.get('num_query_tokens', 32),
-        embed_width=theirs.get('image_text_hidden_size', 256),
+        num_queries=hf_config.get('num_query_tokens', 32),
+        embed_width=hf_config.get('image_text_hidden_size', 256),
         vocab_size=words if words == bert.WORDS else words - 1,
         text_side=text_side,
     )
-    vit = config.Vit(**_fields(_VIT, vision))
-    return config.Blip2(vit, c, None if retrieves else language_model_of(theirs.get('text_config', {})))
+    vit = config.VitConfig(**_fields(_VIT, vision))
+    return config.Blip2Config(vit, c, None if retrieves else language_model_of(hf_config.get('text_config', {})))
 
 
-def language_model_of(theirs: Json) -> config.Opt | config.Llama | config.T5:
+def language_model_of(hf_config: Json) -> config.OptConfig | config.LlamaConfig | config.T5Config:
     """Return our configuration of a language model's; raises UserError for a variant that has no place here."""
-    kind = theirs.get('model_type', 'opt')
+    kind = hf_config.get('model_type', 'opt')
     if kind == 'opt':
-        _require(theirs, 'activation_function', 'relu')
-        _require(theirs, '_remove_final_layer_norm', False)
-        fields = _fields(_OPT, theirs)
+        _require(hf_config, 'activation_function', 'relu')
+        _require(hf_config, '_remove_final_layer_norm', False)
+        fields = _fields(_OPT, hf_config)
         projects = fields['embed_width'] not in (None, fields['width'])
-        return config.Opt(**fields | {'embed_width': fields['embed_width'] if projects else 0})
+        return config.OptConfig(**fields | {'embed_width': fields['embed_width'] if projects else 0})
     if kind == 't5':
-        _require({'feed_forward_proj': 'relu'} | theirs, 'feed_forward_proj', 'gated-gelu')
-        activation = theirs.get('dense_act_fn', 'gelu_new')
+        _require({'feed_forward_proj': 'relu'} | hf_config, 'feed_forward_proj', 'gated-gelu')
+        activation = hf_config.get('dense_act_fn', 'gelu_new')
         if activation not in _T5_ACTIVATIONS:
             raise UserError(f"dense_act_fn is '{activation}', but T5 here has {' or '.join(_T5_ACTIVATIONS)}")
-        fields = _fields(_T5, theirs)
-        decoder_depth = theirs.get('num_decoder_layers', fields['depth'])
-        return config.T5(**fields, decoder_depth=decoder_depth, activation=_T5_ACTIVATIONS[activation])
+        fields = _fields(_T5, hf_config)
+        decoder_depth = hf_config.get('num_decoder_layers', fields['depth'])
+        return config.T5Config(**fields, decoder_depth=decoder_depth, activation=_T5_ACTIVATIONS[activation])
     if kind == 'llama':
-        return _llama_of(theirs)
+        return _llama_of(hf_config)
     raise UserError(f"no table for a language model of type '{kind}'; known: opt, t5, llama")
 
 
-def _llama_of(theirs: Json) -> config.Llama:
-    _require(theirs, 'hidden_act', 'silu')
-    _require(theirs, 'attention_bias', False)
-    _require(theirs, 'mlp_bias', False)
-    _require(theirs, 'rope_scaling', None)
-    rope = theirs.get('rope_parameters') or {}  # where transformers 5 keeps what was rope_theta
+def _llama_of(hf_config: Json) -> config.LlamaConfig:
+    _require(hf_config, 'hidden_act', 'silu')
+    _require(hf_config, 'attention_bias', False)
+    _require(hf_config, 'mlp_bias', False)
+    _require(hf_config, 'rope_scaling', None)
+    rope = hf_config.get('rope_parameters') or {}  # where transformers 5 keeps what was rope_theta
     _require(rope, 'rope_type', 'default')
-    fields = _fields(_LLAMA, theirs)
-    return config.Llama(
+    fields = _fields(_LLAMA, hf_config)
+    return config.LlamaConfig(
         **fields,
-        kv_heads=theirs.get('num_key_value_heads') or fields['heads'],
-        head_width=theirs.get('head_dim') or fields['width'] // fields['heads'],
-        rope_base=rope.get('rope_theta', theirs.get('rope_theta', 10000.0)),
+        kv_heads=hf_config.get('num_key_value_heads') or fields['heads'],
+        head_width=hf_config.get('head_dim') or fields['width'] // fields['heads'],
+        rope_base=rope.get('rope_theta', hf_config.get('rope_theta', 10000.0)),
     )
 
 
-def _bert_of(theirs: Json) -> config.Qformer:
-    _require(theirs, 'hidden_act', 'gelu')
-    return config.Qformer(**_fields(_BERT, theirs), vocab_size=theirs.get('vocab_size', bert.WORDS))
+def _bert_of(hf_config: Json) -> config.QformerConfig:
+    _require(hf_config, 'hidden_act', 'gelu')
+    return config.QformerConfig(**_fields(_BERT, hf_config), vocab_size=hf_config.get('vocab_size', bert.WORDS))
 
 
-def _dinov2_of(theirs: Json) -> config.Vit:
-    _require(theirs, 'hidden_act', 'gelu')
-    _require(theirs, 'use_swiglu_ffn', False)
-    fields = _fields(_DINOV2, theirs)
-    mlp_width = int(fields['width'] * theirs.get('mlp_ratio', 4))
-    return config.Vit(**fields, mlp_width=mlp_width, attention_bias='all', layer_scale=True, final_norm=True)
+def _dinov2_of(hf_config: Json) -> config.VitConfig:
+    _require(hf_config, 'hidden_act', 'gelu')
+    _require(hf_config, 'use_swiglu_ffn', False)
+    fields = _fields(_DINOV2, hf_config)
+    mlp_width = int(fields['width'] * hf_config.get('mlp_ratio', 4))
+    return config.VitConfig(**fields, mlp_width=mlp_width, attention_bias='all', layer_scale=True, final_norm=True)
 
 
-def _fields(rows: Fields, theirs: Json) -> Json:
-    return {ours: theirs.get(name, default) for ours, name, default in rows}
+def _fields(rows: Fields, hf_config: Json) -> Json:
+    return {field: hf_config.get(name, default) for field, name, default in rows}
 
 
-def _require(theirs: Json, name: str, value: object) -> None:
+def _require(hf_config: Json, name: str, value: object) -> None:
     """Raise UserError when a field that we do not vary is there and has another value."""
-    if theirs.get(name, value) != value:
-        raise UserError(f'config.json has {name} {theirs[name]!r}, but this model here has {value!r} only')
+    if hf_config.get(name, value) != value:
+        raise UserError(f'config.json has {name} {hf_config[name]!r}, but this model here has {value!r} only')
 
 
-def of_model(c: config.Blip2) -> Json:
+def of_model(c: config.Blip2Config) -> Json:
     """Return the `config.json` of what `huggingface.blip2` writes for `c`."""
     if c.vit is None and c.qformer is None:
         return of_language_model(c.lm)
@@ -209,7 +209,7 @@ def of_model(c: config.Blip2) -> Json:
     return found
 
 
-def of_language_model(c: config.Opt | config.Llama | config.T5) -> Json:
+def of_language_model(c: config.OptConfig | config.LlamaConfig | config.T5Config) -> Json:
     """Return the `config.json` of a language model alone, or the `text_config` of a whole one."""
     if c.family == 'opt':
         name = 'OPTForCausalLM'
@@ -224,7 +224,7 @@ def of_language_model(c: config.Opt | config.Llama | config.T5) -> Json:
         }
     else:
         name = 'T5ForConditionalGeneration'
-        names = {ours: theirs for theirs, ours in _T5_ACTIVATIONS.items()}
+        names = {field: hf_name for hf_name, field in _T5_ACTIVATIONS.items()}
         found = _their_fields(_T5, c) | {
             'num_decoder_layers': c.decoder_depth,
             'feed_forward_proj': 'gated-gelu',
@@ -236,4 +236,4 @@ def of_language_model(c: config.Opt | config.Llama | config.T5) -> Json:
 
 def _their_fields(rows: Fields, c: object) -> Json:
     values = dataclasses.asdict(c)
-    return {name: values[ours] for ours, name, _ in rows}
+    return {name: values[field] for field, name, _ in rows}

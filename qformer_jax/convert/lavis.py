@@ -15,10 +15,10 @@ from .table import (
     Row,
     Table,
     drop_axes,
-    left_out,
     linear,
     norm,
     prefixed,
+    skipped_blocks,
 )
 
 _QUERY_KEY_VALUE = tuple(f'vit/layer_{{i}}/attention/{name}' for name in ('query', 'key', 'value'))
@@ -78,7 +78,7 @@ QFORMER: Table = (
 )
 
 
-def qformer(c: config.Qformer) -> Table:
+def qformer(c: config.QformerConfig) -> Table:
     """Return the rows of a Q-Former with its heads, and of the names that LAVIS's class writes besides."""
     positions = Derived(_BERT + 'position_ids', (), lambda: np.arange(c.max_positions)[None])
     if c.text_side != 'full':
@@ -89,16 +89,16 @@ def qformer(c: config.Qformer) -> Table:
 _KINDS = ('weight', 'bias')
 
 
-def tower_file(c: config.Vit, blocks: int) -> Table:
+def tower_file(c: config.VitConfig, blocks: int) -> Table:
     """Return the rows of a published tower file of `blocks` blocks, of which BLIP-2 uses the first `c.depth`."""
     rows = vit(c)
-    surplus = left_out(rows, range(c.depth, blocks), 'BLIP-2 reads an earlier block')
+    surplus = skipped_blocks(rows, range(c.depth, blocks), 'BLIP-2 reads an earlier block')
     heads = ('norm', 'fc_norm', 'head', 'ln_post')
     named = tuple(Ignored(f'{head}.{kind}', 'a head that BLIP-2 does not use') for head in heads for kind in _KINDS)
     return (*surplus, *rows, *named, Ignored('proj', "CLIP's projection to its text, which BLIP-2 does not use"))
 
 
-def vit(c: config.Vit) -> Table:
+def vit(c: config.VitConfig) -> Table:
     """Return the rows of a tower in a file of its own: CLIP's if it has CLIP's norm, else EVA's."""
     return CLIP_VIT if c.pre_norm else EVA_VIT
 
@@ -107,13 +107,13 @@ PROJECTIONS: Table = tuple(row for kind in ('opt', 't5', 'llm') for row in linea
 """The projection to whichever language model, in a file without one."""
 
 
-def language_model(c: config.Opt | config.Llama | config.T5) -> Table:
+def language_model(c: config.OptConfig | config.LlamaConfig | config.T5Config) -> Table:
     """Return the rows of a language model inside LAVIS's class, and of the projection to it."""
     name = {'opt': 'opt', 't5': 't5', 'llama': 'llm'}[c.family]
     return (*linear(f'{name}_proj', 'lm_projection'), *prefixed(language_model_alone(c), f'{name}_model.'))
 
 
-def blip2(c: config.Blip2) -> Table:
+def blip2(c: config.Blip2Config) -> Table:
     """Return the rows of a whole model as LAVIS's classes name it."""
     return (
         *(prefixed(vit(c.vit), 'visual_encoder.') if c.vit else ()),

@@ -21,7 +21,7 @@ def _block(layer: str, names: dict[str, str]) -> Table:
     )
 
 
-def llama(c: config.Llama) -> Table:
+def llama(c: config.LlamaConfig) -> Table:
     """Return the rows of a model as Hugging Face names it."""
     words = ('lm/word_embedding',)
     names = {
@@ -62,7 +62,7 @@ def reordered(heads: int) -> Transform:
     return Transform(forward, backward)
 
 
-def gguf(c: config.Llama) -> Table:
+def gguf(c: config.LlamaConfig) -> Table:
     """Return the rows of a model as llama.cpp names it."""
     names = {
         'attention_norm': 'attn_norm',

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .tensors import Tensor
+from .lazy_tensors import Tensor
 
 try:
     from google.protobuf.message import DecodeError

@@ -1,8 +1,8 @@
 """The table of OPT as Hugging Face's `OPTForCausalLM` names it."""
 
 from .. import config
+from .lazy_tensors import State
 from .table import Derived, Ignored, Row, Table, linear, norm
-from .tensors import State
 
 _LAYER = 'model.decoder.layers.{i}.'
 _SHARED: Table = (
@@ -21,7 +21,7 @@ _SHARED: Table = (
 )
 
 
-def opt(c: config.Opt) -> Table:
+def opt(c: config.OptConfig) -> Table:
     """Return the table of one size: OPT-350M projects token vectors, and has no final norm."""
     table = _SHARED
     if c.norm_first:

@@ -10,8 +10,8 @@ from ..errors import UserError
 from ..models import blip2
 from ..rules import flatten
 from . import huggingface, lavis
-from .table import Table, check_complete, to_theirs
-from .tensors import State, Tensor
+from .lazy_tensors import State, Tensor
+from .table import Table, check_complete, to_torch
 
 _OURS = {'vit': ('taps',), 'qformer': ('query_bank', 'local_queries', 'gated_residual')}
 """Part -> fields with which it computes what no class of theirs does."""
@@ -22,11 +22,11 @@ class Target:
     """A class of theirs: its name, the model of ours that fills it exactly, and the rows."""
 
     name: str
-    model: config.Blip2
+    model: config.Blip2Config
     table: Table
 
 
-def for_lavis(model: config.Blip2, reads: bool) -> Target:
+def for_lavis(model: config.Blip2Config, reads: bool) -> Target:
     """Return LAVIS's class for a model; `reads`: its Q-Former reads the question. Raises UserError if there is none."""
     if model.vit and (model.vit.layer_scale or (model.vit.attention_bias == 'all' and not model.vit.pre_norm)):
         raise UserError(f'LAVIS has EVA and CLIP towers only, and this one is neither: {model.vit}')
@@ -40,7 +40,7 @@ def for_lavis(model: config.Blip2, reads: bool) -> Target:
     return Target(name + ('Instruct' if reads else ''), target, lavis.blip2(target))
 
 
-def for_huggingface(model: config.Blip2, reads: bool) -> Target:
+def for_huggingface(model: config.Blip2Config, reads: bool) -> Target:
     """Return Hugging Face's class for a model, as `for_lavis`; raises UserError if there is none."""
     _check_plain(model, 'Hugging Face')
     if model.lm and not model.qformer:
@@ -60,8 +60,8 @@ def for_huggingface(model: config.Blip2, reads: bool) -> Target:
     )
 
 
-def _check_plain(model: config.Blip2, whose: str) -> None:
-    plain = config.Blip2()
+def _check_plain(model: config.Blip2Config, whose: str) -> None:
+    plain = config.Blip2Config()
     for part, name in [(part, name) for part, names in _OURS.items() for name in names if getattr(model, part)]:
         value = getattr(getattr(model, part), name)
         if value != getattr(getattr(plain, part), name):
@@ -74,7 +74,7 @@ def _check_plain(model: config.Blip2, whose: str) -> None:
         )
 
 
-def _kept(model: config.Blip2, reads: bool, of_stage1: str) -> config.Qformer:
+def _kept(model: config.Blip2Config, reads: bool, of_stage1: str) -> config.QformerConfig:
     """Return the Q-Former of their class: what its heads are without a language model, and what it reads with one."""
     order = ('none', 'reads', 'retrieval', 'full')
     wanted = ('reads' if reads else 'none') if model.lm else of_stage1
@@ -90,4 +90,4 @@ def state_dict(tensors: State, target: Target) -> tuple[dict[str, Tensor], list[
     wanted = flatten(shapes)
     kept = {path: tensor for path, tensor in tensors.items() if path in wanted}
     check_complete(kept, shapes)
-    return to_theirs(target.table, kept), [path for path in tensors if path not in wanted]
+    return to_torch(target.table, kept), [path for path in tensors if path not in wanted]

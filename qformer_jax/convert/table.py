@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import UserError, nearest
 from ..rules import flatten, unflatten
 from ..typing import Params
-from .tensors import State, Tensor, in_memory, outline
+from .lazy_tensors import State, Tensor, in_memory, outline
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Transform:
     backward: Callable[..., np.ndarray]
 
 
-KEEP = Transform(lambda x: (x,), lambda x: x)
+IDENTITY = Transform(lambda x: (x,), lambda x: x)
 TRANSPOSE = Transform(lambda x: (x.T,), lambda x: x.T)
 """A Linear's weight [out, in] <-> a Dense's kernel [in, out]."""
 CONVOLUTION = Transform(lambda x: (x.transpose(2, 3, 1, 0),), lambda x: x.transpose(3, 2, 0, 1))
@@ -61,7 +61,7 @@ class Row:
 
     key: str
     paths: tuple[str, ...]
-    transform: Transform = KEEP
+    transform: Transform = IDENTITY
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ class Ignored:
 
 
 @dataclass(frozen=True)
-class Fresh:
+class NewlyInitialized:
     """Parameters that this family cannot give, and that keep their first values; read only."""
 
     path: str
     why: str
 
 
-Table = tuple[Row | Derived | Ignored | Fresh, ...]
+Table = tuple[Row | Derived | Ignored | NewlyInitialized, ...]
 
 
 def linear(key: str, path: str, bias: bool = True) -> Table:
@@ -110,10 +110,10 @@ def norm(key: str, path: str, bias: bool = True) -> Table:
 
 def prefixed(table: Table, prefix: str) -> Table:
     """Return the table for the same module inside a larger one: `prefix` before every key."""
-    return tuple(row if isinstance(row, Fresh) else replace(row, key=prefix + row.key) for row in table)
+    return tuple(row if isinstance(row, NewlyInitialized) else replace(row, key=prefix + row.key) for row in table)
 
 
-def left_out(table: Table, blocks: range, why: str) -> Table:
+def skipped_blocks(table: Table, blocks: range, why: str) -> Table:
     """Return what says that a file's `blocks` have no place in the model; put it before the table, the first wins."""
     repeated = [row.key for row in table if isinstance(row, Row) and '{i}' in row.key]
     return tuple(Ignored(key.replace('{i}', str(i)), why) for i in blocks for key in repeated)
@@ -127,19 +127,19 @@ def _pattern(template: str) -> re.Pattern:
 def row_of(table: Table, key: str) -> tuple[Row | Derived | Ignored, dict[str, str]] | None:
     """Return the row of a PyTorch key and what its `{i}` stands for, or None."""
     for row in table:
-        found = None if isinstance(row, Fresh) else _pattern(row.key).fullmatch(key)
+        found = None if isinstance(row, NewlyInitialized) else _pattern(row.key).fullmatch(key)
         if found:
             return row, found.groupdict()
     return None
 
 
-def to_ours(table: Table, theirs: State) -> dict[str, Tensor]:
+def to_jax(table: Table, torch_state: State) -> dict[str, Tensor]:
     """Return the parameters that a state dict holds, by path, unread; raises UserError as the module says."""
-    ours, source = {}, {}
-    for key, tensor in theirs.items():
+    jax_state, source = {}, {}
+    for key, tensor in torch_state.items():
         found = row_of(table, key)
         if found is None:
-            known = [row.key.replace('{i}', '0') for row in table if not isinstance(row, Fresh)]
+            known = [row.key.replace('{i}', '0') for row in table if not isinstance(row, NewlyInitialized)]
             raise UserError(f"no row of the table has the key '{key}' {list(tensor.shape)}{nearest(key, known)}")
         row, binding = found
         if not isinstance(row, Row):
@@ -147,21 +147,21 @@ def to_ours(table: Table, theirs: State) -> dict[str, Tensor]:
         for path, part in _parts(key, tensor, row, binding).items():
             if path in source:
                 raise UserError(f"'{source[path]}' and '{key}' are both '{path}': one of them is one too many")
-            source[path], ours[path] = key, part
-    return ours
+            source[path], jax_state[path] = key, part
+    return jax_state
 
 
-def check_derived(table: Table, theirs: State, ours: State) -> None:
+def check_derived(table: Table, torch_state: State, jax_state: State) -> None:
     """Read every second name and buffer of a state dict and raise UserError where one is not what it repeats."""
-    for key, tensor in theirs.items():
+    for key, tensor in torch_state.items():
         row, binding = row_of(table, key)
         if not isinstance(row, Derived):
             continue
         paths = [path.format(**binding) for path in row.paths]
-        absent = [path for path in paths if path not in ours]
+        absent = [path for path in paths if path not in jax_state]
         if absent:
             raise UserError(f"'{key}' repeats '{absent[0]}', which the file does not hold")
-        if not np.array_equal(tensor.read(), row.derive(*(ours[path].read() for path in paths))):
+        if not np.array_equal(tensor.read(), row.derive(*(jax_state[path].read() for path in paths))):
             raise UserError(f"'{key}' {list(tensor.shape)} differs from {_it(paths)}, which it should repeat")
 
 
@@ -189,40 +189,40 @@ def _read_part(tensor: Tensor, transform: Transform, n: int, it: str) -> np.ndar
         raise UserError(f'{it}: {error}') from None
 
 
-def to_theirs(table: Table, ours: State) -> dict[str, Tensor]:
-    """Return the state dict of parameters by path: `to_ours` undone, second names and buffers made again.
+def to_torch(table: Table, jax_state: State) -> dict[str, Tensor]:
+    """Return the state dict of parameters by path: `to_jax` undone, second names and buffers made again.
 
     Raises UserError when a parameter has no row, or when part of a fused tensor is missing.
     """
-    theirs, used = {}, {}
+    torch_state, used = {}, {}
     for row in table:
-        for binding in _bindings(row, ours):
+        for binding in _bindings(row, jax_state):
             key, paths = row.key.format(**binding), [path.format(**binding) for path in row.paths]
-            absent = [path for path in paths if path not in ours]
+            absent = [path for path in paths if path not in jax_state]
             if absent:
                 raise UserError(f"'{key}' needs '{absent[0]}', which the model does not have")
-            parts = [ours[path] for path in paths]
+            parts = [jax_state[path] for path in paths]
             if isinstance(row, Derived):
-                theirs[key] = _joined(row.derive, parts)
+                torch_state[key] = _joined(row.derive, parts)
                 continue
             twice = [path for path in paths if path in used]
             if twice:
                 raise UserError(f"'{twice[0]}' is both '{used[twice[0]]}' and '{key}': one of the rows is one too many")
             used |= dict.fromkeys(paths, key)
-            theirs[key] = _joined(row.transform.backward, parts)
-    lost = [path for path in ours if path not in used]
+            torch_state[key] = _joined(row.transform.backward, parts)
+    lost = [path for path in jax_state if path not in used]
     if lost:
         raise UserError(f"no row of the table has the parameter '{lost[0]}' ({len(lost)} in all): another family's?")
-    return theirs
+    return torch_state
 
 
-def _bindings(row: Row | Derived | Ignored | Fresh, ours: State) -> list[dict[str, str]]:
+def _bindings(row: Row | Derived | Ignored | NewlyInitialized, jax_state: State) -> list[dict[str, str]]:
     """Return what `{i}` stands for, once for each key that the row writes."""
     if not isinstance(row, Row | Derived):
         return []
     if not row.paths:
         return [{}]
-    fits = map(_pattern(row.paths[0]).fullmatch, ours)
+    fits = map(_pattern(row.paths[0]).fullmatch, jax_state)
     return [found.groupdict() for found in fits if found]
 
 
@@ -232,10 +232,11 @@ def _joined(make: Callable[..., np.ndarray], parts: list[Tensor]) -> Tensor:
     return Tensor(like.shape, dtype, lambda: make(*(part.read() for part in parts)))
 
 
-def check_complete(ours: Mapping[str, Tensor], wanted: Params, fresh: Table = ()) -> dict[str, Fresh]:
-    """Return the paths of `wanted` that `ours` lacks, and the row that excuses each; raises UserError for all else."""
+def check_complete(jax_state: Mapping[str, Tensor], wanted: Params, fresh: Table = ()) -> dict[str, NewlyInitialized]:
+    """Return the paths of `wanted` that `jax_state` lacks, and the row that excuses each; raises UserError for all
+    else."""
     wanted = flatten(wanted)
-    for path, tensor in ours.items():
+    for path, tensor in jax_state.items():
         if path not in wanted:
             raise UserError(f"the file has '{path}', which the model does not have{nearest(path, wanted)}")
         if tensor.shape != wanted[path].shape:
@@ -243,23 +244,23 @@ def check_complete(ours: Mapping[str, Tensor], wanted: Params, fresh: Table = ()
                 f"'{path}' is {list(tensor.shape)} in the file, but the model expects {list(wanted[path].shape)}: "
                 'check the sizes in the configuration'
             )
-    missing = [path for path in wanted if path not in ours]
-    rows = [row for row in fresh if isinstance(row, Fresh)]
+    missing = [path for path in wanted if path not in jax_state]
+    rows = [row for row in fresh if isinstance(row, NewlyInitialized)]
     excused = {path: row for path in missing for row in rows if _pattern(row.path).fullmatch(path)}
     unfilled = [path for path in missing if path not in excused]
     if unfilled:
-        some = ', '.join(sorted(ours)[:3]) + (', ...' if len(ours) > 3 else '')
+        some = ', '.join(sorted(jax_state)[:3]) + (', ...' if len(jax_state) > 3 else '')
         raise UserError(
             f"no tensor for {len(unfilled)} of the model's {len(wanted)} parameters, first '{unfilled[0]}'; "
-            f'the file gives {len(ours)}: {some}: is a source missing?'
+            f'the file gives {len(jax_state)}: {some}: is a source missing?'
         )
     return excused
 
 
 def convert(table: Table, state: Mapping[str, np.ndarray], wanted: Params) -> Params:
     """Return the parameters that arrays in memory hold, with the tree, shapes and dtypes of `wanted`."""
-    theirs = in_memory(state)
-    ours = to_ours(table, theirs)
-    check_complete(ours, wanted)
-    check_derived(table, theirs, ours)
-    return unflatten({path: ours[path].read().astype(leaf.dtype) for path, leaf in flatten(wanted).items()})
+    torch_state = in_memory(state)
+    jax_state = to_jax(table, torch_state)
+    check_complete(jax_state, wanted)
+    check_derived(table, torch_state, jax_state)
+    return unflatten({path: jax_state[path].read().astype(leaf.dtype) for path, leaf in flatten(wanted).items()})

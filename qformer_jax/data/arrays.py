@@ -5,7 +5,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from qformer_jax.errors import UserError
+from ..errors import UserError
 
 
 def read(file: Path) -> np.ndarray:

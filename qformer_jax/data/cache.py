@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from qformer_jax.data.records import pack_array, unpack_array
-from qformer_jax.errors import UserError, full_disk_as_user_error
+from ..errors import UserError, full_disk_as_user_error
+from .records import pack_array, unpack_array
 
 _LENGTH = 32  # bytes of a SHA-256
 _NAME = re.compile('[0-9a-f]{16}')

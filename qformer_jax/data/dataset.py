@@ -13,13 +13,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from qformer_jax.config import Vit
-from qformer_jax.data.encoder import Encoder
-from qformer_jax.data.pack import BYTE_BPE, CONTENT, INDEX, PACK_AGAIN, WORDPIECE, read_content, record_features
-from qformer_jax.data.records import Record, unpack_array
-from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer
-from qformer_jax.errors import UserError, nearest
-from qformer_jax.hashing import sha256
+from ..config import VitConfig
+from ..errors import UserError, nearest
+from ..hashing import sha256
+from .encoder import Encoder
+from .pack import BYTE_BPE, CONTENT, INDEX, PACK_AGAIN, WORDPIECE, read_content, record_features
+from .records import Record, unpack_array
+from .tokenizers import LmTokenizer, TextTokenizer
 
 _COLUMNS_BEFORE = 4  # of an index from before there were phrases and frames
 _FILES = (CONTENT, INDEX, WORDPIECE, BYTE_BPE)
@@ -188,7 +188,7 @@ class Dataset:
         """The tower that made the features; None where the records hold pictures, or arrays from elsewhere."""
         return Encoder.load(self.path)
 
-    def check_tower(self, weights: str | None, vit: Vit | None) -> None:
+    def check_tower(self, weights: str | None, vit: VitConfig | None) -> None:
         """Raise UserError when the records hold features that a run's tower (digest, sizes) did not make."""
         if self.encoder:
             self.encoder.check(self.path, weights, vit)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-from qformer_jax import json_file
-from qformer_jax.config import Vit, part_of, to_tree
-from qformer_jax.data.transforms import READ, READ_EARLIER
-from qformer_jax.errors import UserError
+from .. import json_file
+from ..config import VitConfig, part_of, to_tree
+from ..errors import UserError
+from .transforms import READ, READ_EARLIER
 
 FILE = 'encoder.json'
 
@@ -32,7 +32,7 @@ class Encoder:
     """Folder of the run that holds it, as it was given."""
     weights: str
     """Digest of its weights in the store beside that run."""
-    vit: Vit
+    vit: VitConfig
     """Its sizes."""
     dtype: str
     """In which it computed."""
@@ -47,13 +47,13 @@ class Encoder:
             return None
         found = json_file.read(file, _EncoderFile, 'encode the data set again')
         tree = msgspec.structs.asdict(found)
-        return cls(**tree | {'vit': part_of(found.vit, Vit, f'{file}: vit')})
+        return cls(**tree | {'vit': part_of(found.vit, VitConfig, f'{file}: vit')})
 
     def save(self, folder: Path) -> None:
         """Write it into a packed data set."""
         json_file.write(folder / FILE, to_tree(self))
 
-    def check(self, data: Path | str, weights: str | None, vit: Vit | None) -> None:
+    def check(self, data: Path | str, weights: str | None, vit: VitConfig | None) -> None:
         """Raise UserError unless a run's tower, with these weights and sizes (None: it has none), is this one."""
         if vit and not weights:
             raise UserError(f"'{data}' holds features of the tower in '{self.run}': give --start.vit {self.run}")
@@ -62,7 +62,9 @@ class Encoder:
                 f"'{data}' was encoded by the tower in '{self.run}' ({self.weights[:12]}), not by this run's "
                 f'({weights[:12]}): give --start.vit {self.run}, or encode it again with this one (qformer data encode)'
             )
-        names = [f.name for f in dataclasses.fields(Vit) if f.name != 'positions']  # which tells of its first step only
+        names = [
+            f.name for f in dataclasses.fields(VitConfig) if f.name != 'positions'
+        ]  # which tells of its first step only
         differs = [name for name in names if vit and getattr(vit, name) != getattr(self.vit, name)]
         if differs:
             rows = (f'model.vit.{n} {getattr(self.vit, n)} there, {getattr(vit, n)} here' for n in differs)

@@ -21,12 +21,12 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from qformer_jax import json_file
-from qformer_jax.boxes import Box
-from qformer_jax.data import arrays
-from qformer_jax.data.records import Record
-from qformer_jax.data.transforms import decode
-from qformer_jax.errors import UserError, nearest
+from .. import json_file
+from ..boxes import Box
+from ..errors import UserError, nearest
+from . import arrays
+from .records import Record
+from .transforms import decode
 
 Read = TypeVar('Read')
 
@@ -121,8 +121,8 @@ def _split_folders(path: Path) -> dict[str, Path]:
 
 def _picture_records(root: Path) -> Iterator[Record]:
     for where, line in _lines(root / _LIST):
-        seen = tuple(_at(where, lambda name=name: read_picture(root / name)) for name in line.names)
-        kind = {'image': seen[0]} if line.frames is msgspec.UNSET else {'frames': seen}
+        known = tuple(_at(where, lambda name=name: read_picture(root / name)) for name in line.names)
+        kind = {'image': known[0]} if line.frames is msgspec.UNSET else {'frames': known}
         yield Record(image_id=line.names[0], **kind, **_texts(line))
 
 
@@ -169,8 +169,8 @@ def _check(where: str, line: _Line) -> None:
         raise UserError(f'{where}: an empty caption; write one or remove the line')
     if not (line.said or line.questions or line.phrases):
         raise UserError(f'{where}: neither a caption nor a question nor a phrase; write one or remove the line')
-    for asked in line.questions:
-        if not (asked.question.strip() and asked.answers and all(answer.strip() for answer in asked.answers)):
+    for entry in line.questions:
+        if not (entry.question.strip() and entry.answers and all(answer.strip() for answer in entry.answers)):
             raise UserError(f'{where}: an empty question, or one without an answer; complete it or remove it')
     for phrase in line.phrases:
         _check_phrase(where, phrase)
@@ -188,8 +188,8 @@ def _texts(line: _Line) -> dict[str, tuple]:
     """Return the text fields of a Record."""
     return {
         'captions': tuple(caption.strip() for caption in line.said),
-        'questions': tuple(asked.question.strip() for asked in line.questions),
-        'answers': tuple(tuple(answer.strip() for answer in asked.answers) for asked in line.questions),
+        'questions': tuple(entry.question.strip() for entry in line.questions),
+        'answers': tuple(tuple(answer.strip() for answer in entry.answers) for entry in line.questions),
         'phrases': tuple((x.phrase.strip(), _box(x.box)) for x in line.phrases),
     }
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qformer_jax.data.dataset import Dataset
-from qformer_jax.data.pack import BYTE_BPE, WORDPIECE
-from qformer_jax.errors import UserError
+from ..errors import UserError
+from .dataset import Dataset
+from .pack import BYTE_BPE, WORDPIECE
 
 _OPTIONS = {WORDPIECE: '--text-tokenizer', BYTE_BPE: '--lm-tokenizer'}  # of `qformer data pack`
 

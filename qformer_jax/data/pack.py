@@ -25,13 +25,13 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from qformer_jax import json_file
-from qformer_jax.atomic import check_writable, write_text
-from qformer_jax.data.encoder import FILE, Encoder
-from qformer_jax.data.records import Record, pack_array
-from qformer_jax.data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, train_byte_bpe, train_wordpiece
-from qformer_jax.errors import UserError, full_disk_as_user_error
-from qformer_jax.hashing import sha256
+from .. import json_file
+from ..atomic import check_writable, write_text
+from ..errors import UserError, full_disk_as_user_error
+from ..hashing import sha256
+from .encoder import FILE, Encoder
+from .records import Record, pack_array
+from .tokenizers import LmTokenizer, TextTokenizer, clean_caption, train_byte_bpe, train_wordpiece
 
 CONTENT, INDEX, WORDPIECE, BYTE_BPE = 'content.txt', 'index.npz', 'wordpiece.json', 'byte_bpe.json'
 CHECKED = INDEX, WORDPIECE, BYTE_BPE, FILE

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from qformer_jax.config import Run
-from qformer_jax.data import mixture
-from qformer_jax.data.dataset import Dataset, Source
-from qformer_jax.data.grounded import speaking
-from qformer_jax.data.memory import Memory
-from qformer_jax.data.rows import Need, Row, RowMaker
-from qformer_jax.errors import UserError
+from ..config import Run
+from ..errors import UserError
+from . import mixture
+from .dataset import Dataset, Source
+from .grounding_tokenizer import with_location_tokens
+from .preprocess import Need, Row, RowMaker
+from .record_cache import RecordCache
 
 _READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # batches; one thread keeps a core for JAX
 
@@ -38,7 +38,7 @@ def batches(
 
     Picture: `image` uint8 [B, S, S, 3]; from a data set of videos `image` uint8 [B, F, S, S, 3], `frame_mask`; from one
     of features `features` float32 [B, P, V], `feature_mask`; with `features` False these two are left out, for somebody
-    who has them by `image_id` (`training/resident.py`).
+    who has them by `image_id` (`training/device_features.py`).
     Every batch has `image_id` int32 [B], the record's position in the split (of several data sets: their splits one
     after the other). Texts are int32 [B, max_text] or [B, max_lm_text], masks bool; `lm_target` marks the tokens that
     the language-model loss is on.
@@ -158,13 +158,13 @@ def _row_makers(run: Run, dataset: Dataset, sources: list[Source], training: boo
         RowMaker(
             stage=run.stage,
             data=run.data,
-            memory=Memory(source, size > 0 and run.stage != 'language', features, used),
+            memory=RecordCache(source, size > 0 and run.stage != 'language', features, used),
             first=number,
             image_size=size,
             max_frames=dataset.longest_video,
             max_patches=rows,
             text_tokenizer=dataset.text_tokenizer,
-            lm_tokenizer=speaking(dataset.lm_tokenizer, run.model),
+            lm_tokenizer=with_location_tokens(dataset.lm_tokenizer, run.model),
             training=training,
             reads_prompt=run.objective.instruction_aware,
             grid=_grid(run),

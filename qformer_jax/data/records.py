@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import ml_dtypes  # noqa: F401  teaches NumPy the name bfloat16
 import numpy as np
 
-from qformer_jax.boxes import Box
+from ..boxes import Box
 
 _HEADER = struct.Struct('<8sII')  # dtype name, rows (P), columns (V); then the values, row by row
 
@@ -33,7 +33,7 @@ class Record:
     """What is where: a phrase and its box; a phrase that names several things is there once for each."""
 
     @property
-    def seen(self) -> 'bytes | tuple[bytes, ...] | np.ndarray':
+    def model_input(self) -> 'bytes | tuple[bytes, ...] | np.ndarray':
         """What a model is given: the features, the frames, or the picture."""
         return self.features if self.features is not None else self.frames or self.image
 
@@ -42,7 +42,7 @@ class Record:
             raise ValueError(f'{self.image_id}: {len(self.questions)} questions, {len(self.answers)} lists of answers')
 
     @property
-    def places(self) -> list[tuple[str, tuple[Box, ...]]]:
+    def phrases_with_boxes(self) -> list[tuple[str, tuple[Box, ...]]]:
         """Each phrase once, with all its boxes."""
         return [(name, tuple(box for other, box in self.phrases if other == name)) for name in dict(self.phrases)]
 

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from qformer_jax import json_file
-from qformer_jax.data.jsonl import features, folder, read_picture
-from qformer_jax.data.records import Record
-from qformer_jax.errors import UserError
+from .. import json_file
+from ..errors import UserError
+from .jsonl import features, folder, read_picture
+from .records import Record
 
 __all__ = ['coco', 'easy_vqa', 'features', 'folder']
 
@@ -84,11 +84,11 @@ def easy_vqa() -> dict[str, Iterator[Record]]:
 
 
 def _easy_records(root: Path) -> Iterator[Record]:
-    asked = defaultdict(list)
+    questions = defaultdict(list)
     for question, answer, number in json_file.read(root / 'questions.json', list, 'install easy-vqa again'):
-        asked[number].append((question, answer))
+        questions[number].append((question, answer))
     for number in range(len(list((root / 'images').glob('*.png')))):
-        pairs = asked[number]
+        pairs = questions[number]
         yield Record(
             image_id=f'{number}.png',
             image=read_picture(root / 'images' / f'{number}.png'),
@@ -102,9 +102,9 @@ def _easy_caption(pairs: list[tuple[str, str]]) -> tuple[str, ...]:
     """Return the caption that questions and answers state together, or none."""
     words = set()
     for question, answer in pairs:
-        asked = set(question.rstrip('?').split())
-        if answer not in ('yes', 'no') or (answer == 'no') == bool(asked & {'no', 'not'}):
-            words |= asked | {answer}
+        question_words = set(question.rstrip('?').split())
+        if answer not in ('yes', 'no') or (answer == 'no') == bool(question_words & {'no', 'not'}):
+            words |= question_words | {answer}
     colours, shapes = words & _COLOURS, words & _SHAPES
     return (f'a {colours.pop()} {shapes.pop()}',) if len(colours) == len(shapes) == 1 else ()
 
@@ -132,7 +132,7 @@ def coco(path: Path | str) -> dict[str, Iterator[Record]]:
 def _coco_records(file: Path, pictures: Path) -> Iterator[Record]:
     tree = json_file.read(file, _Captions, _FETCH)
     images = _by_id(tree.images, 'id', file, 'image')
-    captions, asked = _captions(tree, images, file), _vqa(file.parent, pictures.name, images)
+    captions, questions = _captions(tree, images, file), _vqa(file.parent, pictures.name, images)
     for number, image in images.items():
         if not image.file_name:
             raise UserError(f'{file}: image {number} has an empty file_name; write it, or remove the image')
@@ -140,8 +140,8 @@ def _coco_records(file: Path, pictures: Path) -> Iterator[Record]:
             image_id=image.file_name,
             image=read_picture(pictures / image.file_name),
             captions=tuple(captions[number]),
-            questions=tuple(question for question, _ in asked[number]),
-            answers=tuple(answers for _, answers in asked[number]),
+            questions=tuple(question for question, _ in questions[number]),
+            answers=tuple(answers for _, answers in questions[number]),
         )
 
 
@@ -158,7 +158,7 @@ def _captions(tree: _Captions, images: dict[Id, Any], file: Path) -> dict[Id, li
 
 def _vqa(folder: Path, name: str, images: dict[Id, Any]) -> dict[Id, list[tuple[str, tuple[str, ...]]]]:
     """Return VQAv2's (question, answers) pairs of every picture; empty when the folder has no questions for `name`."""
-    asked = defaultdict(list)
+    by_picture = defaultdict(list)
     files = sorted(folder.glob(f'*{name}_questions.json'))
     if len(files) > 1:
         raise UserError(f'{files[1]}: the questions of {name} are in {files[0].name} too; move one of them away')
@@ -169,8 +169,8 @@ def _vqa(folder: Path, name: str, images: dict[Id, Any]) -> dict[Id, list[tuple[
             if not row.question.strip():
                 raise UserError(f'{file}: question {number} is empty; write it, or remove it with its answers')
             _check_known(row.image_id, images, f'{file}: question {number}', folder / f'captions_{name}.json')
-            asked[row.image_id].append((row.question, answers[number]))
-    return asked
+            by_picture[row.image_id].append((row.question, answers[number]))
+    return by_picture
 
 
 def _answers(file: Path, folder: Path, name: str, questions: dict[Id, Any]) -> dict[Id, tuple[str, ...]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from qformer_jax.data.marks import marks_of
-from qformer_jax.errors import UserError
-from qformer_jax.typing import Bool, Int
+from ..errors import UserError
+from ..typing import Bool, Int
+from .special_tokens import special_tokens_of
 
 _PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 _SPACES = re.compile(r'\s{2,}')
@@ -30,12 +30,12 @@ def clean_question(text: str, max_words: int = 50) -> str:
     return ' '.join(_PUNCTUATION.sub('', text.lower()).rstrip(' ').split(' ')[:max_words])
 
 
-def asked(prompt: str, question: str) -> str:
+def question_prompt(prompt: str, question: str) -> str:
     """Return a prompt with a question in it, cleaned as LAVIS's processor does, in training and in use."""
     return prompt.format(question=clean_question(question.strip()))
 
 
-def located(prompt: str, phrase: str) -> str:
+def phrase_prompt(prompt: str, phrase: str) -> str:
     """Return a prompt that asks for the boxes of a phrase, which is cleaned as a caption is."""
     return prompt.format(phrase=clean_caption(phrase))
 
@@ -105,14 +105,14 @@ class TextTokenizer:
 
 
 class LmTokenizer:
-    """The language model's tokenizer; `marks` says which ids stand around a text (see `marks.py`)."""
+    """The language model's tokenizer; `special_tokens` says which ids stand around a text (see `special_tokens.py`)."""
 
     def __init__(self, tokenizer: Tokenizer):
         tokenizer.encode_special_tokens = True  # a "</s>" that a user types is text
         tokenizer.no_truncation(), tokenizer.no_padding()  # which a file may ask for
         self.tokenizer = tokenizer
-        self.marks = marks_of(tokenizer)
-        self.pad_id, self.end_id = self.marks.pad, self.marks.end
+        self.special_tokens = special_tokens_of(tokenizer)
+        self.pad_id, self.end_id = self.special_tokens.pad, self.special_tokens.end
         self.vocab_size = tokenizer.get_vocab_size()
         self._ids = lru_cache(_REMEMBERED)(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
 
@@ -152,7 +152,7 @@ class LmTokenizer:
 
 def prompt_ids(tokenizer: LmTokenizer, prompt: str) -> list[int]:
     """Return what the language model reads before it writes: the prompt without trailing blanks, and its marks."""
-    return [*tokenizer.marks.begin, *tokenizer.ids(prompt.rstrip()), *tokenizer.marks.close]
+    return [*tokenizer.special_tokens.begin, *tokenizer.ids(prompt.rstrip()), *tokenizer.special_tokens.close]
 
 
 def lm_row(tokenizer: LmTokenizer, prompt: str, target: str) -> tuple[list[int], int]:
@@ -163,8 +163,8 @@ def lm_row(tokenizer: LmTokenizer, prompt: str, target: str) -> tuple[list[int],
     its encoder and writes the rest with its decoder.
     """
     start = prompt_ids(tokenizer, prompt)
-    blank = tokenizer.marks.blank if prompt.strip() else ''
-    return [*start, *tokenizer.ids(blank + target), tokenizer.marks.end], len(start)
+    blank = tokenizer.special_tokens.blank if prompt.strip() else ''
+    return [*start, *tokenizer.ids(blank + target), tokenizer.special_tokens.end], len(start)
 
 
 def pad(ids: Sequence[int], length: int, pad_id: int) -> tuple[Int['T'], Bool['T']]:

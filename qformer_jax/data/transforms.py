@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from qformer_jax.errors import UserError
-from qformer_jax.typing import UInt8
+from ..errors import UserError
+from ..typing import UInt8
 
 READ = 'whole, bicubic, upright'
 """How `eval_image` reads a picture: a part of the identity of features, to be changed with it."""

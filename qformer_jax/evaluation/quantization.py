@@ -13,7 +13,7 @@ TASK_OF = {'stage1': 'retrieval', 'stage2': 'caption', 'instruct': 'vqa'}
 """Stage of a run -> what it is judged by; a tower alone has none."""
 
 
-def judge(model: Blip2, dataset: Dataset, split: str) -> dict[str, float]:
+def evaluate(model: Blip2, dataset: Dataset, split: str) -> dict[str, float]:
     """Return the numbers of the run's task on a split; for `vqa` the answers' loss and perplexity too."""
     task = TASK_OF[model.run.stage]
     numbers = dict(TASKS[task](model, dataset, split).numbers)
@@ -29,7 +29,7 @@ def answer_loss(model: Blip2, dataset: Dataset, split: str) -> float:
     """Return the mean loss (nats a token) of each question's first answer, given picture and question."""
     records = list(dataset.source(split))
     positions, questions, answers = vqa.pairs(records)
-    looked = model.look([r.seen for r in records])
+    encoded = model.encode_queries([r.model_input for r in records])
     prompts = model.question_prompts(questions)
-    losses, counts = model.losses(looked.take(np.array(positions)), prompts, [a[0] for a in answers])
+    losses, counts = model.losses(encoded.take(np.array(positions)), prompts, [a[0] for a in answers])
     return float(losses.sum() / counts.sum())

@@ -28,9 +28,9 @@ from ..data.records import Record
 from ..data.tokenizers import clean_caption
 from ..errors import UserError
 from ..inference.blip2 import Blip2
+from ..inference.inputs import ImageFeatures, QueryOutputs
 from ..inference.locate import locate
-from ..inference.rerank import RERANKED, rerank
-from ..inference.seen import Queries, Seen
+from ..inference.rerank import RERANK_TOP_K, rerank
 from ..objectives import matching
 from ..runs import run_dir
 from ..typing import Array, Int
@@ -41,7 +41,7 @@ QUESTIONS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
-class Judged:
+class TaskResult:
     """A task's numbers and its predictions, one dict a row."""
 
     numbers: dict[str, float]
@@ -116,17 +116,17 @@ def _print(title: str, numbers: dict[str, float]) -> None:
     Console().print(view)
 
 
-def _encoded(model: Blip2, records: Sequence[Record]) -> Iterator[Seen]:
+def _iter_features(model: Blip2, records: Sequence[Record]) -> Iterator[ImageFeatures]:
     """Yield the features of all records, a batch at a time, showing progress."""
     console = Console(stderr=True)
-    parts = model.encoded(r.seen for r in records)
+    parts = model.iter_features(r.model_input for r in records)
     total = math.ceil(len(records) / model.batch_size)
     return track(parts, 'reading pictures', total, console=console, disable=not console.is_terminal)
 
 
-def _look(model: Blip2, records: Sequence[Record]) -> Seen | Queries:
+def _encode_queries(model: Blip2, records: Sequence[Record]) -> ImageFeatures | QueryOutputs:
     """Return what answers need of all records: of a picture that is asked twice, the queries are run once."""
-    parts = [model.look(seen) for seen in _encoded(model, records)]
+    parts = [model.encode_queries(image_features) for image_features in _iter_features(model, records)]
     return parts[0].join(parts)
 
 
@@ -135,14 +135,14 @@ def _need(found: object, what: str, split: str) -> None:
         raise UserError(f"split '{split}' has no {what}: name another split, or another task")
 
 
-def judge_vqa(model: Blip2, dataset: Dataset, split: str) -> Judged:
+def evaluate_vqa(model: Blip2, dataset: Dataset, split: str) -> TaskResult:
     """Answer every question; again with the pictures shuffled; and without pictures (the commonest answer)."""
     records = list(dataset.source(split))
     _need(any(r.questions for r in records), 'question', split)
     positions, questions, answers = vqa.pairs(records)
-    looked = _look(model, records)
+    encoded = _encode_queries(model, records)
     shuffled = np.random.default_rng(0).permutation(len(records))[positions]
-    predictions, blind = (_answers(model, looked, rows, questions) for rows in (positions, shuffled))
+    predictions, blind = (_answers(model, encoded, rows, questions) for rows in (positions, shuffled))
     guess = vqa.text_only(dataset.source(model.run.data.train_split))
 
     def mean(predicted: Sequence[str]) -> float:
@@ -155,31 +155,31 @@ def judge_vqa(model: Blip2, dataset: Dataset, split: str) -> Judged:
     numbers = {'accuracy': mean(predictions), 'with shuffled pictures': mean(blind)}
     if guess:  # there is none where nobody asked anything in training
         numbers['text only (commonest answer)'] = mean([guess.get(q, '') for q in questions])
-    return Judged(numbers | {'number of questions': len(questions)}, rows)
+    return TaskResult(numbers | {'number of questions': len(questions)}, rows)
 
 
 def _answers(
-    model: Blip2, looked: Seen | Queries, pictures: Sequence[int] | Int['N'], questions: Sequence[str]
+    model: Blip2, encoded: ImageFeatures | QueryOutputs, pictures: Sequence[int] | Int['N'], questions: Sequence[str]
 ) -> list[str]:
     """Answer each question about picture `pictures[n]`; of pictures there are no more copies than questions at once."""
     parts = [slice(i, i + QUESTIONS_AT_ONCE) for i in range(0, len(questions), QUESTIONS_AT_ONCE)]
-    return [answer for part in parts for answer in model.ask(looked.take(pictures[part]), questions[part])]
+    return [answer for part in parts for answer in model.ask(encoded.take(pictures[part]), questions[part])]
 
 
-def judge_caption(model: Blip2, dataset: Dataset, split: str) -> Judged:
+def evaluate_caption(model: Blip2, dataset: Dataset, split: str) -> TaskResult:
     """Write captions; compare the loss of the true caption with that of another picture's."""
     records = [r for r in dataset.source(split) if r.captions]
     _need(records, 'caption', split)
-    looked = _look(model, records)
+    encoded = _encode_queries(model, records)
     truth = [r.captions[0] for r in records]
     other = np.random.default_rng(0).permutation(len(records))
-    matched, shuffled = (caption_loss(model, looked.take(rows), truth) for rows in (np.arange(len(records)), other))
-    captions = model.caption(looked)
+    matched, shuffled = (caption_loss(model, encoded.take(rows), truth) for rows in (np.arange(len(records)), other))
+    captions = model.caption(encoded)
     right = [clean_caption(c) in map(clean_caption, r.captions) for c, r in zip(captions, records, strict=True)]
     rows = [
         {'image': r.image_id, 'prediction': c, 'captions': r.captions} for r, c in zip(records, captions, strict=True)
     ]
-    return Judged(
+    return TaskResult(
         {
             'exact match': float(np.mean(right)),
             'loss, own picture (nats/token)': matched,
@@ -191,30 +191,30 @@ def judge_caption(model: Blip2, dataset: Dataset, split: str) -> Judged:
     )
 
 
-def caption_loss(model: Blip2, looked: Seen | Queries, captions: Sequence[str]) -> float:
+def caption_loss(model: Blip2, encoded: ImageFeatures | QueryOutputs, captions: Sequence[str]) -> float:
     """Return the mean loss (nats a token) of captions given pictures."""
     captions = [clean_caption(caption) for caption in captions]
-    losses, counts = model.losses(looked, [model.run.data.caption_prompt[0]] * len(captions), captions)
+    losses, counts = model.losses(encoded, [model.run.data.caption_prompt[0]] * len(captions), captions)
     return float(losses.sum() / counts.sum())
 
 
-def judge_retrieval(model: Blip2, dataset: Dataset, split: str) -> Judged:
+def evaluate_retrieval(model: Blip2, dataset: Dataset, split: str) -> TaskResult:
     """Rank the split's different captions for each picture, and back: by ITC, then the best again by ITM and ITC.
 
     The prediction kept for each picture is the last one's. ITM's accuracy is over hard negatives.
     """
     records = [r for r in dataset.source(split) if r.captions]
     _need(records, 'caption', split)
-    seen = Seen.join(list(_encoded(model, records)))
+    image_features = ImageFeatures.join(list(_iter_features(model, records)))
     texts, positive = retrieval.candidates([tuple(map(clean_caption, r.captions)) for r in records])
-    similarity = model.similarity(seen, texts)
+    similarity = model.similarity(image_features, texts)
     text = model.text_arrays(texts)
 
     def match(pictures: Array, captions: Array) -> Array:
-        return jnp.asarray(model.match(seen, text, np.asarray(pictures), np.asarray(captions))[:, 1])
+        return jnp.asarray(model.match(image_features, text, np.asarray(pictures), np.asarray(captions))[:, 1])
 
-    again = rerank(similarity, match, RERANKED)
-    back = rerank(similarity.T, lambda captions, pictures: match(pictures, captions), RERANKED)
+    again = rerank(similarity, match, RERANK_TOP_K)
+    back = rerank(similarity.T, lambda captions, pictures: match(pictures, captions), RERANK_TOP_K)
     ways = (
         ('picture to text', similarity, positive),
         ('picture to text, re-ranked', again, positive),
@@ -227,18 +227,18 @@ def judge_retrieval(model: Blip2, dataset: Dataset, split: str) -> Judged:
         for k in (1, 5, 10)
         if k <= matrix.shape[1]
     }
-    numbers |= match_accuracy(model, seen, text, similarity, positive)
+    numbers |= match_accuracy(model, image_features, text, similarity, positive)
     numbers |= {'number of pictures': len(records), 'number of captions': len(texts)}
     best = np.asarray(again).argmax(axis=1)
     rows = [
         {'image': r.image_id, 'prediction': texts[b], 'captions': r.captions}
         for r, b in zip(records, best, strict=True)
     ]
-    return Judged(numbers, rows)
+    return TaskResult(numbers, rows)
 
 
 def match_accuracy(
-    model: Blip2, seen: Seen, text: list[np.ndarray], similarity: np.ndarray, positive: np.ndarray
+    model: Blip2, image_features: ImageFeatures, text: list[np.ndarray], similarity: np.ndarray, positive: np.ndarray
 ) -> dict[str, float]:
     """Return ITM accuracy over a true pair and two hard negatives a picture, drawn as stage 1 draws them."""
     own = positive.argmax(axis=1)
@@ -249,19 +249,21 @@ def match_accuracy(
     pictures = np.concatenate([everyone, np.asarray(drawn.image), everyone])
     captions = np.concatenate([own, own, own[np.asarray(drawn.text)]])
     matched = np.arange(len(pictures)) < len(own)
-    scores = model.match(seen, text, pictures, captions)
+    scores = model.match(image_features, text, pictures, captions)
     return {'ITM accuracy': float(((scores[:, 1] > scores[:, 0]) == matched).mean()), 'ITM, always no': 2 / 3}
 
 
-def judge_grounding(model: Blip2, dataset: Dataset, split: str) -> Judged:
+def evaluate_grounding(model: Blip2, dataset: Dataset, split: str) -> TaskResult:
     """Say where every phrase is; again with the pictures shuffled; and one box for all (the one that fits most)."""
     records = [r for r in dataset.source(split) if r.phrases]
     _need(records, 'phrase with boxes', split)
-    looked = _look(model, records)
-    asked = [(i, phrase, truth) for i, record in enumerate(records) for phrase, truth in record.places]
-    positions, phrases, truths = (list(column) for column in zip(*asked, strict=True))
+    encoded = _encode_queries(model, records)
+    phrases_asked = [
+        (i, phrase, truth) for i, record in enumerate(records) for phrase, truth in record.phrases_with_boxes
+    ]
+    positions, phrases, truths = (list(column) for column in zip(*phrases_asked, strict=True))
     other = np.random.default_rng(0).permutation(len(records))[positions]
-    said, blind = (_located(model, looked, rows, phrases) for rows in (np.array(positions), other))
+    said, blind = (_locate(model, encoded, rows, phrases) for rows in (np.array(positions), other))
     train = [box for record in dataset.source(model.run.data.train_split) for _, box in record.phrases]
     answers = [grounding.first(text) for text in said]
     fits = grounding.fits(answers, truths)
@@ -272,22 +274,24 @@ def judge_grounding(model: Blip2, dataset: Dataset, split: str) -> Judged:
     }
     rows = [
         {'image': records[i].image_id, 'phrase': phrase, 'prediction': box, 'boxes': truth, 'iou': round(float(iou), 4)}
-        for (i, phrase, truth), box, iou in zip(asked, answers, fits, strict=True)
+        for (i, phrase, truth), box, iou in zip(phrases_asked, answers, fits, strict=True)
     ]
     numbers = {name: float((ious > grounding.FITS).mean()) for name, ious in levels.items()}
     numbers |= {'mean IoU': float(fits.mean()), 'malformed answers': np.mean([bool(s.dropped) for s in said]).item()}
-    return Judged(numbers | {'number of phrases': len(phrases)}, rows)
+    return TaskResult(numbers | {'number of phrases': len(phrases)}, rows)
 
 
-def _located(model: Blip2, looked: Seen | Queries, pictures: Int['N'], phrases: Sequence[str]) -> list[Grounded]:
+def _locate(
+    model: Blip2, encoded: ImageFeatures | QueryOutputs, pictures: Int['N'], phrases: Sequence[str]
+) -> list[Grounded]:
     """Say where each phrase is in picture `pictures[n]`; of pictures there are no more copies than phrases at once."""
     parts = [slice(i, i + QUESTIONS_AT_ONCE) for i in range(0, len(phrases), QUESTIONS_AT_ONCE)]
-    return [text for part in parts for text in locate(model, looked.take(pictures[part]), phrases[part])]
+    return [text for part in parts for text in locate(model, encoded.take(pictures[part]), phrases[part])]
 
 
-TASKS: dict[str, Callable[[Blip2, Dataset, str], Judged]] = {
-    'vqa': judge_vqa,
-    'caption': judge_caption,
-    'retrieval': judge_retrieval,
-    'grounding': judge_grounding,
+TASKS: dict[str, Callable[[Blip2, Dataset, str], TaskResult]] = {
+    'vqa': evaluate_vqa,
+    'caption': evaluate_caption,
+    'retrieval': evaluate_retrieval,
+    'grounding': evaluate_grounding,
 }

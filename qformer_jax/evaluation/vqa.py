@@ -29,8 +29,8 @@ def pairs(records: Iterable[Record]) -> tuple[list[int], list[str], list[tuple[s
 
 def text_only(train: Iterable[Record]) -> dict[str, str]:
     """Return each question's commonest answer: what a model that never sees the picture can reach."""
-    seen = defaultdict(Counter)
+    counters = defaultdict(Counter)
     for record in train:
         for question, answers in zip(record.questions, record.answers, strict=True):
-            seen[question].update(answers)
-    return {question: answers.most_common(1)[0][0] for question, answers in seen.items()}
+            counters[question].update(answers)
+    return {question: answers.most_common(1)[0][0] for question, answers in counters.items()}

@@ -4,10 +4,10 @@
     >>> model.ask(['cat.jpg'], ['what animal is this?'])
     ['cat']
 
-Pictures are encoded once: every method also takes what `encode` returned, and those that write also what `look` did;
-a model with a `cache` finds on the disk what it made of a picture before. Work goes through in batches of fixed shapes
-(`batch_size` rows or a smaller power of two, prompts padded to multiples of 8), so a handful of compilations serves
-any input.
+Pictures are encoded once: every method also takes what `encode_images` returned, and those that write also what
+`encode_queries` did; a model with a `cache` finds on the disk what it made of a picture before. Work goes through in
+batches of fixed shapes (`batch_size` rows or a smaller power of two, prompts padded to multiples of 8), so a handful of
+compilations serves any input.
 """
 
 import dataclasses
@@ -23,27 +23,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import boxes, config
-from ..data import ahead
+from ..data import prefetch
 from ..data.cache import Cache
-from ..data.grounded import speaking
+from ..data.grounding_tokenizer import with_location_tokens
 from ..data.pack import BYTE_BPE, WORDPIECE
-from ..data.tokenizers import LmTokenizer, TextTokenizer, asked, clean_caption, prompt_ids
+from ..data.tokenizers import LmTokenizer, TextTokenizer, clean_caption, prompt_ids, question_prompt
 from ..errors import UserError
 from ..models import blip2, connectors, query_count
 from ..objectives import contrastive
 from ..rules import flatten
-from ..runs import run_dir
-from ..training import exchange
+from ..runs import import_export, run_dir
 from ..typing import Bool, Float, Int, Params
-from . import decode, passes, stream
+from . import decode, forward, stream
 from . import quantize as quantization
 from . import rank as ranking
-from .kept import Kept
-from .prompts import as_many, ending, left_padded, target_rows
-from .search import Settings, Text, row_keys
-from .seen import Picture, Pictures, Queries, Seen, is_array, read, together
+from .feature_cache import FeatureCache
+from .generate import GenerationConfig, Text, row_keys
+from .inputs import ImageFeatures, Picture, Pictures, QueryOutputs, is_array, read, stack_pictures
+from .prompts import as_many, left_padded, target_rows, with_eos
 
-CAPTION, ANSWER = Settings(max_new_tokens=20), Settings(max_new_tokens=10)
+CAPTION, ANSWER = GenerationConfig(max_new_tokens=20), GenerationConfig(max_new_tokens=10)
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Blip2:
     batch_size: int = 64
     """Rows that go through the device together."""
     cache: Cache | None = None
-    """Where what it makes of pictures is kept (inference/kept.py); None: nowhere."""
+    """Where what it makes of pictures is kept (inference/feature_cache.py); None: nowhere."""
 
     @classmethod
     def load(
@@ -86,8 +85,8 @@ class Blip2:
             run, params = run_dir.for_use(done, which)
             model = cls(run, quantization.on_device(flatten(params).items(), weights), done.folder, batch_size, cache)
         else:
-            found = exchange.read(sources)
-            params = quantization.on_device(exchange.read_finite(found.tensors), weights)
+            found = import_export.read(sources)
+            params = quantization.on_device(import_export.read_finite(found.tensors), weights)
             model = cls(found.run, params, sources[0], batch_size, cache)
         return model.with_queries(queries) if queries else model
 
@@ -118,7 +117,7 @@ class Blip2:
     @functools.cached_property
     def lm_tokenizer(self) -> LmTokenizer:
         """The language model's; raises UserError if the run has none."""
-        return speaking(LmTokenizer.load(self._tokenizer(BYTE_BPE, 'lm')), self.run.model)
+        return with_location_tokens(LmTokenizer.load(self._tokenizer(BYTE_BPE, 'lm')), self.run.model)
 
     def _tokenizer(self, name: str, kind: str) -> Path:
         path = self.folder / name
@@ -129,70 +128,72 @@ class Blip2:
         return path
 
     @property
-    def model(self) -> blip2.Blip2:
+    def model(self) -> blip2.Blip2Module:
         """The network."""
-        return blip2.Blip2(self.run.model, jnp.dtype(self.run.training.dtype))
+        return blip2.Blip2Module(self.run.model, jnp.dtype(self.run.training.dtype))
 
     @functools.cached_property
-    def kept(self) -> Kept:
+    def feature_cache(self) -> FeatureCache:
         """What is kept of pictures; only of a model with a cache."""
-        return Kept(self.run, self.params, self.cache)
+        return FeatureCache(self.run, self.params, self.cache)
 
-    def encode(self, pictures: Pictures | Queries, keep: bool = True) -> Seen:
+    def encode_images(self, pictures: Pictures | QueryOutputs, keep: bool = True) -> ImageFeatures:
         """Return the frozen features of pictures; feature arrays (.npy files too) are taken as they are.
 
         Those that are kept are read; with `keep` False no others are added.
         """
-        if isinstance(pictures, Seen):
+        if isinstance(pictures, ImageFeatures):
             return pictures
-        if isinstance(pictures, Queries):
+        if isinstance(pictures, QueryOutputs):
             raise UserError('queries hold no features: give pictures, or what `encode` returned')
         if not len(pictures):
             raise UserError('no picture given')
         if self.cache is None or not self.run.model.vit or any(map(is_array, pictures)):
-            return Seen.join(list(self.encoded(pictures)))
-        see = lambda some: (row for seen in self.encoded(some) for row in seen.rows())  # noqa: E731
-        return Seen.of(list(self.kept.fetch('features', pictures, see, keep)))
+            return ImageFeatures.join(list(self.iter_features(pictures)))
+        see = lambda some: (row for image_features in self.iter_features(some) for row in image_features.rows())  # noqa: E731
+        return ImageFeatures.of(list(self.feature_cache.fetch('features', pictures, see, keep)))
 
-    def encoded(self, pictures: Iterable[Picture]) -> Iterator[Seen]:
-        """Yield what `encode` returns, `batch_size` pictures at a time; the next ones are decoded meanwhile."""
+    def iter_features(self, pictures: Iterable[Picture]) -> Iterator[ImageFeatures]:
+        """Yield what `encode_images` returns, `batch_size` pictures at a time; the next ones are decoded meanwhile."""
         size = self.run.model.vit.image_size if self.run.model.vit else 0
-        for batch in ahead.batches(pictures, self.batch_size, functools.partial(read, size=size)):
+        for batch in prefetch.batches(pictures, self.batch_size, functools.partial(read, size=size)):
             kinds = {array.dtype == np.uint8 for array in batch}
             if len(kinds) > 1:
                 raise UserError('pictures and feature arrays do not go through together: give one kind at a time')
-            see = functools.partial(self._in_batches, passes.see)
-            yield Seen(*see(*together(batch))) if kinds == {True} else self._pad_features(batch)
+            see = functools.partial(self._in_batches, forward.vision_features)
+            yield ImageFeatures(*see(*stack_pictures(batch))) if kinds == {True} else self._pad_features(batch)
 
-    def look(self, pictures: Pictures | Queries) -> Seen | Queries:
+    def encode_queries(self, pictures: Pictures | QueryOutputs) -> ImageFeatures | QueryOutputs:
         """Return what answers need of pictures: queries, or features where a connector or a text comes in."""
         self.needs('lm')
         if self.run.objective.instruction_aware or self.run.model.connector:
-            return self.encode(pictures)
-        if isinstance(pictures, Queries):
+            return self.encode_images(pictures)
+        if isinstance(pictures, QueryOutputs):
             return pictures.checked(self.run.model.qformer)
         if not len(pictures):
             raise UserError('no picture given')
-        if self.cache is not None and not isinstance(pictures, Seen):
-            rows = self.kept.fetch('queries', pictures, lambda some: self._queries([self.encode(some, keep=False)]))
+        if self.cache is not None and not isinstance(pictures, ImageFeatures):
+            rows = self.feature_cache.fetch(
+                'queries', pictures, lambda some: self._queries([self.encode_images(some, keep=False)])
+            )
         else:
-            rows = self._queries([pictures] if isinstance(pictures, Seen) else self.encoded(pictures))
-        return Queries(np.stack(list(rows)))
+            rows = self._queries([pictures] if isinstance(pictures, ImageFeatures) else self.iter_features(pictures))
+        return QueryOutputs(np.stack(list(rows)))
 
-    def _queries(self, parts: Iterable[Seen]) -> Iterator[Float['Q D']]:
-        for seen in parts:
-            yield from self._in_batches(passes.queries, seen.features, seen.mask)
+    def _queries(self, parts: Iterable[ImageFeatures]) -> Iterator[Float['Q D']]:
+        for image_features in parts:
+            yield from self._in_batches(forward.query_features, image_features.features, image_features.mask)
 
-    def _pad_features(self, arrays: Sequence[np.ndarray]) -> Seen:
+    def _pad_features(self, arrays: Sequence[np.ndarray]) -> ImageFeatures:
         width = self.run.model.feature_width
         for array in arrays:
             if array.ndim != 2 or array.shape[1] != width:
                 hint = ' (or give pictures)' if self.run.model.vit else ''
                 raise UserError(f'features must be [P, {width}] for this run, not {list(array.shape)}{hint}')
-        return Seen.of([array.astype(np.float32) for array in arrays])  # of files in float16, read as they are
+        return ImageFeatures.of([array.astype(np.float32) for array in arrays])  # of files in float16, read as they are
 
     def caption(
-        self, pictures: Pictures | Queries, settings: Settings = CAPTION, key: jax.Array | None = None
+        self, pictures: Pictures | QueryOutputs, settings: GenerationConfig = CAPTION, key: jax.Array | None = None
     ) -> list[str]:
         """Return a caption of each picture, from the run's caption prompt; a stage-1 run's Q-Former writes it itself.
 
@@ -200,9 +201,11 @@ class Blip2:
         A temperature needs a `key`; what is drawn for a picture depends on its place in the list, not on the others.
         """
         if self.run.stage == 'stage1':
-            seen = self.encode(pictures)
-            settings = ending(settings, self.text_tokenizer.sep_id)
-            texts = self._write(decode.with_qformer, settings, key, self.text_tokenizer, seen.features, seen.mask)
+            image_features = self.encode_images(pictures)
+            settings = with_eos(settings, self.text_tokenizer.sep_id)
+            texts = self._write(
+                decode.with_qformer, settings, key, self.text_tokenizer, image_features.features, image_features.mask
+            )
         else:
             prompts = [self.run.data.caption_prompt[0]] * len(pictures)
             texts = self.generate(pictures, prompts, settings, key)
@@ -210,9 +213,9 @@ class Blip2:
 
     def ask(
         self,
-        pictures: Pictures | Queries,
+        pictures: Pictures | QueryOutputs,
         questions: Sequence[str],
-        settings: Settings = ANSWER,
+        settings: GenerationConfig = ANSWER,
         key: jax.Array | None = None,
     ) -> list[str]:
         """Return the answers to questions, one a picture; an instruction-aware Q-Former reads the question too."""
@@ -220,7 +223,7 @@ class Blip2:
 
     def rank(
         self,
-        pictures: Pictures | Queries,
+        pictures: Pictures | QueryOutputs,
         questions: Sequence[str],
         candidates: Sequence[str] | Sequence[Sequence[str]],
         rule: ranking.Rule = 'sum',
@@ -235,10 +238,10 @@ class Blip2:
         prompts = self.question_prompts(questions)
         shared = all(isinstance(candidate, str) for candidate in candidates)
         each = [candidates] * len(questions) if shared else candidates
-        ids, exists = ranking.rows(self.lm_tokenizer, prompts, each)
+        ids, candidate_mask = ranking.rows(self.lm_tokenizer, prompts, each)
         score = functools.partial(ranking.scores, rows_at_once=self.batch_size)
-        inputs = *self._read(pictures, prompts, ids.shape[2]), ids, exists
-        total, tokens = self._in_batches(score, *inputs), exists.sum(axis=2)
+        inputs = *self._read(pictures, prompts, ids.shape[2]), ids, candidate_mask
+        total, tokens = self._in_batches(score, *inputs), candidate_mask.sum(axis=2)
         if np.isnan(total).any():
             raise UserError(
                 'the log p of an answer is not a number: the weights of this run are broken, or the features'
@@ -247,13 +250,13 @@ class Blip2:
 
     def question_prompts(self, questions: Sequence[str]) -> list[str]:
         """Return the run's first prompt with each question in it, cleaned as in training."""
-        return [asked(self.run.data.question_prompt[0], question) for question in questions]
+        return [question_prompt(self.run.data.question_prompt[0], question) for question in questions]
 
     def generate(
         self,
-        pictures: Pictures | Queries,
+        pictures: Pictures | QueryOutputs,
         prompts: Sequence[str],
-        settings: Settings = CAPTION,
+        settings: GenerationConfig = CAPTION,
         key: jax.Array | None = None,
     ) -> list[Text]:
         """Return what the language model writes after [picture, prompt]; the Q-Former reads the prompt if it can.
@@ -263,21 +266,21 @@ class Blip2:
         """
         as_many(pictures, prompts, 'prompt')
         inputs = self._read(pictures, prompts, settings.max_new_tokens)
-        settings = ending(settings, self.lm_tokenizer.end_id)
+        settings = with_eos(settings, self.lm_tokenizer.end_id)
         return self._write(decode.with_lm, settings, key, self.lm_tokenizer, *inputs)
 
     def stream(
         self,
-        picture: Picture | Seen | Queries,
+        picture: Picture | ImageFeatures | QueryOutputs,
         prompt: str,
-        settings: Settings = CAPTION,
+        settings: GenerationConfig = CAPTION,
         key: jax.Array | None = None,
     ) -> Iterator[str]:
         """Yield what `generate` returns for one picture, in pieces, as it is written."""
         if settings.num_beams > 1 or settings.num_return > 1:
             raise UserError('a text that is streamed is written once: num_beams and num_return must be 1')
-        settings = ending(settings, self.lm_tokenizer.end_id)
-        given = picture if isinstance(picture, Seen | Queries) else [picture]
+        settings = with_eos(settings, self.lm_tokenizer.end_id)
+        given = picture if isinstance(picture, ImageFeatures | QueryOutputs) else [picture]
         inputs = self._read(given, [prompt], settings.max_new_tokens)
         read = stream.begin(self.model, self.params, *inputs, settings=settings)
         keys = None if key is None else row_keys(key, 1)
@@ -287,7 +290,7 @@ class Blip2:
     def _write(
         self,
         writer: Callable,
-        settings: Settings,
+        settings: GenerationConfig,
         key: jax.Array | None,
         tokenizer: TextTokenizer | LmTokenizer,
         *arrays: np.ndarray | blip2.Prefix,
@@ -301,7 +304,7 @@ class Blip2:
 
     def losses(
         self,
-        pictures: Pictures | Queries,
+        pictures: Pictures | QueryOutputs,
         prompts: Sequence[str],
         targets: Sequence[str],
     ) -> tuple[Float['N T'], Bool['N T']]:
@@ -309,9 +312,9 @@ class Blip2:
         self.needs('lm')
         ids, mask, target = target_rows(self.lm_tokenizer, prompts, targets)
         prefix = self.soft_prefix(pictures, prompts)
-        return self._in_batches(passes.target_losses, prefix, ids, mask, target), target
+        return self._in_batches(forward.target_losses, prefix, ids, mask, target), target
 
-    def soft_prefix(self, pictures: Pictures | Queries, prompts: Sequence[str]) -> blip2.Prefix:
+    def soft_prefix(self, pictures: Pictures | QueryOutputs, prompts: Sequence[str]) -> blip2.Prefix:
         """Return the soft prefixes; an instruction-aware Q-Former reads the prompts (InstructBLIP, section 2.3)."""
         self.needs('lm')
         if not len(pictures):
@@ -320,22 +323,22 @@ class Blip2:
         text = self.text_arrays(list(map(boxes.plain, prompts))) if reads else []
         if self.cache is None and self._are_pixels(pictures):
             return self._prefix_of_pixels(pictures, text)
-        looked = self.look(pictures)
-        if isinstance(looked, Queries):
-            return self._in_batches(passes.project, looked.queries)
-        return self._in_batches(passes.soft_prefix, looked.features, looked.mask, *text)
+        encoded = self.encode_queries(pictures)
+        if isinstance(encoded, QueryOutputs):
+            return self._in_batches(forward.project, encoded.queries)
+        return self._in_batches(forward.soft_prefix, encoded.features, encoded.mask, *text)
 
-    def _are_pixels(self, pictures: Pictures | Queries) -> bool:
-        given = isinstance(pictures, Seen | Queries) or self.run.model.vit is None
+    def _are_pixels(self, pictures: Pictures | QueryOutputs) -> bool:
+        given = isinstance(pictures, ImageFeatures | QueryOutputs) or self.run.model.vit is None
         return not given and not any(map(is_array, pictures))
 
     def _prefix_of_pixels(self, pictures: Sequence[Picture], text: Sequence[np.ndarray]) -> blip2.Prefix:
         """Return the soft prefixes by one compiled function a batch; the next batch is decoded meanwhile."""
         size, parts, start = self.run.model.vit.image_size, [], 0
-        for batch in ahead.batches(pictures, self.batch_size, functools.partial(read, size=size)):
-            image, frames = (*together(batch), None)[:2]
+        for batch in prefetch.batches(pictures, self.batch_size, functools.partial(read, size=size)):
+            image, frames = (*stack_pictures(batch), None)[:2]
             rows = [array[start : start + len(batch)] for array in text] or [None, None]
-            parts.append(self._in_batches(passes.soft_prefix_of_pictures, image, frames, *rows))
+            parts.append(self._in_batches(forward.soft_prefix_of_pictures, image, frames, *rows))
             start += len(batch)
         return blip2.Prefix.join(parts)
 
@@ -348,35 +351,39 @@ class Blip2:
         """Return unit vectors [N, Q, E] of pictures, [N, E] of texts, or the queries that read both [N, Q, D]."""
         self.needs('qformer') if mode == 'multimodal' else self._needs_heads()
         if mode == 'image':
-            seen = self.encode(pictures)
-            return self._in_batches(passes.embed_image, seen.features, seen.mask)
+            image_features = self.encode_images(pictures)
+            return self._in_batches(forward.embed_image, image_features.features, image_features.mask)
         text = self.text_arrays([clean_caption(t) for t in texts])
         if mode == 'text':
-            return self._in_batches(passes.embed_text, *text)
-        seen = self.encode(pictures)
-        return self._in_batches(passes.read_both, seen.features, seen.mask, *text)
+            return self._in_batches(forward.embed_text, *text)
+        image_features = self.encode_images(pictures)
+        return self._in_batches(forward.read_both, image_features.features, image_features.mask, *text)
 
     def similarity(self, pictures: Pictures, texts: Sequence[str], by: Literal['itc', 'itm'] = 'itc') -> Float['I C']:
         """Return how well each picture fits each text: ITC cosine, or the ITM logit of "matched".
 
         Ask a stage-1 run: later stages move the queries, and their heads stay as stage 1 left them.
         """
-        seen = self.encode(pictures)
+        image_features = self.encode_images(pictures)
         if by == 'itc':
-            image, text = self.features(seen), self.features(texts=texts, mode='text')
+            image, text = self.features(image_features), self.features(texts=texts, mode='text')
             return np.asarray(contrastive.similarity(jnp.asarray(image), jnp.asarray(text)))
-        rows, columns = np.divmod(np.arange(len(seen) * len(texts)), len(texts))
+        rows, columns = np.divmod(np.arange(len(image_features) * len(texts)), len(texts))
         text = self.text_arrays([clean_caption(t) for t in texts])
-        return self.match(seen, text, rows, columns)[:, 1].reshape(len(seen), len(texts))
+        return self.match(image_features, text, rows, columns)[:, 1].reshape(len(image_features), len(texts))
 
-    def match(self, seen: Seen, text: Sequence[np.ndarray], pictures: Int['N'], texts: Int['N']) -> Float['N 2']:
+    def match(
+        self, image_features: ImageFeatures, text: Sequence[np.ndarray], pictures: Int['N'], texts: Int['N']
+    ) -> Float['N 2']:
         """Return the ITM logits (not matched, matched) of the pairs of picture `pictures[n]` and text `texts[n]`.
 
         `text` is what `text_arrays` gives.
         """
         self._needs_heads()
-        match = functools.partial(passes.match, self.model, self.params)
-        return passes.in_pairs(match, self.batch_size, (seen.features, seen.mask), text, pictures, texts)
+        match = functools.partial(forward.match, self.model, self.params)
+        return forward.in_pairs(
+            match, self.batch_size, (image_features.features, image_features.mask), text, pictures, texts
+        )
 
     def text_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return ids and mask [N, T] of cleaned texts for the Q-Former."""
@@ -398,15 +405,15 @@ class Blip2:
         return left_padded(rows, self.lm_tokenizer.pad_id, None if c.family == 't5' else c.max_positions - beside)
 
     def _read(
-        self, pictures: Pictures | Queries, prompts: Sequence[str], new: int
+        self, pictures: Pictures | QueryOutputs, prompts: Sequence[str], new: int
     ) -> tuple[blip2.Prefix, Int['N T'], Bool['N T']]:
         """Return what the language model reads: prefixes and padded prompts, with room for `new` tokens."""
         prefix = self.soft_prefix(pictures, prompts)
-        beside = blip2.in_front(self.run.model, prefix) + new - 1  # the last token is not read
+        beside = blip2.prefix_length(self.run.model, prefix) + new - 1  # the last token is not read
         return prefix, *self.padded_prompts(prompts, beside)
 
     def _in_batches(self, function: Callable, *arrays: np.ndarray | blip2.Prefix | None) -> Any:
-        return passes.in_batches(functools.partial(function, self.model, self.params), self.batch_size, *arrays)
+        return forward.in_batches(functools.partial(function, self.model, self.params), self.batch_size, *arrays)
 
     def needs(self, part: Literal['lm', 'qformer']) -> None:
         """Raise UserError when the run lacks a part of the model."""

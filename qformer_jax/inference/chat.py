@@ -24,13 +24,13 @@ import numpy as np
 from ..data.tokenizers import prompt_ids
 from ..errors import UserError
 from ..models import blip2, llama, opt
-from ..models.cache import Cache, Media
+from ..models.kv_cache import KVCache, Media
 from ..typing import Array, Bool, Float, Int, Params
 from . import decode, stream
 from .blip2 import Blip2
-from .prompts import ending, left_padded
-from .search import Settings, Start, row_keys
-from .seen import Picture, Queries, Seen
+from .generate import GenerationConfig, PrefillState, row_keys
+from .inputs import ImageFeatures, Picture, QueryOutputs
+from .prompts import left_padded, with_eos
 
 SLOTS = 128
 
@@ -39,11 +39,11 @@ SLOTS = 128
 class Dialogue:
     """A dialogue so far; every token of an answer makes a new one, from which the dialogue may go on."""
 
-    looked: Seen | Queries
+    encoded: ImageFeatures | QueryOutputs
     """The pictures, in the order in which they came."""
     turns: tuple[tuple[str, str], ...] = ()
     """(question, answer)."""
-    cache: Cache | None = None
+    cache: KVCache | None = None
     """What the language model has read, where that is kept."""
     read: tuple[int, ...] = ()
     """The ids in the cache, in their order."""
@@ -57,19 +57,19 @@ class Dialogue:
 
 def start(model: Blip2, picture: Picture) -> Dialogue:
     """Begin a dialogue about a picture; raises UserError when the run has no language model."""
-    looked = model.look([picture])
-    return _look(model, Dialogue(looked, pictures_encoded=1), looked)
+    encoded = model.encode_queries([picture])
+    return _show(model, Dialogue(encoded, pictures_encoded=1), encoded)
 
 
 def add_picture(model: Blip2, dialogue: Dialogue, picture: Picture) -> Dialogue:
     """Show one more picture; its queries follow what was said."""
-    new = model.look([picture])
-    looked, count = new.join([dialogue.looked, new]), dialogue.pictures_encoded + 1
-    return _look(model, replace(dialogue, looked=looked, pictures_encoded=count), new)
+    new = model.encode_queries([picture])
+    encoded, count = new.join([dialogue.encoded, new]), dialogue.pictures_encoded + 1
+    return _show(model, replace(dialogue, encoded=encoded, pictures_encoded=count), new)
 
 
 def say(
-    model: Blip2, dialogue: Dialogue, question: str, settings: Settings, key: jax.Array | None = None
+    model: Blip2, dialogue: Dialogue, question: str, settings: GenerationConfig, key: jax.Array | None = None
 ) -> Iterator[tuple[str, Dialogue]]:
     """Yield the answer piece by piece, each with the dialogue up to there.
 
@@ -77,7 +77,7 @@ def say(
     UserError when they leave no room for one. A repetition penalty counts the whole dialogue, as in one long prompt.
     """
     tokenizer = model.lm_tokenizer
-    settings = ending(settings, tokenizer.end_id)
+    settings = with_eos(settings, tokenizer.end_id)
     read, dialogue, limit = (_go_on if keeps_cache(model) else _read_again)(model, dialogue, question, settings)
     keys = None if key is None else row_keys(key, 1)
     said, ids = '', []
@@ -104,7 +104,7 @@ def keeps_cache(model: Blip2) -> bool:
     return model.run.model.lm.family != 't5' and not model.run.objective.instruction_aware
 
 
-def _look(model: Blip2, dialogue: Dialogue, new: Seen | Queries) -> Dialogue:
+def _show(model: Blip2, dialogue: Dialogue, new: ImageFeatures | QueryOutputs) -> Dialogue:
     if not keeps_cache(model):
         return dialogue
     if dialogue.unread:
@@ -113,47 +113,51 @@ def _look(model: Blip2, dialogue: Dialogue, new: Seen | Queries) -> Dialogue:
     if model.run.model.gates:
         media = _media(model.model, model.params, prefix)
         return replace(dialogue, cache=_grown(model, dialogue.cache, 1).replace(media=media), unread=())
-    _left(model, _used(dialogue.cache) + int(prefix.exists.sum()))
-    cache = _grown(model, dialogue.cache, prefix.exists.shape[1])
-    _, cache = _read(model.model, model.params, cache, prefix.vectors, prefix.exists)
+    _left(model, _used(dialogue.cache) + int(prefix.mask.sum()))
+    cache = _grown(model, dialogue.cache, prefix.mask.shape[1])
+    _, cache = _read(model.model, model.params, cache, prefix.vectors, prefix.mask)
     return replace(dialogue, cache=cache, unread=())
 
 
-def _go_on(model: Blip2, dialogue: Dialogue, question: str, settings: Settings) -> tuple[Start, Dialogue, int]:
+def _go_on(
+    model: Blip2, dialogue: Dialogue, question: str, settings: GenerationConfig
+) -> tuple[PrefillState, Dialogue, int]:
     """Read the last word of the answer before, and the new prompt; returns how long the answer may be, too."""
     (prompt,), tokenizer = model.question_prompts([question]), model.lm_tokenizer
     ids = prompt_ids(tokenizer, prompt)
     if dialogue.turns:
-        ids = [*tokenizer.ids(tokenizer.marks.blank + prompt.rstrip()), *tokenizer.marks.close]
+        ids = [*tokenizer.ids(tokenizer.special_tokens.blank + prompt.rstrip()), *tokenizer.special_tokens.close]
     ids = [*dialogue.unread, *ids]
     limit = min(settings.max_new_tokens, _left(model, _used(dialogue.cache) + len(ids)))
     return *_read_ids(model, dialogue, ids, settings.max_new_tokens), limit
 
 
-def _read_ids(model: Blip2, dialogue: Dialogue, ids: list[int], more: int) -> tuple[Start, Dialogue]:
-    row, exists = left_padded([ids], model.lm_tokenizer.pad_id)
+def _read_ids(model: Blip2, dialogue: Dialogue, ids: list[int], more: int) -> tuple[PrefillState, Dialogue]:
+    row, token_mask = left_padded([ids], model.lm_tokenizer.pad_id)
     cache = _grown(model, dialogue.cache, row.shape[1] + more)
-    logits, cache = _read(model.model, model.params, cache, row, exists)
+    logits, cache = _read(model.model, model.params, cache, row, token_mask)
     said, count = (*dialogue.read, *ids), dialogue.words_read + len(ids)
-    slots = cache.exists.shape[1]  # as many words as these it may have read: one shape for all dialogues until it grows
+    slots = cache.valid.shape[1]  # as many words as these it may have read: one shape for all dialogues until it grows
     words = np.pad(np.array([said], np.int32), [(0, 0), (slots - len(said), 0)])
-    read = Start(logits, cache, words, np.arange(slots)[None] >= slots - len(said))
+    read = PrefillState(logits, cache, words, np.arange(slots)[None] >= slots - len(said))
     return read, replace(dialogue, cache=cache, read=said, unread=(), words_read=count)
 
 
-def _read_again(model: Blip2, dialogue: Dialogue, question: str, settings: Settings) -> tuple[Start, Dialogue, int]:
+def _read_again(
+    model: Blip2, dialogue: Dialogue, question: str, settings: GenerationConfig
+) -> tuple[PrefillState, Dialogue, int]:
     """Read the whole dialogue, and each picture's queries for this question."""
     said = [f'{prompt} {answer}' for prompt, answer in _prompted(model, dialogue)]
     (prompt,) = model.question_prompts([question])
-    looked = dialogue.looked.take([-1]) if model.run.model.gates else dialogue.looked
-    prefix = model.soft_prefix(looked, [prompt] * len(looked))
-    prefix = blip2.Prefix(prefix.vectors.reshape(1, -1, prefix.vectors.shape[-1]), prefix.exists.reshape(1, -1))
-    beside = blip2.in_front(model.run.model, prefix)
-    ids, exists = model.padded_prompts([' '.join([*said, prompt])], beside)
+    encoded = dialogue.encoded.take([-1]) if model.run.model.gates else dialogue.encoded
+    prefix = model.soft_prefix(encoded, [prompt] * len(encoded))
+    prefix = blip2.Prefix(prefix.vectors.reshape(1, -1, prefix.vectors.shape[-1]), prefix.mask.reshape(1, -1))
+    beside = blip2.prefix_length(model.run.model, prefix)
+    ids, prompt_mask = model.padded_prompts([' '.join([*said, prompt])], beside)
     limit = min(settings.max_new_tokens, _left(model, beside + ids.shape[1]))
     settings = replace(settings, max_new_tokens=limit)
-    read = stream.begin(model.model, model.params, prefix, ids, exists, settings=settings)
-    return read, replace(dialogue, words_read=dialogue.words_read + int(exists.sum())), limit
+    read = stream.begin(model.model, model.params, prefix, ids, prompt_mask, settings=settings)
+    return read, replace(dialogue, words_read=dialogue.words_read + int(prompt_mask.sum())), limit
 
 
 def _prompted(model: Blip2, dialogue: Dialogue) -> Iterator[tuple[str, str]]:
@@ -161,8 +165,8 @@ def _prompted(model: Blip2, dialogue: Dialogue) -> Iterator[tuple[str, str]]:
     return zip(model.question_prompts(questions), answers, strict=True)
 
 
-def _used(cache: Cache | None) -> int:
-    return 0 if cache is None else int(cache.exists.sum())
+def _used(cache: KVCache | None) -> int:
+    return 0 if cache is None else int(cache.valid.sum())
 
 
 def _left(model: Blip2, used: int) -> int:
@@ -178,7 +182,7 @@ def _left(model: Blip2, used: int) -> int:
     return c.max_positions - used + 1
 
 
-def _grown(model: Blip2, cache: Cache | None, more: int) -> Cache:
+def _grown(model: Blip2, cache: KVCache | None, more: int) -> KVCache:
     """Return the cache with room for `more` slots.
 
     20 slots used of 128, 72 more: nothing grows. 100 used: 172 are needed, so 256 there are.
@@ -188,25 +192,29 @@ def _grown(model: Blip2, cache: Cache | None, more: int) -> Cache:
         c = model.run.model.lm
         empty_cache = {'opt': opt, 'llama': llama}[c.family].empty_cache
         return empty_cache(c, 1, wanted, model.model.dtype)
-    missing = max(0, wanted - cache.exists.shape[1])
+    missing = max(0, wanted - cache.valid.shape[1])
     grow = partial(jax.tree.map, lambda x: jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)))
-    return cache if not missing else cache.replace(layers=grow(cache.layers), exists=grow(cache.exists))
+    return cache if not missing else cache.replace(layers=grow(cache.layers), valid=grow(cache.valid))
 
 
 @partial(jax.jit, static_argnames=('model',))
 def _read(
-    model: blip2.Blip2, params: Params, cache: Cache, given: Int['B T'] | Float['B T L'], exists: Bool['B T']
-) -> tuple[Array, Cache]:
+    model: blip2.Blip2Module,
+    params: Params,
+    cache: KVCache,
+    given: Int['B T'] | Float['B T L'],
+    token_mask: Bool['B T'],
+) -> tuple[Array, KVCache]:
     """Let the decoder read ids, or queries as they are."""
 
-    def go_on(model: blip2.Blip2) -> tuple[Array, Cache]:
+    def go_on(model: blip2.Blip2Module) -> tuple[Array, KVCache]:
         x = given if given.ndim == 3 else model.lm.embed(given)
-        return decode.read(model, x, exists, cache)
+        return decode.next_token_logits(model, x, token_mask, cache)
 
     return nn.apply(go_on, model)({'params': params})
 
 
 @partial(jax.jit, static_argnames=('model',))
-def _media(model: blip2.Blip2, params: Params, prefix: blip2.Prefix) -> Media:
+def _media(model: blip2.Blip2Module, params: Params, prefix: blip2.Prefix) -> Media:
     """Return what gated layers read of a picture."""
     return model.apply({'params': params}, prefix, method='media')

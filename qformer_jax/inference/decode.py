@@ -14,72 +14,72 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from ..models import llama, opt, t5
-from ..models.blip2 import Blip2, Prefix, in_front
-from ..models.cache import Cache, write
+from ..models.blip2 import Blip2Module, Prefix, prefix_length
+from ..models.kv_cache import KVCache, write
 from ..typing import Array, Bool, Float, Int, Params, Size, UInt32
-from .search import Settings, Start, Step, Written, search
+from .generate import GenerationConfig, GenerationOutput, PrefillState, Step, generate
 
 
 @partial(jax.jit, static_argnames=('model', 'settings'))
 def with_lm(
-    model: Blip2,
+    model: Blip2Module,
     params: Params,
     prefix: Prefix,
     prompt: Int['B T'],
     prompt_mask: Bool['B T'],
     keys: UInt32['B 2'] | None = None,
     *,
-    settings: Settings,
-) -> Written:
+    settings: GenerationConfig,
+) -> GenerationOutput:
     """Return what the language model writes after [prefix, left-padded prompt]; a temperature needs `keys`."""
-    return search(*start_lm(model, params, prefix, prompt, prompt_mask, settings.max_new_tokens), settings, keys)
+    return generate(*prefill_lm(model, params, prefix, prompt, prompt_mask, settings.max_new_tokens), settings, keys)
 
 
 @partial(jax.jit, static_argnames=('model', 'settings'))
 def with_qformer(
-    model: Blip2,
+    model: Blip2Module,
     params: Params,
     features: Float['B P V'],
     feature_mask: Bool['B P'],
     keys: UInt32['B 2'] | None = None,
     *,
-    settings: Settings,
-) -> Written:
+    settings: GenerationConfig,
+) -> GenerationOutput:
     """Return what the Q-Former writes about features, as ITG taught it (BLIP-2, section 3.2)."""
-    return search(*start_qformer(model, params, features, feature_mask, settings.max_new_tokens), settings, keys)
+    return generate(*prefill_qformer(model, params, features, feature_mask, settings.max_new_tokens), settings, keys)
 
 
-def start_lm(
-    model: Blip2, params: Params, prefix: Prefix, prompt: Int['B T'], prompt_mask: Bool['B T'], limit: Size
-) -> tuple[Step, Start]:
+def prefill_lm(
+    model: Blip2Module, params: Params, prefix: Prefix, prompt: Int['B T'], prompt_mask: Bool['B T'], limit: Size
+) -> tuple[Step, PrefillState]:
     """Let the language model read prefix and left-padded prompt; raises UserError if `limit` more tokens do not fit."""
-    begin = start_t5 if model.config.lm.family == 't5' else start_decoder
+    begin = prefill_t5 if model.config.lm.family == 't5' else prefill_decoder
     return begin(model, params, prefix, prompt, prompt_mask, limit)
 
 
 def _given_prefix(
-    model: Blip2, prefix: Prefix, prompt: Int['B T'], prompt_mask: Bool['B T']
+    model: Blip2Module, prefix: Prefix, prompt: Int['B T'], prompt_mask: Bool['B T']
 ) -> tuple[Float['B S L'], Bool['B S']]:
     """Return what the language model reads, and which of it exists."""
     if model.config.gates:
         return model.lm.embed(prompt), prompt_mask
     return (
         jnp.concatenate([prefix.vectors, model.lm.embed(prompt)], axis=1),
-        jnp.concatenate([prefix.exists, prompt_mask], axis=1),
+        jnp.concatenate([prefix.mask, prompt_mask], axis=1),
     )
 
 
-def start_decoder(
-    model: Blip2,
+def prefill_decoder(
+    model: Blip2Module,
     params: Params,
     prefix: Prefix,
     prompt: Int['B T'],
     prompt_mask: Bool['B T'],
     limit: Size,
-) -> tuple[Step, Start]:
+) -> tuple[Step, PrefillState]:
     """Read prefix and prompt; raises UserError when they and `limit` new tokens exceed the model's positions."""
     c = model.config.lm
-    beside = in_front(model.config, prefix)
+    beside = prefix_length(model.config, prefix)
     slots = beside + prompt.shape[1] + limit - 1  # the last token is not read
     if slots > c.max_positions:
         raise UserError(
@@ -89,33 +89,37 @@ def start_decoder(
 
     empty_cache = {'opt': opt, 'llama': llama}[c.family].empty_cache
 
-    def begin(model: Blip2) -> tuple[Array, Cache]:
-        x, exists = _given_prefix(model, prefix, prompt, prompt_mask)
+    def begin(model: Blip2Module) -> tuple[Array, KVCache]:
+        x, token_mask = _given_prefix(model, prefix, prompt, prompt_mask)
         cache = empty_cache(c, x.shape[0], slots, model.dtype).replace(media=model.media(prefix))
-        return read(model, x, exists, cache)
+        return next_token_logits(model, x, token_mask, cache)
 
     logits, cache = nn.apply(begin, model)({'params': params})
-    return lm_step(model, params), Start(logits, cache, prompt, prompt_mask)
+    return make_decode_step(model, params), PrefillState(logits, cache, prompt, prompt_mask)
 
 
-def read(model: Blip2, x: Float['B T L'], exists: Bool['B T'], cache: Cache) -> tuple[Float['B N'], Cache]:
+def next_token_logits(
+    model: Blip2Module, x: Float['B T L'], token_mask: Bool['B T'], cache: KVCache
+) -> tuple[Float['B N'], KVCache]:
     """Let a decoder read on; returns the logits that follow the last position that exists, and the cache.
 
     That is the last slot, but in a row whose prompt is empty beside longer ones: exists 1 1 0 0, two queries and two
     holes, is followed by what slot 1 says.
     """
-    out = model.read(x, exists, cache)
-    last = exists.shape[1] - 1 - exists[:, ::-1].argmax(axis=1)
+    out = model.lm_forward(x, token_mask, cache)
+    last = token_mask.shape[1] - 1 - token_mask[:, ::-1].argmax(axis=1)
     return model.lm.word_logits(jnp.take_along_axis(out.hidden, last[:, None, None], axis=1))[:, 0], out.cache
 
 
-def lm_step(model: Blip2, params: Params) -> Step:
+def make_decode_step(model: Blip2Module, params: Params) -> Step:
     """Return how the language model goes on, whatever it has read."""
 
-    def decoder(model: Blip2, cache: Cache, last: Int['R']) -> tuple[Array, Cache]:
-        return read(model, model.lm.embed(last[:, None]), jnp.ones((last.shape[0], 1), bool), cache)
+    def decoder(model: Blip2Module, cache: KVCache, last: Int['R']) -> tuple[Array, KVCache]:
+        return next_token_logits(model, model.lm.embed(last[:, None]), jnp.ones((last.shape[0], 1), bool), cache)
 
-    def encoder_decoder(model: Blip2, cache: tuple[t5.Memory, Cache], last: Int['R']) -> tuple[Array, tuple]:
+    def encoder_decoder(
+        model: Blip2Module, cache: tuple[t5.EncoderOutput, KVCache], last: Int['R']
+    ) -> tuple[Array, tuple]:
         memory, written = cache
         out = model.lm(model.lm.embed(last[:, None]), jnp.ones((last.shape[0], 1), bool), memory, written)
         return model.lm.word_logits(out.hidden)[:, 0], (memory, out.cache)
@@ -124,28 +128,28 @@ def lm_step(model: Blip2, params: Params) -> Step:
     return partial(nn.apply(go_on, model), {'params': params})
 
 
-def start_t5(
-    model: Blip2,
+def prefill_t5(
+    model: Blip2Module,
     params: Params,
     prefix: Prefix,
     prompt: Int['B T'],
     prompt_mask: Bool['B T'],
     limit: Size,
-) -> tuple[Step, Start]:
+) -> tuple[Step, PrefillState]:
     """Let the encoder read prefix and prompt, and give the decoder its first token; that is the search's prompt."""
 
-    def begin(model: Blip2) -> tuple[t5.Memory, Cache]:
+    def begin(model: Blip2Module) -> tuple[t5.EncoderOutput, KVCache]:
         memory = model.lm.encode(*_given_prefix(model, prefix, prompt, prompt_mask))
         memory = memory.replace(hidden_states=())  # beams would carry them along
         return memory, t5.empty_cache(model.config.lm, prompt.shape[0], limit, model.dtype)
 
     first = jnp.full((prompt.shape[0], 1), t5.START_ID)
-    return _after_first(lm_step(model, params), nn.apply(begin, model)({'params': params}), first)
+    return _after_first(make_decode_step(model, params), nn.apply(begin, model)({'params': params}), first)
 
 
-def start_qformer(
-    model: Blip2, params: Params, features: Float['B P V'], feature_mask: Bool['B P'], limit: Size
-) -> tuple[Step, Start]:
+def prefill_qformer(
+    model: Blip2Module, params: Params, features: Float['B P V'], feature_mask: Bool['B P'], limit: Size
+) -> tuple[Step, PrefillState]:
     """Run the queries, whose keys and values the text then reads, and give the text its first token, [DEC].
 
     Raises UserError when this Q-Former has no word head, or `limit` new tokens exceed the positions of the text.
@@ -156,28 +160,28 @@ def start_qformer(
     if limit > c.max_positions:
         raise UserError(f'{limit} new tokens do not fit the Q-Former: {c.max_positions} text positions')
 
-    def begin(model: Blip2) -> Cache:
-        queries = model.ask_queries(features, feature_mask).cache
+    def begin(model: Blip2Module) -> KVCache:
+        queries = model.query_features(features, feature_mask).cache
         layers = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, limit), (0, 0), (0, 0))), queries)
-        exists = jnp.tile(jnp.arange(c.num_queries + limit)[None] < c.num_queries, (features.shape[0], 1))
-        return Cache(layers, exists, jnp.int32(c.num_queries))
+        valid = jnp.tile(jnp.arange(c.num_queries + limit)[None] < c.num_queries, (features.shape[0], 1))
+        return KVCache(layers, valid, jnp.int32(c.num_queries))
 
-    def go_on(model: Blip2, cache: Cache, last: Int['R']) -> tuple[Array, Cache]:
+    def go_on(model: Blip2Module, cache: KVCache, last: Int['R']) -> tuple[Array, KVCache]:
         own = jnp.ones((last.shape[0], 1), bool)
-        seen = jnp.concatenate([cache.exists, own], axis=1)[:, None, None, :]
+        visible = jnp.concatenate([cache.valid, own], axis=1)[:, None, None, :]
         text_start = cache.end - c.num_queries
-        out = model.qformer(seen, text=last[:, None], prefix=cache.layers, text_start=text_start)
-        layers, exists = jax.tree.map(
-            lambda old, new: write(old, new, cache.end), (cache.layers, cache.exists), (out.cache, own)
+        out = model.qformer(visible, text=last[:, None], prefix=cache.layers, text_start=text_start)
+        layers, valid = jax.tree.map(
+            lambda old, new: write(old, new, cache.end), (cache.layers, cache.valid), (out.cache, own)
         )
-        return model.qformer.word_logits(out.text)[:, 0], Cache(layers, exists, cache.end + 1)
+        return model.qformer.word_logits(out.text)[:, 0], KVCache(layers, valid, cache.end + 1)
 
     first = jnp.full((features.shape[0], 1), c.vocab_size)  # [DEC] is the row after the vocabulary
     step = partial(nn.apply(go_on, model), {'params': params})
     return _after_first(step, nn.apply(begin, model)({'params': params}), first)
 
 
-def _after_first(step: Step, cache: Any, first: Int['B 1']) -> tuple[Step, Start]:
+def _after_first(step: Step, cache: Any, first: Int['B 1']) -> tuple[Step, PrefillState]:
     """Return the step, and the start for a writer whose prompt is one token."""
     logits, cache = step(cache, first[:, 0])
-    return step, Start(logits, cache, first, jnp.ones(first.shape, bool))
+    return step, PrefillState(logits, cache, first, jnp.ones(first.shape, bool))

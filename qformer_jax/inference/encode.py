@@ -55,6 +55,10 @@ def _check_same(out: Path, dataset: Dataset, tower: Encoder) -> None:
 
 def _encoded(model: Blip2, records: Source) -> Iterator[Record]:
     texts, pictures = itertools.tee(records[i] for i in range(len(records)))
-    features = (row for seen in model.encoded(record.seen for record in pictures) for row in seen.rows())
+    features = (
+        row
+        for image_features in model.iter_features(record.model_input for record in pictures)
+        for row in image_features.rows()
+    )
     for record, row in zip(texts, features, strict=True):
         yield dataclasses.replace(record, image=None, frames=(), features=row)

@@ -8,24 +8,24 @@ from PIL import Image, ImageDraw
 from .. import boxes
 from ..atomic import replacing
 from ..data import transforms
-from ..data.tokenizers import located
+from ..data.tokenizers import phrase_prompt
 from ..errors import UserError
 from .blip2 import Blip2
-from .search import Settings
-from .seen import Pictures, Queries
+from .generate import GenerationConfig
+from .inputs import Pictures, QueryOutputs
 
-ANSWER = Settings(max_new_tokens=12)  # <object>, three boxes and what stands between them, </object>, end
+ANSWER = GenerationConfig(max_new_tokens=12)  # <object>, three boxes and what stands between them, </object>, end
 COLOURS = ('#e6194b', '#3cb44b', '#4363d8', '#f58231', '#911eb4', '#42d4f4', '#f032e6', '#9a6324')
 SHORTEST = 256  # pixels of a drawing's shorter side, at least
 
 
 def locate(
-    model: Blip2, pictures: Pictures | Queries, phrases: Sequence[str], settings: Settings = ANSWER
+    model: Blip2, pictures: Pictures | QueryOutputs, phrases: Sequence[str], settings: GenerationConfig = ANSWER
 ) -> list[boxes.Grounded]:
     """Return where phrases are, one a picture; raises UserError for a run without words for boxes."""
     if not (c := model.run.model.grounding):
         raise UserError('this run has no words for boxes: give one that was trained with model.grounding')
-    prompts = [located(model.run.data.phrase_prompt[0], phrase) for phrase in phrases]
+    prompts = [phrase_prompt(model.run.data.phrase_prompt[0], phrase) for phrase in phrases]
     return [boxes.read(said.text, c.grid) for said in model.generate(pictures, prompts, settings)]
 
 

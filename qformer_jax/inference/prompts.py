@@ -8,8 +8,8 @@ import numpy as np
 from ..data.tokenizers import LmTokenizer, lm_row, pad
 from ..errors import UserError
 from ..typing import Bool, Int
-from .search import Settings
-from .seen import Pictures, Queries
+from .generate import GenerationConfig
+from .inputs import Pictures, QueryOutputs
 
 PROMPT_BUCKET = 8  # prompts are padded to a multiple of this many tokens
 
@@ -35,12 +35,12 @@ def target_rows(
     return ids, mask, mask & (np.arange(length)[None] >= np.array([begin for _, begin in rows])[:, None])
 
 
-def ending(settings: Settings, end_id: int) -> Settings:
+def with_eos(settings: GenerationConfig, end_id: int) -> GenerationConfig:
     """Return settings that end texts: at `end_id` where they name no end themselves."""
     return settings if settings.end_ids else dataclasses.replace(settings, end_ids=(end_id,))
 
 
-def as_many(pictures: Pictures | Queries, texts: Sequence[str], what: str) -> None:
+def as_many(pictures: Pictures | QueryOutputs, texts: Sequence[str], what: str) -> None:
     """Raise UserError unless there are pictures, and a text for each."""
     if not len(pictures):
         raise UserError('no picture given')

@@ -84,7 +84,7 @@ def error(path: str, before: Array, after: Array | Quantized) -> float:
     """Return the root mean square of what a parameter lost, relative to its own."""
     wide = jnp.asarray(before, jnp.float32)
     if isinstance(after, Quantized):
-        lost = after.widen(jnp.float32) - (wide.T if is_kernel(path) else wide)
+        lost = after.dequantize(jnp.float32) - (wide.T if is_kernel(path) else wide)
     else:
         lost = after.astype(jnp.float32) - wide
     return float(jnp.sqrt(jnp.square(lost).sum() / jnp.maximum(jnp.square(wide).sum(), jnp.finfo(jnp.float32).tiny)))

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..data.tokenizers import LmTokenizer, lm_row, pad
 from ..errors import UserError
-from ..models.blip2 import Blip2, Prefix
+from ..models.blip2 import Blip2Module, Prefix
 from ..objectives import captioning
 from ..typing import Array, Bool, Float, Int, Params
 from . import decode
@@ -40,11 +40,11 @@ def rows(
     longest = max(len(target) for row in ids for target in row)
     length = max(2, 1 << (longest - 1).bit_length())
     shape = len(ids), max(map(len, ids)), length
-    tokens, exists = np.full(shape, tokenizer.pad_id, np.int32), np.zeros(shape, bool)
+    tokens, token_mask = np.full(shape, tokenizer.pad_id, np.int32), np.zeros(shape, bool)
     for n, row in enumerate(ids):
         for c, target in enumerate(row):
-            tokens[n, c], exists[n, c] = pad(target, length, tokenizer.pad_id)
-    return tokens, exists
+            tokens[n, c], token_mask[n, c] = pad(target, length, tokenizer.pad_id)
+    return tokens, token_mask
 
 
 def _target(tokenizer: LmTokenizer, prompt: str, text: str) -> list[int]:
@@ -54,13 +54,13 @@ def _target(tokenizer: LmTokenizer, prompt: str, text: str) -> list[int]:
 
 @partial(jax.jit, static_argnames=('model', 'rows_at_once'))
 def scores(
-    model: Blip2,
+    model: Blip2Module,
     params: Params,
     prefix: Prefix,
     prompt: Int['B T'],
     prompt_mask: Bool['B T'],
     candidates: Int['B C G'],
-    exists: Bool['B C G'],
+    candidate_mask: Bool['B C G'],
     *,
     rows_at_once: int,
 ) -> Float['B C']:
@@ -69,7 +69,7 @@ def scores(
     Candidate c of all rows goes through together, and as many candidates side by side as `rows_at_once` rows allow;
     all continue the same cache.
     """
-    _, start = decode.start_lm(model, params, prefix, prompt, prompt_mask, candidates.shape[2])
+    _, start = decode.prefill_lm(model, params, prefix, prompt, prompt_mask, candidates.shape[2])
     go_on = partial(nn.apply(_read_on, model), {'params': params}, start.cache)
 
     def score(candidate: tuple[Int['B G'], Bool['B G']]) -> Float['B']:
@@ -78,13 +78,13 @@ def scores(
         logits = jnp.concatenate([start.logits[:, None], later], axis=1)
         return -(captioning.token_losses(logits, tokens) * real).sum(axis=1)
 
-    each = jax.tree.map(lambda x: x.swapaxes(0, 1), (candidates, exists))
+    each = jax.tree.map(lambda x: x.swapaxes(0, 1), (candidates, candidate_mask))
     return jax.lax.map(score, each, batch_size=max(1, rows_at_once // len(prompt))).T
 
 
-def _read_on(model: Blip2, cache, tokens: Int['B T'], exists: Bool['B T']) -> Array:
+def _read_on(model: Blip2Module, cache, tokens: Int['B T'], token_mask: Bool['B T']) -> Array:
     """Return the logits after each token of a text that goes on where the cache ends."""
     x = model.lm.embed(tokens)
     if model.config.lm.family == 't5':  # its cache is (what its encoder made, its decoder's cache)
-        return model.lm.word_logits(model.lm(x, exists, *cache).hidden)
-    return model.lm.word_logits(model.read(x, exists, cache).hidden)
+        return model.lm.word_logits(model.lm(x, token_mask, *cache).hidden)
+    return model.lm.word_logits(model.lm_forward(x, token_mask, cache).hidden)

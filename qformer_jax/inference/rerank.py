@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from ..typing import Array, Float
 
-RERANKED = 128  # candidates that the paper ranks again
-OUTSIDE = -100.0  # score of what is not among the k candidates, below every other
+RERANK_TOP_K = 128  # candidates that the paper ranks again
+EXCLUDED = -100.0  # score of what is not among the k candidates, below every other
 
 
 def rerank(similarity: Float['I C'], match: Callable[[Array, Array], Array], k: int) -> Float['I C']:
@@ -21,4 +21,4 @@ def rerank(similarity: Float['I C'], match: Callable[[Array, Array], Array], k: 
     cosine, best = jax.lax.top_k(jnp.asarray(similarity), k)
     row = jnp.repeat(jnp.arange(rows), k)
     scores = cosine + match(row, best.reshape(-1)).reshape(rows, k)
-    return jnp.full(similarity.shape, OUTSIDE, scores.dtype).at[row, best.reshape(-1)].set(scores.reshape(-1))
+    return jnp.full(similarity.shape, EXCLUDED, scores.dtype).at[row, best.reshape(-1)].set(scores.reshape(-1))

@@ -10,35 +10,45 @@ import jax
 import numpy as np
 
 from ..data.tokenizers import LmTokenizer
-from ..models.blip2 import Blip2
+from ..models.blip2 import Blip2Module
 from ..typing import Params, UInt32
 from . import decode
-from .search import Settings, Start, Texts, blank, choose, write
+from .generate import DecodeState, GenerationConfig, PrefillState, decode_step, init_state, sample_token
 
 _CUT = '\ufffd'  # what a tokenizer writes for the first bytes of a character
 
 
 @partial(jax.jit, static_argnames=('model', 'settings'))
-def begin(model: Blip2, params: Params, *prompt, settings: Settings) -> Start:
+def begin(model: Blip2Module, params: Params, *prompt, settings: GenerationConfig) -> PrefillState:
     """Let the language model read (prefix, left-padded prompt, its mask)."""
-    return decode.start_lm(model, params, *prompt, settings.max_new_tokens)[1]
+    return decode.prefill_lm(model, params, *prompt, settings.max_new_tokens)[1]
 
 
 @partial(jax.jit, static_argnames=('settings',))
-def _first(read: Start, keys: UInt32['B 2'] | None, *, settings: Settings) -> Texts:
-    return choose(blank(read, settings), read, settings, keys)
+def _first(read: PrefillState, keys: UInt32['B 2'] | None, *, settings: GenerationConfig) -> DecodeState:
+    return sample_token(init_state(read, settings), read, settings, keys)
 
 
 @partial(jax.jit, static_argnames=('model', 'settings'))
 def _next(
-    model: Blip2, params: Params, texts: Texts, read: Start, keys: UInt32['B 2'] | None, *, settings: Settings
-) -> tuple[Texts, Start]:
-    return write(decode.lm_step(model, params), texts, read, settings, keys)
+    model: Blip2Module,
+    params: Params,
+    texts: DecodeState,
+    read: PrefillState,
+    keys: UInt32['B 2'] | None,
+    *,
+    settings: GenerationConfig,
+) -> tuple[DecodeState, PrefillState]:
+    return decode_step(decode.make_decode_step(model, params), texts, read, settings, keys)
 
 
 def tokens(
-    model: Blip2, params: Params, read: Start, settings: Settings, keys: UInt32['B 2'] | None = None
-) -> Iterator[tuple[np.ndarray, Start]]:
+    model: Blip2Module,
+    params: Params,
+    read: PrefillState,
+    settings: GenerationConfig,
+    keys: UInt32['B 2'] | None = None,
+) -> Iterator[tuple[np.ndarray, PrefillState]]:
     """Yield the next token of each row [B], and what was read before it; ends when every text has."""
     texts = _first(read, keys, settings=settings)
     while True:

@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 
 from ..errors import UserError
 from ..typing import Array, Bool, Float
-from .added import Extended
 from .lora import Adapted
-from .quantized import Quantized, product, weight
+from .quantized import Quantized, quantized_matmul, weight
+from .vocab_extension import Extended
 
 LECUN = nn.initializers.lecun_normal()  # keeps the variance
 
@@ -55,20 +55,20 @@ def rms_norm(eps: float, dtype: DTypeLike) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=eps, dtype=dtype)
 
 
-def products(x: Float['R I'], kernel: Array | Quantized | Adapted | Extended, out_dtype: DTypeLike) -> Float['R O']:
+def matmul(x: Float['R I'], kernel: Array | Quantized | Adapted | Extended, out_dtype: DTypeLike) -> Float['R O']:
     """Return the products of each row of `x` with a kernel of any kind, computed in the precision of `x`.
 
     One row of bfloat16 goes through beside itself: XLA makes a sum down the columns of its product, which on an H100
     lets a step of OPT-2.7B take 5.1 ms, where two rows take 2.7 (experiments/quantization).
     """
     if isinstance(kernel, Extended):
-        parts = (products(x, part, out_dtype) for part in (kernel.table, kernel.added.T))
+        parts = (matmul(x, part, out_dtype) for part in (kernel.table, kernel.added.T))
         return jnp.concatenate(list(parts), axis=1)
     if isinstance(kernel, Adapted):
-        step = products(products(x, kernel.down, x.dtype), kernel.up, out_dtype)
-        return products(x, kernel.kernel, out_dtype) + kernel.scale * step
+        step = matmul(matmul(x, kernel.down, x.dtype), kernel.up, out_dtype)
+        return matmul(x, kernel.kernel, out_dtype) + kernel.scale * step
     if isinstance(kernel, Quantized):
-        return product(x, kernel).astype(out_dtype)
+        return quantized_matmul(x, kernel).astype(out_dtype)
     one = isinstance(x.shape[0], int) and x.shape[0] == 1  # an exported function has any number
     rows = jnp.concatenate([x, x]) if one and x.dtype.itemsize < 4 else x
     return jnp.matmul(rows, kernel.astype(x.dtype), preferred_element_type=out_dtype)[: x.shape[0]]
@@ -90,7 +90,7 @@ class Dense(nn.Module):
         out_dtype = self.out_dtype or self.dtype
         # one product of [R, I]: on CPUs, XLA's gradient of the 3-d form takes four times as long
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y = products(flat, kernel, out_dtype)
+        y = matmul(flat, kernel, out_dtype)
         if self.use_bias:
             y += self.param('bias', nn.initializers.zeros, (self.width,), jnp.float32).astype(out_dtype)[None]
         return y.reshape(*x.shape[:-1], y.shape[1])  # `width`, and any rows that were added
@@ -113,7 +113,7 @@ def tied_logits(x: Float['B T D'], table: Float['N D'] | Quantized | Extended) -
     flat = x.reshape(-1, x.shape[-1])
     wide = jnp.promote_types(x.dtype, jnp.float32)
     if isinstance(table, Quantized):
-        logits = product(flat, table)
+        logits = quantized_matmul(flat, table)
     else:
         logits = jnp.einsum('rd,nd->rn', flat, table.astype(x.dtype), preferred_element_type=wide)
     return logits.reshape(*x.shape[:-1], -1)
@@ -148,17 +148,17 @@ class Attention(nn.Module):
         return KeyValue(self._heads(self.key(x)), self._heads(self.value(x)))
 
     def __call__(
-        self, x: Float['B S D'], seen: KeyValue, mask: Bool['b 1 s M'] | None, *, train: bool = False
+        self, x: Float['B S D'], kv: KeyValue, mask: Bool['b 1 s M'] | None, *, train: bool = False
     ) -> Float['B S D']:
-        """Return what each position of `x` reads from `seen`; softmax in float32 or wider.
+        """Return what each position of `x` reads from `kv`; softmax in float32 or wider.
 
         Variables `nudges/.../weights` [B, H, S, M], where a caller gives any, are added to the weights: the gradient by
         a nudge of zero is that by the weights.
         """
         read = nn.dot_product_attention(
             self._heads(self.query(x)),
-            seen.key,
-            seen.value,
+            kv.key,
+            kv.value,
             mask=mask,
             dropout_rng=self.make_rng('dropout') if train and self.dropout else None,
             dropout_rate=self.dropout,
@@ -167,39 +167,41 @@ class Attention(nn.Module):
             dtype=self.dtype,
             force_fp32_for_softmax=jnp.dtype(self.dtype).itemsize < 4,  # it would also narrow float64
         )
-        if self.has_variable('nudges', 'weights'):
-            read += jnp.einsum('bhsm,bmhk->bshk', self.get_variable('nudges', 'weights').astype(read.dtype), seen.value)
+        if self.has_variable('attention_perturbation', 'weights'):
+            read += jnp.einsum(
+                'bhsm,bmhk->bshk', self.get_variable('attention_perturbation', 'weights').astype(read.dtype), kv.value
+            )
         return self.output(read.reshape(x.shape))
 
-    def weights(self, x: Float['B S D'], seen: KeyValue, mask: Bool['b 1 s M'] | None) -> Float['B H S M']:
-        """Return how much of its reading each position of `x` takes from where; they sum to 1 over `seen`."""
+    def weights(self, x: Float['B S D'], kv: KeyValue, mask: Bool['b 1 s M'] | None) -> Float['B H S M']:
+        """Return how much of its reading each position of `x` takes from where; they sum to 1 over `kv`."""
         wide = jnp.promote_types(self.dtype, jnp.float32)
         return nn.dot_product_attention_weights(
-            self._heads(self.query(x)).astype(wide), seen.key.astype(wide), mask=mask, dtype=wide
+            self._heads(self.query(x)).astype(wide), kv.key.astype(wide), mask=mask, dtype=wide
         )
 
 
 def attend(
     query: Float['B S H K'],
-    seen: KeyValue,
+    kv: KeyValue,
     mask: Bool['B 1 s M'],
     bias: Float['B H S M'] | None = None,
     *,
     scale: float,
 ) -> Float['B S H K']:
-    """Return what each query reads from `seen`, whose heads are the queries' or fewer, each then read by several.
+    """Return what each query reads from `kv`, whose heads are the queries' or fewer, each then read by several.
 
     Softmax in float32 or wider; `jax.nn.dot_product_attention` would narrow float64.
     """
     batch, length, heads, width = query.shape
-    groups = seen.key.shape[2]
+    groups = kv.key.shape[2]
     grouped = query.reshape(batch, length, groups, heads // groups, width)
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    scores = scale * jnp.einsum('bsgrk,bmgk->bgrsm', grouped, seen.key, preferred_element_type=wide)
+    scores = scale * jnp.einsum('bsgrk,bmgk->bgrsm', grouped, kv.key, preferred_element_type=wide)
     if bias is not None:
         scores += bias.reshape(batch, groups, heads // groups, length, -1)
     weights = jax.nn.softmax(jnp.where(mask[:, :, None], scores, jnp.finfo(wide).min)).astype(query.dtype)
-    return jnp.einsum('bgrsm,bmgk->bsgrk', weights, seen.value).reshape(query.shape)
+    return jnp.einsum('bgrsm,bmgk->bsgrk', weights, kv.value).reshape(query.shape)
 
 
 NONLINEARITIES = {

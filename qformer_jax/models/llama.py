@@ -15,16 +15,15 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..typing import Array, Bool, Float, Int, Size
-from . import cache as caches
-from . import masks
-from .cache import Cache, LmOutput, place, write
+from . import kv_cache, masks
+from .kv_cache import KVCache, LmOutput, place, write
 from .layers import GatedMlp, KeyValue, attend, dense, rms_norm, tied_logits, untied_head
 from .quantized import weight
 
 
-def empty_cache(c: config.Llama, batch: Size, slots: Size, dtype: DTypeLike) -> Cache:
+def empty_cache(c: config.LlamaConfig, batch: Size, slots: Size, dtype: DTypeLike) -> KVCache:
     """Return a cache of `slots` empty slots for `batch` rows."""
-    return caches.empty(c.depth, c.kv_heads, c.head_width, batch, slots, dtype)
+    return kv_cache.empty(c.depth, c.kv_heads, c.head_width, batch, slots, dtype)
 
 
 def rotations(position: Int['B T'], head_width: int, base: float, dtype: DTypeLike) -> Float['B T k 2']:
@@ -46,7 +45,7 @@ def turn(x: Float['B T H K'], rotation: Float['B T k 2']) -> Float['B T H K']:
     return turned.astype(x.dtype)
 
 
-class Attention(nn.Module):
+class LlamaAttention(nn.Module):
     """Attention over turned queries and keys; keys are kept turned, so a cache needs no positions."""
 
     config: config.Llama
@@ -67,15 +66,15 @@ class Attention(nn.Module):
         return KeyValue(turn(self._heads(self.key(x)), rotation), self._heads(self.value(x)))
 
     def __call__(
-        self, x: Float['B T L'], rotation: Float['B T k 2'], seen: KeyValue, mask: Bool['B 1 T M']
+        self, x: Float['B T L'], rotation: Float['B T k 2'], kv: KeyValue, mask: Bool['B 1 T M']
     ) -> Float['B T L']:
-        """Return what each position of `x` reads from `seen`."""
+        """Return what each position of `x` reads from `kv`."""
         query = turn(self._heads(self.query(x)), rotation)
-        read = attend(query, seen, mask, scale=self.config.head_width**-0.5)
+        read = attend(query, kv, mask, scale=self.config.head_width**-0.5)
         return self.output(read.reshape(*x.shape[:-1], -1))
 
 
-class Block(nn.Module):
+class LlamaBlock(nn.Module):
     """Causal self-attention and a gated MLP, both pre-norm."""
 
     config: config.Llama
@@ -84,7 +83,7 @@ class Block(nn.Module):
     def setup(self):
         c = self.config
         self.attention_norm = rms_norm(c.norm_eps, self.dtype)
-        self.attention = Attention(c, self.dtype)
+        self.attention = LlamaAttention(c, self.dtype)
         self.mlp_norm = rms_norm(c.norm_eps, self.dtype)
         self.mlp = GatedMlp(c.mlp_width, c.width, 'silu', self.dtype)
 
@@ -98,11 +97,11 @@ class Block(nn.Module):
     ) -> tuple[Float['B T L'], KeyValue]:
         """Return the new hidden states and the keys and values seen (`cached` with this call's written at `start`)."""
         y = self.attention_norm(x)
-        seen = self.attention.project(y, rotation)
+        kv = self.attention.project(y, rotation)
         if cached is not None:
-            seen = jax.tree.map(lambda old, new: write(old, new, start), cached, seen)
-        x = x + self.attention(y, rotation, seen, mask)
-        return x + self.mlp(self.mlp_norm(x)), seen
+            kv = jax.tree.map(lambda old, new: write(old, new, start), cached, kv)
+        x = x + self.attention(y, rotation, kv, mask)
+        return x + self.mlp(self.mlp_norm(x)), kv
 
 
 class Llama(nn.Module):
@@ -115,7 +114,7 @@ class Llama(nn.Module):
         c = self.config
         table = nn.initializers.normal(c.width**-0.5)
         self.word_embedding = weight(self, 'word_embedding', table, (c.vocab_size, c.width))
-        self.layer = [Block(c, self.dtype) for _ in range(c.depth)]
+        self.layer = [LlamaBlock(c, self.dtype) for _ in range(c.depth)]
         self.norm = rms_norm(c.norm_eps, self.dtype)
         if not c.tied:
             self.lm_head = untied_head(c.vocab_size, self.dtype)
@@ -127,27 +126,27 @@ class Llama(nn.Module):
     def __call__(
         self,
         x: Float['B T L'],
-        exists: Bool['B T'],
-        cache: Cache | None = None,
-        before: Mapping[int, Callable[[Array], Array]] = MappingProxyType({}),
+        token_mask: Bool['B T'],
+        cache: KVCache | None = None,
+        pre_block_hooks: Mapping[int, Callable[[Array], Array]] = MappingProxyType({}),
     ) -> LmOutput:
         """Run the decoder over token vectors (or a soft prefix); with a cache, after the positions that it holds.
 
-        `before` says what to do to the hidden states before which block (`gates.py`).
+        `pre_block_hooks` says what to do to the hidden states before which block (`gated_cross_attention.py`).
         """
         c, length = self.config, x.shape[1]
-        slots, start = place(cache, exists)
+        slots, start = place(cache, token_mask)
         position = jax.lax.dynamic_slice_in_dim(masks.positions(slots), start, length, axis=1)
         rotation = rotations(position, c.head_width, c.rope_base, self.dtype)
         mask = masks.decoder(slots, start, length)
         x = x.astype(self.dtype)
         layers, hidden = [], [x]
         for i, layer in enumerate(self.layer):
-            x = before[i](x) if i in before else x
-            x, seen = layer(x, rotation, mask, cache.layers[i] if cache is not None else None, start)
-            layers.append(seen)
+            x = pre_block_hooks[i](x) if i in pre_block_hooks else x
+            x, kv = layer(x, rotation, mask, cache.layers[i] if cache is not None else None, start)
+            layers.append(kv)
             hidden.append(x)
-        new = Cache(tuple(layers), slots, start + length) if cache is not None else None
+        new = KVCache(tuple(layers), slots, start + length) if cache is not None else None
         return LmOutput(self.norm(x), new, tuple(hidden))
 
     def word_logits(self, hidden: Float['B T L']) -> Float['B T N']:

@@ -35,7 +35,7 @@ class Adapted:
         return (kernel + self.scale * (down @ up)).astype(self.kernel.dtype)
 
 
-def init(c: config.Lora, lm: Params, key: jax.Array) -> Params:
+def init(c: config.LoraConfig, lm: Params, key: jax.Array) -> Params:
     """Return fresh steps for a language model, of which only shapes are read; raises UserError if none is chosen.
 
     `down` is Gaussian and keeps the variance of its input, `up` is zero (section 4.1).
@@ -53,7 +53,7 @@ def init(c: config.Lora, lm: Params, key: jax.Array) -> Params:
     return unflatten(steps)
 
 
-def adapt(params: Params, c: config.Lora | None) -> Params:
+def adapt(params: Params, c: config.LoraConfig | None) -> Params:
     """Return the parameters with each step at its kernel, and no component `lora`: what `apply` takes."""
     if c is None:
         return params
@@ -65,7 +65,7 @@ def adapt(params: Params, c: config.Lora | None) -> Params:
     return unflatten(flat)
 
 
-def merge(params: Params, c: config.Lora | None) -> Params:
+def merge(params: Params, c: config.LoraConfig | None) -> Params:
     """Return the parameters with each step added to its kernel, and no component `lora`: a model like any other."""
     flat = flatten(adapt(params, c))
     return unflatten({path: leaf.merged() if isinstance(leaf, Adapted) else leaf for path, leaf in flat.items()})

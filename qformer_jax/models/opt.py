@@ -11,9 +11,8 @@ from jax.typing import DTypeLike
 from .. import config
 from ..errors import UserError
 from ..typing import Array, Bool, Float, Int, Size
-from . import cache as caches
-from . import masks
-from .cache import Cache, LmOutput, place, write
+from . import kv_cache, masks
+from .kv_cache import KVCache, LmOutput, place, write
 from .layers import Attention, KeyValue, Mlp, dense, layer_norm, tied_logits
 from .quantized import weight
 
@@ -21,12 +20,12 @@ POSITION_OFFSET = 2  # OPT's table has two rows before position 0
 NORM_EPS = 1e-5
 
 
-def empty_cache(c: config.Opt, batch: Size, slots: Size, dtype: DTypeLike) -> Cache:
+def empty_cache(c: config.OptConfig, batch: Size, slots: Size, dtype: DTypeLike) -> KVCache:
     """Return a cache of `slots` empty slots for `batch` rows."""
-    return caches.empty(c.depth, c.heads, c.width // c.heads, batch, slots, dtype)
+    return kv_cache.empty(c.depth, c.heads, c.width // c.heads, batch, slots, dtype)
 
 
-class Block(nn.Module):
+class OptBlock(nn.Module):
     """Causal self-attention and a ReLU MLP, each with its norm before it (OPT-350M: after it)."""
 
     config: config.Opt
@@ -45,14 +44,14 @@ class Block(nn.Module):
         """Return the new hidden states and the keys and values seen (`cached` with this call's written at `start`)."""
         first = self.config.norm_first
         y = self.attention_norm(x) if first else x
-        seen = self.attention.project(y)
+        kv = self.attention.project(y)
         if cached is not None:
-            seen = jax.tree.map(lambda old, new: write(old, new, start), cached, seen)
-        x = x + self.attention(y, seen, mask)
+            kv = jax.tree.map(lambda old, new: write(old, new, start), cached, kv)
+        x = x + self.attention(y, kv, mask)
         if first:
-            return x + self.mlp(self.mlp_norm(x)), seen
+            return x + self.mlp(self.mlp_norm(x)), kv
         x = self.attention_norm(x)
-        return self.mlp_norm(x + self.mlp(x)), seen
+        return self.mlp_norm(x + self.mlp(x)), kv
 
 
 class Opt(nn.Module):
@@ -67,7 +66,7 @@ class Opt(nn.Module):
         self.word_embedding = weight(self, 'word_embedding', table, (c.vocab_size, c.input_width))
         rows = c.max_positions + POSITION_OFFSET
         self.position_embedding = self.param('position_embedding', nn.initializers.normal(0.02), (rows, c.width))
-        self.layer = [Block(c, self.dtype) for _ in range(c.depth)]
+        self.layer = [OptBlock(c, self.dtype) for _ in range(c.depth)]
         if c.norm_first:
             self.norm = layer_norm(NORM_EPS, self.dtype)
         if c.input_width != c.width:
@@ -81,14 +80,15 @@ class Opt(nn.Module):
     def __call__(
         self,
         x: Float['B T L'],
-        exists: Bool['B T'],
-        cache: Cache | None = None,
-        before: Mapping[int, Callable[[Array], Array]] = MappingProxyType({}),
+        token_mask: Bool['B T'],
+        cache: KVCache | None = None,
+        pre_block_hooks: Mapping[int, Callable[[Array], Array]] = MappingProxyType({}),
     ) -> LmOutput:
         """Run the decoder over token vectors (or a soft prefix); with a cache, after the positions that it holds.
 
-        `before` says what to do to the hidden states before which block (`gates.py`). Raises UserError for rows longer
-        than the table of positions: a lookup past its end would take its last row, and say nothing.
+        `pre_block_hooks` says what to do to the hidden states before which block (`gated_cross_attention.py`). Raises
+        UserError for rows longer than the table of positions: a lookup past its end would take its last row, and say
+        nothing.
         """
         c, length = self.config, x.shape[1]
         if cache is None and length > c.max_positions:
@@ -96,7 +96,7 @@ class Opt(nn.Module):
                 f'rows of {length} tokens, the picture among them, do not fit the language model: it has '
                 f'{c.max_positions} positions (model.lm.max-positions; data.max-lm-text cuts texts)'
             )
-        slots, start = place(cache, exists)
+        slots, start = place(cache, token_mask)
         position = jax.lax.dynamic_slice_in_dim(masks.positions(slots), start, length, axis=1)
         x = x.astype(self.dtype)
         x = self.input_projection(x) if c.input_width != c.width else x
@@ -104,11 +104,11 @@ class Opt(nn.Module):
         mask = masks.decoder(slots, start, length)
         layers, hidden = [], [x]
         for i, layer in enumerate(self.layer):
-            x = before[i](x) if i in before else x
-            x, seen = layer(x, mask, cache.layers[i] if cache is not None else None, start)
-            layers.append(seen)
+            x = pre_block_hooks[i](x) if i in pre_block_hooks else x
+            x, kv = layer(x, mask, cache.layers[i] if cache is not None else None, start)
+            layers.append(kv)
             hidden.append(x)
-        new = Cache(tuple(layers), slots, start + length) if cache is not None else None
+        new = KVCache(tuple(layers), slots, start + length) if cache is not None else None
         x = self.norm(x) if c.norm_first else x
         x = self.output_projection(x) if c.input_width != c.width else x
         return LmOutput(x, new, tuple(hidden))

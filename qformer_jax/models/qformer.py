@@ -64,7 +64,7 @@ class QformerOutput:
     """What each position takes from which, one a layer; empty unless asked for."""
 
 
-class Layer(nn.Module):
+class QformerLayer(nn.Module):
     """Self-attention of all positions, cross-attention of the queries, and one feed-forward network each."""
 
     config: config.Qformer
@@ -105,14 +105,16 @@ class Layer(nn.Module):
         `prefix` is seen before. Of either's weights there is one array, or none where nothing is read or nobody asks.
         """
         own = self.self_attention.project(x)
-        seen = prefix.append(own) if prefix is not None else own
-        mixes = (self.self_attention.weights(x, seen, mask),) if keep_attention else ()
-        branch = self.self_attention(x, seen, mask, train=train)
+        kv = prefix.append(own) if prefix is not None else own
+        self_attention_weights = (self.self_attention.weights(x, kv, mask),) if keep_attention else ()
+        branch = self.self_attention(x, kv, mask, train=train)
         x = self.self_attention_norm(x + self.drop(branch, deterministic=not train))
         queries, text = x[:, :num_queries], x[:, num_queries:]
-        looks = ()
+        cross_attention_weights = ()
         if num_queries and self.reads_features:
-            looks = (self.cross_attention.weights(queries, image, image_mask),) if keep_attention else ()
+            cross_attention_weights = (
+                (self.cross_attention.weights(queries, image, image_mask),) if keep_attention else ()
+            )
             branch = self.cross_attention(queries, image, image_mask, train=train)
             queries = self.cross_attention_norm(queries + self.drop(branch, deterministic=not train))
         parts = []
@@ -120,7 +122,7 @@ class Layer(nn.Module):
             parts.append(self.query_mlp_norm(queries + self.drop(self.query_mlp(queries), deterministic=not train)))
         if text.shape[1]:
             parts.append(self.text_mlp_norm(text + self.drop(self.text_mlp(text), deterministic=not train)))
-        return jnp.concatenate(parts, axis=1), own, mixes, looks
+        return jnp.concatenate(parts, axis=1), own, self_attention_weights, cross_attention_weights
 
 
 class LmHead(nn.Module):
@@ -158,7 +160,7 @@ class Qformer(nn.Module):
             self.residual_gate = self.param('residual_gate', nn.initializers.zeros, ())
         self.embedding_norm = layer_norm(c.norm_eps, self.dtype)
         self.drop = nn.Dropout(c.dropout)
-        self.layer = [Layer(c, i % c.cross_attention_freq == 0, self.dtype) for i in range(c.depth)]
+        self.layer = [QformerLayer(c, i % c.cross_attention_freq == 0, self.dtype) for i in range(c.depth)]
         if c.text_side != 'none':
             table = nn.initializers.normal(c.width**-0.5)
             self.word_embedding = self.param('word_embedding', table, (c.vocab_size, c.width))
@@ -184,10 +186,10 @@ class Qformer(nn.Module):
             start = queries.mixtures(self.query_token, logits, c.query_bank)
         if c.gated_residual:
             residual = self.residual_projection(pool(features, mask, c.num_queries))
-        sees = mask[:, None, None, :]
+        image_mask = mask[:, None, None, :]
         if c.local_queries:
-            sees = masks.windows(c.num_queries - c.local_queries, c.local_queries, mask)
-        return ImageMemory(tuple(layer.project_image(features) for layer in self.layer), sees, start, residual)
+            image_mask = masks.windows(c.num_queries - c.local_queries, c.local_queries, mask)
+        return ImageMemory(tuple(layer.project_image(features) for layer in self.layer), image_mask, start, residual)
 
     def _embed(
         self, batch: Size, image: ImageMemory | None, text: Int['B T'] | None, text_start: Array | int
@@ -233,10 +235,12 @@ class Qformer(nn.Module):
         for i, layer in enumerate(self.layer):
             keys = image.layers[i] if image is not None else None
             image_mask = image.mask if image is not None else None
-            before = prefix[i] if prefix else None
-            x, own, mixes, looks = layer(x, num_queries, mask, keys, image_mask, before, train, keep_attention)
-            self_attention += mixes
-            attention += looks
+            cached = prefix[i] if prefix else None
+            x, own, self_attention_weights, cross_attention_weights = layer(
+                x, num_queries, mask, keys, image_mask, cached, train, keep_attention
+            )
+            self_attention += self_attention_weights
+            attention += cross_attention_weights
             hidden.append(x)
             cache.append(own)
         last = x[:, :num_queries]
@@ -257,9 +261,9 @@ class Qformer(nn.Module):
         """Return a unit vector of every text position in the shared space (float32)."""
         return _unit(self.text_projection(text))
 
-    def match(self, queries: Float['B Q D'], exists: Bool['Q'] | None = None) -> Float['B 2']:
+    def match(self, queries: Float['B Q D'], query_mask: Bool['Q'] | None = None) -> Float['B 2']:
         """Return the ITM logits (not matched, matched), averaged over the queries that exist (float32; None: all)."""
-        where = None if exists is None else exists[None, :, None]
+        where = None if query_mask is None else query_mask[None, :, None]
         return at_least_float32(self.itm_head(queries)).mean(axis=1, where=where)
 
     def word_logits(self, text: Float['B T D']) -> Float['B T N']:

@@ -20,8 +20,8 @@ from jax.typing import DTypeLike
 
 from ..rules import flatten
 from ..typing import Array, Float, Int, Params
-from .added import Extended
 from .lora import Adapted
+from .vocab_extension import Extended
 
 GROUP = 64  # entries of a row that share a scale, where they have 4 bits
 # Up to so many rows a product reads the weights as they are; above, they are widened for a matrix product. Measured on
@@ -51,9 +51,9 @@ class Quantized:
     def __getitem__(self, rows: Int['*R']) -> Float['*R I']:
         """Return the rows of these numbers (float32), as an array gives them."""
         taken = Quantized(self.values[rows], self.scale[rows])
-        return taken.widen(jnp.float32)
+        return taken.dequantize(jnp.float32)
 
-    def widen(self, dtype: DTypeLike) -> Float['*R I']:
+    def dequantize(self, dtype: DTypeLike) -> Float['*R I']:
         """Return the rows as an array of floats."""
         entries = jnp.concatenate(_entries(self.values), axis=-1)
         wide = entries.astype(jnp.float32) * self.scale[..., None]
@@ -77,7 +77,7 @@ def quantize(rows: Float['O I'], bits: Literal[8, 4]) -> Quantized:
     return Quantized(values, step)
 
 
-def apart(flat: dict[str, Array | Quantized]) -> dict[str, Array]:
+def to_flat(flat: dict[str, Array | Quantized]) -> dict[str, Array]:
     """Return parameters by path as arrays only, as they lie on the disk: `PATH/values` and `PATH/scale`."""
     held = {}
     for path, leaf in flat.items():
@@ -88,8 +88,8 @@ def apart(flat: dict[str, Array | Quantized]) -> dict[str, Array]:
     return held
 
 
-def together(flat: dict[str, Array]) -> dict[str, Array | Quantized]:
-    """Undo `apart`."""
+def from_flat(flat: dict[str, Array]) -> dict[str, Array | Quantized]:
+    """Undo `to_flat`."""
     paths = [path.removesuffix('/values') for path in flat if path.endswith('/values')]
     parts = {f'{path}/{name}' for path in paths for name in ('values', 'scale')}
     rest = {path: array for path, array in flat.items() if path not in parts}
@@ -109,7 +109,7 @@ def _entries(values: Array) -> list[Array]:
     return [(pair << 4) >> 4, pair >> 4]  # a shift to the right copies the sign
 
 
-def product(x: Float['R I'], rows: Quantized) -> Float['R O']:
+def quantized_matmul(x: Float['R I'], rows: Quantized) -> Float['R O']:
     """Return the products of each row of `x` with each row of weights, summed in float32 or wider.
 
     A matrix product would first write wide weights to memory, or at least wait for them; for a few rows of `x`, a
@@ -122,7 +122,7 @@ def product(x: Float['R I'], rows: Quantized) -> Float['R O']:
         return jnp.stack([_sums(row.astype(wide), rows) for row in x])
     contract = (((1,), (1,)), ((), ()))
     if rows.bits == 4:
-        return jax.lax.dot_general(x, rows.widen(x.dtype), contract, preferred_element_type=wide)
+        return jax.lax.dot_general(x, rows.dequantize(x.dtype), contract, preferred_element_type=wide)
     whole = rows.values.reshape(len(rows.values), -1).astype(x.dtype)  # exact: integers up to 127
     return jax.lax.dot_general(x, whole, contract, preferred_element_type=wide) * rows.scale.T
 

@@ -23,7 +23,7 @@ TABLE = 'qformer/query_token'
 """The parameter [Q, D] whose shape depends on the number of queries; of queries that are alike, the only one."""
 
 
-def resized(c: config.Blip2, count: int) -> config.Blip2:
+def resized(c: config.Blip2Config, count: int) -> config.Blip2Config:
     """Return the configuration with so many queries; raises UserError without a Q-Former, or for none."""
     if not c.qformer:
         raise UserError('this run has no Q-Former, and so no queries to count')
@@ -45,7 +45,7 @@ def read_order(path: Path, there: int) -> Int['Q']:
     return order
 
 
-def check_alike(c: config.Qformer) -> None:
+def check_alike(c: config.QformerConfig) -> None:
     """Raise UserError where a query is more than its vector: mixed out of a bank, or tied to a part of the picture."""
     for name, plain in (('query_bank', 1), ('local_queries', 0), ('gated_residual', False)):
         if getattr(c, name) != plain:

@@ -13,18 +13,17 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..typing import Array, Bool, Float, Int, Size
-from . import cache as caches
-from . import masks
-from .cache import Cache, LmOutput, place, write
+from . import kv_cache, masks
+from .kv_cache import KVCache, LmOutput, place, write
 from .layers import GatedMlp, KeyValue, attend, dense, rms_norm, untied_head
 from .quantized import weight
 
 START_ID = 0  # what the decoder reads before the first token: T5's padding id
 
 
-def empty_cache(c: config.T5, batch: Size, slots: Size, dtype: DTypeLike) -> Cache:
+def empty_cache(c: config.T5Config, batch: Size, slots: Size, dtype: DTypeLike) -> KVCache:
     """Return a decoder cache of `slots` empty slots for `batch` rows."""
-    return caches.empty(c.decoder_depth, c.heads, c.head_width, batch, slots, dtype)
+    return kv_cache.empty(c.decoder_depth, c.heads, c.head_width, batch, slots, dtype)
 
 
 def distance_buckets(buckets: int, max_distance: int) -> Int['R']:
@@ -41,13 +40,18 @@ def distance_buckets(buckets: int, max_distance: int) -> Int['R']:
 
 
 def relative_bias(
-    table: Float['buckets H'], reads: Int['B S'], seen: Int['B M'], max_distance: int, *, both_sides: bool
+    table: Float['buckets H'],
+    query_position: Int['B S'],
+    key_position: Int['B M'],
+    max_distance: int,
+    *,
+    both_sides: bool,
 ) -> Float['B H S M']:
-    """Return what attention adds for a position in `reads` that looks at one in `seen`.
+    """Return what attention adds for a position in `query_position` that looks at one in `key_position`.
 
     The encoder looks to `both_sides`: half of the buckets are for what comes after. The decoder looks back only.
     """
-    ahead = seen[:, None, :] - reads[:, :, None]
+    ahead = key_position[:, None, :] - query_position[:, :, None]
     buckets = table.shape[0] // 2 if both_sides else table.shape[0]
     distance = jnp.abs(ahead) if both_sides else jnp.maximum(-ahead, 0)
     bucket = jnp.asarray(distance_buckets(buckets, max_distance))[jnp.minimum(distance, max_distance)]
@@ -56,7 +60,7 @@ def relative_bias(
     return table[bucket].transpose(0, 3, 1, 2)
 
 
-class Attention(nn.Module):
+class T5Attention(nn.Module):
     """Multi-head attention without scaling or biases; keys and values can be projected once and read many times."""
 
     config: config.T5
@@ -79,15 +83,15 @@ class Attention(nn.Module):
         return KeyValue(self._heads(self.key(x)), self._heads(self.value(x)))
 
     def __call__(
-        self, x: Float['B S L'], seen: KeyValue, mask: Bool['B 1 s M'], bias: Float['B H S M'] | None = None
+        self, x: Float['B S L'], kv: KeyValue, mask: Bool['B 1 s M'], bias: Float['B H S M'] | None = None
     ) -> Float['B S L']:
-        """Return what each position of `x` reads from `seen`; softmax in float32 or wider."""
+        """Return what each position of `x` reads from `kv`; softmax in float32 or wider."""
         query = self._heads(self.query(x))
-        read = attend(query, seen, mask, bias, scale=1.0)
+        read = attend(query, kv, mask, bias, scale=1.0)
         return self.output(read.reshape(*x.shape[:-1], -1))
 
 
-class EncoderBlock(nn.Module):
+class T5EncoderBlock(nn.Module):
     """Self-attention and a gated MLP, both pre-norm."""
 
     config: config.T5
@@ -96,7 +100,7 @@ class EncoderBlock(nn.Module):
     def setup(self):
         c = self.config
         self.self_attention_norm = rms_norm(c.norm_eps, self.dtype)
-        self.self_attention = Attention(c, self.dtype)
+        self.self_attention = T5Attention(c, self.dtype)
         self.mlp_norm = rms_norm(c.norm_eps, self.dtype)
         self.mlp = GatedMlp(c.mlp_width, c.width, c.activation, self.dtype)
 
@@ -106,7 +110,7 @@ class EncoderBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class DecoderBlock(nn.Module):
+class T5DecoderBlock(nn.Module):
     """Causal self-attention, attention to the encoder's output, and a gated MLP, all pre-norm."""
 
     config: config.T5
@@ -115,9 +119,9 @@ class DecoderBlock(nn.Module):
     def setup(self):
         c = self.config
         self.self_attention_norm = rms_norm(c.norm_eps, self.dtype)
-        self.self_attention = Attention(c, self.dtype)
+        self.self_attention = T5Attention(c, self.dtype)
         self.cross_attention_norm = rms_norm(c.norm_eps, self.dtype)
-        self.cross_attention = Attention(c, self.dtype)
+        self.cross_attention = T5Attention(c, self.dtype)
         self.mlp_norm = rms_norm(c.norm_eps, self.dtype)
         self.mlp = GatedMlp(c.mlp_width, c.width, c.activation, self.dtype)
 
@@ -133,15 +137,15 @@ class DecoderBlock(nn.Module):
     ) -> tuple[Float['B T L'], KeyValue]:
         """Return the new hidden states and the keys and values seen (`cached` with this call's written at `start`)."""
         y = self.self_attention_norm(x)
-        seen = self.self_attention.project(y)
+        kv = self.self_attention.project(y)
         if cached is not None:
-            seen = jax.tree.map(lambda old, new: write(old, new, start), cached, seen)
-        x = x + self.self_attention(y, seen, mask, bias)
+            kv = jax.tree.map(lambda old, new: write(old, new, start), cached, kv)
+        x = x + self.self_attention(y, kv, mask, bias)
         x = x + self.cross_attention(self.cross_attention_norm(x), encoded, encoded_mask)
-        return x + self.mlp(self.mlp_norm(x)), seen
+        return x + self.mlp(self.mlp_norm(x)), kv
 
 
-class Encoder(nn.Module):
+class T5Encoder(nn.Module):
     """Reads a row in which everything sees everything that exists."""
 
     config: config.T5
@@ -150,32 +154,32 @@ class Encoder(nn.Module):
     def setup(self):
         c = self.config
         self.relative_bias = _bias_table(self, c)
-        self.layer = [EncoderBlock(c, self.dtype) for _ in range(c.depth)]
+        self.layer = [T5EncoderBlock(c, self.dtype) for _ in range(c.depth)]
         self.norm = rms_norm(c.norm_eps, self.dtype)
 
-    def __call__(self, x: Float['B S L'], exists: Bool['B S']) -> tuple[Float['B S L'], tuple[Array, ...]]:
+    def __call__(self, x: Float['B S L'], token_mask: Bool['B S']) -> tuple[Float['B S L'], tuple[Array, ...]]:
         """Return the hidden states after the final norm, and those that enter the first block and leave each."""
-        where = masks.positions(exists)
+        where = masks.positions(token_mask)
         bias = relative_bias(self.relative_bias, where, where, self.config.max_distance, both_sides=True)
         hidden = [x]
         for layer in self.layer:
-            x = layer(x, exists[:, None, None, :], bias)
+            x = layer(x, token_mask[:, None, None, :], bias)
             hidden.append(x)
         return self.norm(x), tuple(hidden)
 
 
 @struct.dataclass
-class Memory:
+class EncoderOutput:
     """What the encoder made of its row, projected once for every layer of the decoder."""
 
     hidden: Float['B S L']
     layers: tuple[KeyValue, ...]
-    exists: Bool['B S']
+    mask: Bool['B S']
     hidden_states: tuple[Array, ...]
     """[B, S, L] entering the encoder's first block, and after each."""
 
 
-class Decoder(nn.Module):
+class T5Decoder(nn.Module):
     """Writes: each position sees the ones before it, and the encoder's row."""
 
     config: config.T5
@@ -184,31 +188,35 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         self.relative_bias = _bias_table(self, c)
-        self.layer = [DecoderBlock(c, self.dtype) for _ in range(c.decoder_depth)]
+        self.layer = [T5DecoderBlock(c, self.dtype) for _ in range(c.decoder_depth)]
         self.norm = rms_norm(c.norm_eps, self.dtype)
 
     def project(self, hidden: Float['B S L']) -> tuple[KeyValue, ...]:
         """Return the keys and values of the encoder's output, a layer each."""
         return tuple(layer.cross_attention.project(hidden) for layer in self.layer)
 
-    def __call__(self, x: Float['B T L'], exists: Bool['B T'], memory: Memory, cache: Cache | None) -> LmOutput:
+    def __call__(
+        self, x: Float['B T L'], token_mask: Bool['B T'], memory: EncoderOutput, cache: KVCache | None
+    ) -> LmOutput:
         length = x.shape[1]
-        slots, start = place(cache, exists)
-        seen = masks.positions(slots)
-        reads = jax.lax.dynamic_slice_in_dim(seen, start, length, axis=1)
-        bias = relative_bias(self.relative_bias, reads, seen, self.config.max_distance, both_sides=False)
-        mask, encoded_mask = masks.decoder(slots, start, length), memory.exists[:, None, None, :]
+        slots, start = place(cache, token_mask)
+        key_position = masks.positions(slots)
+        query_position = jax.lax.dynamic_slice_in_dim(key_position, start, length, axis=1)
+        bias = relative_bias(
+            self.relative_bias, query_position, key_position, self.config.max_distance, both_sides=False
+        )
+        mask, encoded_mask = masks.decoder(slots, start, length), memory.mask[:, None, None, :]
         layers, hidden = [], [x]
         for i, layer in enumerate(self.layer):
             cached = cache.layers[i] if cache is not None else None
             x, own = layer(x, mask, bias, memory.layers[i], encoded_mask, cached, start)
             layers.append(own)
             hidden.append(x)
-        new = Cache(tuple(layers), slots, start + length) if cache is not None else None
+        new = KVCache(tuple(layers), slots, start + length) if cache is not None else None
         return LmOutput(self.norm(x), new, tuple(hidden))
 
 
-def _bias_table(module: nn.Module, c: config.T5) -> Float['buckets H']:
+def _bias_table(module: nn.Module, c: config.T5Config) -> Float['buckets H']:
     return module.param('relative_bias', nn.initializers.normal(c.width**-0.5), (c.buckets, c.heads))
 
 
@@ -221,22 +229,24 @@ class T5(nn.Module):
     def setup(self):
         c = self.config
         self.word_embedding = weight(self, 'word_embedding', nn.initializers.normal(1.0), (c.vocab_size, c.width))
-        self.encoder = Encoder(c, self.dtype)
-        self.decoder = Decoder(c, self.dtype)
+        self.encoder = T5Encoder(c, self.dtype)
+        self.decoder = T5Decoder(c, self.dtype)
         self.lm_head = untied_head(c.vocab_size, self.dtype)
 
     def embed(self, ids: Int['B T']) -> Float['B T L']:
         """Return the token vectors of `ids`."""
         return self.word_embedding[ids].astype(self.dtype)
 
-    def encode(self, x: Float['B S L'], exists: Bool['B S']) -> Memory:
+    def encode(self, x: Float['B S L'], token_mask: Bool['B S']) -> EncoderOutput:
         """Read token vectors (or a soft prefix) and project the result for the decoder, once for all its calls."""
-        hidden, states = self.encoder(x.astype(self.dtype), exists)
-        return Memory(hidden, self.decoder.project(hidden), exists, states)
+        hidden, states = self.encoder(x.astype(self.dtype), token_mask)
+        return EncoderOutput(hidden, self.decoder.project(hidden), token_mask, states)
 
-    def __call__(self, x: Float['B T L'], exists: Bool['B T'], memory: Memory, cache: Cache | None = None) -> LmOutput:
+    def __call__(
+        self, x: Float['B T L'], token_mask: Bool['B T'], memory: EncoderOutput, cache: KVCache | None = None
+    ) -> LmOutput:
         """Run the decoder over the vectors of `START_ID` and the tokens after it; with a cache, after what it holds."""
-        return self.decoder(x.astype(self.dtype), exists, memory, cache)
+        return self.decoder(x.astype(self.dtype), token_mask, memory, cache)
 
     def word_logits(self, hidden: Float['B T L']) -> Float['B T N']:
         """Return the logits of the next token (float32 or wider)."""

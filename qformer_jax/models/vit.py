@@ -12,8 +12,8 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..typing import Array, Float, UInt8
+from .grid_embedding import grid_embedding
 from .layers import Attention, Mlp, at_least_float32, layer_norm
-from .places import places
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training set; every tower of BLIP-2 uses it
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -57,11 +57,11 @@ def resize_positions(table: Float['P V'], grid: tuple[int, int], rule: str) -> F
 
 def _waves(key: Array, shape: tuple[int, int]) -> Float['P V']:
     """Return a fresh position table that tells places from the first step; the class token has none."""
-    square = places(round((shape[0] - 1) ** 0.5), shape[1], *jax.random.split(key))
+    square = grid_embedding(round((shape[0] - 1) ** 0.5), shape[1], *jax.random.split(key))
     return jnp.concatenate([jnp.zeros((1, shape[1])), square])
 
 
-class Block(nn.Module):
+class VitBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); DINOv2 scales both branches."""
 
     config: config.Vit
@@ -117,7 +117,7 @@ class Vit(nn.Module):
         self.position_embedding = self.param('position_embedding', start, (tokens, c.width))
         if c.pre_norm:
             self.pre_norm = layer_norm(c.norm_eps, self.dtype)
-        self.layer = [Block(c, self.dtype) for _ in range(c.depth)]
+        self.layer = [VitBlock(c, self.dtype) for _ in range(c.depth)]
         if c.final_norm:
             self.norm = layer_norm(c.norm_eps, self.dtype)
 

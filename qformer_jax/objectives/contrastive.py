@@ -24,10 +24,10 @@ class Itc:
     text_losses: Float['B']
 
 
-def similarity(image: Float['B Q E'], text: Float['C E'], exists: Bool['Q'] | None = None) -> Float['B C']:
+def similarity(image: Float['B Q E'], text: Float['C E'], query_mask: Bool['Q'] | None = None) -> Float['B C']:
     """Return the cosine of each picture's best query, of those that exist (None: all), with each text."""
     cosine = jnp.einsum('bqe,ce->bqc', image, text, precision='highest')
-    return (cosine if exists is None else jnp.where(exists[None, :, None], cosine, -jnp.inf)).max(axis=1)
+    return (cosine if query_mask is None else jnp.where(query_mask[None, :, None], cosine, -jnp.inf)).max(axis=1)
 
 
 def positives(text: Int['B T'], image_id: Int['B'], rule: str) -> Bool['B B']:
@@ -54,7 +54,7 @@ def itc(
     *,
     label_smoothing: float,
     gather_grad: str,
-    exists: Bool['Q'] | None = None,
+    query_mask: Bool['Q'] | None = None,
 ) -> Itc:
     """Return the contrastive loss over the whole (global) batch, from the queries that exist (None: all).
 
@@ -62,8 +62,8 @@ def itc(
     a gradient (goldens: 113 of 127 gradients differ between the two at equal loss).
     """
     fixed = jax.lax.stop_gradient if gather_grad == 'local' else (lambda x: x)
-    image_to_text = similarity(image, fixed(text), exists) / temperature
-    text_to_image = similarity(fixed(image), text, exists).T / temperature
+    image_to_text = similarity(image, fixed(text), query_mask) / temperature
+    text_to_image = similarity(fixed(image), text, query_mask).T / temperature
     image_losses = cross_entropy(image_to_text, positive, label_smoothing)
     text_losses = cross_entropy(text_to_image, positive.T, label_smoothing)
     loss = (image_losses.mean() + text_losses.mean()) / 2

@@ -21,12 +21,12 @@ from typing import Any, Literal
 import msgspec
 
 from .. import config, json_file
-from ..convert import store
 from ..errors import UserError
 from ..hashing import sha256
-from ..models import added, blip2, connectors, lora, quantized, query_count
+from ..models import blip2, connectors, lora, quantized, query_count, vocab_extension
 from ..rules import flatten
 from ..typing import Params
+from . import weight_store
 
 RUN, FINISHED, LOG = 'run.json', 'finished.json', 'log.jsonl'
 _COPY_IT = 'copy the file again from where the run was made'
@@ -189,7 +189,7 @@ def load_components(done: Finished, which: Literal['last', 'best'] = 'last') -> 
             f'{done.folder / FINISHED} names the components {sorted(digests)}, and the model of {RUN} has '
             f'{sorted(wanted)}: {_COPY_IT}'
         )
-    params = {name: store.load(done.store, digest) for name, digest in digests.items()}
+    params = {name: weight_store.load(done.store, digest) for name, digest in digests.items()}
     for name in params:
         check_same_shapes(name, wanted[name], params[name], str(done.folder))
     return params
@@ -225,12 +225,12 @@ def for_use(done: Finished, which: Literal['last', 'best'] = 'last') -> tuple[co
     """Return a finished run and its parameters, a LoRA and added rows merged into its language model."""
     params = load_components(done, which)
     m = done.run.model
-    return merged(done.run), added.merge(lora.merge(params, m.lora), m.grounding)
+    return merged(done.run), vocab_extension.merge(lora.merge(params, m.lora), m.grounding)
 
 
 def merged(run: config.Run) -> config.Run:
     """Return the run that a run is once its LoRA and added rows are merged."""
-    return replace(run, model=added.merged(replace(run.model, lora=None)))
+    return replace(run, model=vocab_extension.merged(replace(run.model, lora=None)))
 
 
 def open_run_dir(

@@ -8,7 +8,7 @@ from rich.progress import track
 from .. import config
 from ..data import pipeline
 from ..data.dataset import Dataset
-from ..data.rows import Need
+from ..data.preprocess import Need
 from ..errors import UserError
 
 

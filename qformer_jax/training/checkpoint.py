@@ -26,8 +26,8 @@ import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 from jax.experimental import multihost_utils
 
-from qformer_jax.errors import UserError, full_disk_as_user_error
-from qformer_jax.hashing import sha256
+from ..errors import UserError, full_disk_as_user_error
+from ..hashing import sha256
 
 logging.getLogger('absl').setLevel(logging.CRITICAL)  # orbax logs each error that it also raises
 

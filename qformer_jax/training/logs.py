@@ -19,8 +19,8 @@ from rich.progress import Progress as Bar
 from tensorboardX import FileWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
-from qformer_jax.atomic import replacing
-from qformer_jax.errors import UserError
+from ..atomic import replacing
+from ..errors import UserError
 
 SECONDS_BETWEEN_LINES = 10.0
 

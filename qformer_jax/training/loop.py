@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 from .. import config
 from ..atomic import check_writable
-from ..convert import store
 from ..data import pipeline
 from ..data.dataset import Dataset
 from ..errors import Stopped, UserError
@@ -25,9 +24,9 @@ from ..lock import one_writer
 from ..models.blip2 import shapes
 from ..parallel.mesh import check_batch, data_mesh, put_batch, replicated
 from ..rules import flatten, split, unflatten
-from ..runs import run_dir
+from ..runs import run_dir, weight_store
 from ..typing import Params
-from . import language_model, resident, start, step
+from . import device_features, init_params, language_model, step
 from .check import check
 from .check_data import check_data
 from .checkpoint import Checkpoints
@@ -58,19 +57,19 @@ def train(
 def _train(run: config.Run, folder: Path, restart: str, mesh: Mesh) -> run_dir.Finished:
     check_writable(folder.absolute().parent)
     dataset = language_model.open_dataset(run)
-    run = start.complete(run, dataset)
+    run = init_params.complete(run, dataset)
     check_batch(mesh, run.training.batch_size, run.training.accumulate)
-    inputs = start.inputs_of(run, dataset)
+    inputs = init_params.inputs_of(run, dataset)
     if not run_dir.has_begun(folder, run, inputs):
         for line in check_data(run, dataset, mesh.size):
             say(f'  {line}')
-        start.check_frozen(run, inputs, dataset)
-    mark = run_dir.open_run_dir(folder, run, inputs, dataset.tokenizer_files, restart)
+        init_params.check_frozen(run, inputs, dataset)
+    fingerprint = run_dir.open_run_dir(folder, run, inputs, dataset.tokenizer_files, restart)
     if (folder / run_dir.FINISHED).exists():
-        say(f"run '{folder}' ({mark}) is finished already: nothing to do")
+        say(f"run '{folder}' ({fingerprint}) is finished already: nothing to do")
         return run_dir.finished(folder, run.model.connector and run.model.connector.module)
-    start.bring_weights(run, inputs, folder)
-    say(f"{run.stage}: run '{folder}' ({mark}), {run.training.steps} steps of {run.training.batch_size}, "
+    init_params.import_weights(run, inputs, folder)
+    say(f"{run.stage}: run '{folder}' ({fingerprint}), {run.training.steps} steps of {run.training.batch_size}, "
         f'{mesh.size} {jax.default_backend()} device(s), seed {run.training.seed}')  # fmt: skip
     with jax.set_mesh(mesh), contextlib.closing(Checkpoints(folder / 'checkpoints')) as checkpoints:
         trainer = _prepare(run, dataset, inputs, mesh, checkpoints, folder)
@@ -97,7 +96,7 @@ class Trainer:
     frozen: Params
     frozen_checksum: str
     batches: Iterator
-    near: resident.Resident | None
+    features_on_device: device_features.DeviceFeatures | None
     """What the batches leave out; None where they hold everything."""
     checkpoints: Checkpoints
 
@@ -106,7 +105,7 @@ def _prepare(
     run: config.Run, dataset: Dataset, inputs: dict[str, str], mesh: Mesh, checkpoints: Checkpoints, folder: Path
 ) -> Trainer:
     """Build parameters, optimizer, data and state, and resume if there is a checkpoint; says where each came from."""
-    params, sources = start.parameters(run, inputs)
+    params, sources = init_params.parameters(run, inputs)
     trainable, frozen = split(params, run.optimizer.rate_rules)
     if not flatten(trainable):
         raise UserError('optimizer.rate-rules freeze every parameter: nothing to train')
@@ -119,8 +118,10 @@ def _prepare(
     trainable = jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), trainable), replicated(mesh))
     state = jax.device_put(step.new_state(trainable, run), replicated(mesh))
     shard = (jax.process_index(), jax.process_count())
-    near = resident.load(run, dataset, mesh) if resident.fits(run, dataset) else None
-    batches = pipeline.batches(run, dataset, run.data.train_split, training=True, shard=shard, features=near is None)
+    features_on_device = device_features.load(run, dataset, mesh) if device_features.fits(run, dataset) else None
+    batches = pipeline.batches(
+        run, dataset, run.data.train_split, training=True, shard=shard, features=features_on_device is None
+    )
     resumed = checkpoints.restore(jax.tree.map(_abstract, state), batches)
     if resumed:
         state = resumed[0]
@@ -128,13 +129,24 @@ def _prepare(
     else:
         for name, source in sources.items():
             say(f'  {name:14} from {source}')
-        for name in start.left_behind(run):
+        for name in init_params.unused_components(run):
             say(f'  {name:14} stays behind in {run.start.checkpoint}: this model has none')
     sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (trainable, frozen)]
     say(f'  {sizes[0]:,} parameters train, {sizes[1]:,} are frozen')
     program = step.Program.of(run)
     return Trainer(
-        run, dataset, inputs, folder, mesh, program, state, frozen, checksum(frozen), batches, near, checkpoints
+        run,
+        dataset,
+        inputs,
+        folder,
+        mesh,
+        program,
+        state,
+        frozen,
+        checksum(frozen),
+        batches,
+        features_on_device,
+        checkpoints,
     )
 
 
@@ -152,7 +164,7 @@ def _steps(trainer: Trainer, log: Log) -> None:
         for number in range(first + 1, total + 1):
             began = time.perf_counter()
             batch = put_batch(trainer.mesh, next(trainer.batches))
-            batch = trainer.near.join(batch) if trainer.near else batch
+            batch = trainer.features_on_device.join(batch) if trainer.features_on_device else batch
             waited = time.perf_counter() - began
             trainer.state, metrics = step.train_step(
                 trainer.program, trainer.mesh, trainer.state, trainer.frozen, batch
@@ -174,14 +186,14 @@ def _steps(trainer: Trainer, log: Log) -> None:
 def _record(trainer: Trainer, log: Log, progress: Progress, names: list[str], number: int, metrics, timing) -> None:
     """Fetch one step's metrics, write and show them; raises UserError when too many steps were not finite."""
     metrics = jax.device_get(metrics)
-    bad = metrics.pop('bad')
+    nonfinite = metrics.pop('bad')
     skipped = int(metrics['skipped'])
     values = {name: float(value) for name, value in metrics.items()}
     log.write(number, 'train', values, timing)
     rate = trainer.run.training.batch_size / timing['seconds']
     progress.update(number, values['loss'], rate, timing['data_wait'] / timing['seconds'])
     if skipped > trainer.run.training.max_skipped:
-        culprit = names[int(np.argmax(bad))] if bad.any() else 'none this step'
+        culprit = names[int(np.argmax(nonfinite))] if nonfinite.any() else 'none this step'
         raise UserError(
             f'step {number}: {skipped} steps had gradients that are not finite (training.max-skipped is '
             f"{trainer.run.training.max_skipped}); first bad tensor: '{culprit}'"
@@ -270,7 +282,7 @@ def _export(trainer: Trainer, state: step.State) -> dict[str, str]:
         if origin and name not in trained:
             digests[name] = origin
             continue
-        still = store.load(folder, origin) if origin and name in frozen else jax.device_get(frozen.get(name, {}))
+        still = weight_store.load(folder, origin) if origin and name in frozen else jax.device_get(frozen.get(name, {}))
         learned = flatten(jax.device_get(trained.get(name, {})))
-        digests[name] = store.save(folder, unflatten(flatten(still) | learned))
+        digests[name] = weight_store.save(folder, unflatten(flatten(still) | learned))
     return digests

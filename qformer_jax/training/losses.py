@@ -12,39 +12,39 @@ import jax
 import jax.numpy as jnp
 
 from .. import config
-from ..models.blip2 import Blip2
+from ..models.blip2 import Blip2Module
 from ..models.layers import at_least_float32
 from ..objectives import captioning, regularizers
 from ..objectives.contrastive import positives
 from ..objectives.matching import Negatives
 from ..typing import Array, Bool, Float, Int
-from .alignment import Alignment, align, unimodal
+from .stage1_forward import Alignment, align, unimodal
 
 Batch = dict[str, Array]
 Result = tuple[Array, dict[str, Array]]
 
 
-def _see(model: Blip2, batch: Batch) -> tuple[Float['B P V'], Bool['B P']]:
+def _see(model: Blip2Module, batch: Batch) -> tuple[Float['B P V'], Bool['B P']]:
     given = (batch.get(name) for name in ('image', 'features', 'feature_mask', 'frame_mask'))
-    return model.see(*given)
+    return model.vision_features(*given)
 
 
 def vision(
-    model: Blip2,
+    model: Blip2Module,
     batch: Batch,
     key: Array,
     o: config.Objective,
     *,
     devices: int = 1,
     train: bool = False,
-    exists: Bool['Q'] | None = None,
+    query_mask: Bool['Q'] | None = None,
 ) -> Result:
     """Pretrain a tower: which words does the picture's caption hold? (Joulin et al. 2016, multinomial form.)
 
     Target of a caption of n different words: 1/n on each. [CLS], at the start, and [SEP], the last real token, are no
     words: of `[CLS] red circle [SEP] [PAD]`, positions 1 and 2 count, each followed by a real token.
     """
-    logits = model.name_words(*_see(model, batch))
+    logits = model.bag_of_words_logits(*_see(model, batch))
     inside = batch['text_mask'][:, 2:, None]
     words = (jax.nn.one_hot(batch['text'][:, 1:-1], logits.shape[-1]) * inside).max(axis=1)
     count = words.sum(axis=1, keepdims=True)
@@ -55,14 +55,14 @@ def vision(
 
 
 def language(
-    model: Blip2,
+    model: Blip2Module,
     batch: Batch,
     key: Array,
     o: config.Objective,
     *,
     devices: int = 1,
     train: bool = False,
-    exists: Bool['Q'] | None = None,
+    query_mask: Bool['Q'] | None = None,
 ) -> Result:
     """Pretrain a language model on plain text: predict each token from those before it."""
     hidden = model.lm(model.lm.embed(batch['lm_text']), batch['lm_mask']).hidden
@@ -70,20 +70,20 @@ def language(
 
 
 def generation(
-    model: Blip2,
+    model: Blip2Module,
     batch: Batch,
     key: Array,
     o: config.Objective,
     *,
     devices: int = 1,
     train: bool = False,
-    exists: Bool['Q'] | None = None,
+    query_mask: Bool['Q'] | None = None,
 ) -> Result:
     """Stages 2 and 3 (section 3.3): the language model reads [queries, prompt, target]; only the target counts."""
     features, mask = _see(model, batch)
     question = (batch['text'], batch['text_mask']) if o.instruction_aware else (None, None)
-    prefix = model.soft_prefix(features, mask, *question, train=train, exists=exists)
-    hidden = model.after_prefix(prefix, batch['lm_text'], batch['lm_mask'], batch['lm_target'])
+    prefix = model.soft_prefix(features, mask, *question, train=train, query_mask=query_mask)
+    hidden = model.target_hidden_states(prefix, batch['lm_text'], batch['lm_mask'], batch['lm_target'])
     return _lm_loss(model, hidden, batch['lm_text'], batch['lm_target'], _shards(o, devices))
 
 
@@ -92,14 +92,16 @@ def _shards(o: config.Objective, devices: int) -> int:
     return devices if o.token_mean == 'per_shard' else 1
 
 
-def _lm_loss(model: Blip2, hidden: Float['B T L'], targets: Int['B T'], counts: Bool['B T'], shards: int) -> Result:
+def _lm_loss(
+    model: Blip2Module, hidden: Float['B T L'], targets: Int['B T'], counts: Bool['B T'], shards: int
+) -> Result:
     losses, right = target_losses(model, hidden, targets, counts)
     loss = captioning.token_mean(losses, counts, shards)
     return loss, {'loss': loss, 'token_accuracy': captioning.token_mean(right.astype(jnp.float32), counts)}
 
 
 def target_losses(
-    model: Blip2, hidden: Float['B T L'], targets: Int['B T'], counts: Bool['B T']
+    model: Blip2Module, hidden: Float['B T L'], targets: Int['B T'], counts: Bool['B T']
 ) -> tuple[Float['B T'], Bool['B T']]:
     """Return the loss (nats) of each target that counts, and whether greedy decoding gets it right; zero elsewhere.
 
@@ -137,14 +139,14 @@ def _leave_out(lm: nn.Module, hidden: Array, targets: Array, counts: Array) -> t
 
 
 def stage1(
-    model: Blip2,
+    model: Blip2Module,
     batch: Batch,
     key: Array,
     o: config.Objective,
     *,
     devices: int = 1,
     train: bool = False,
-    exists: Bool['Q'] | None = None,
+    query_mask: Bool['Q'] | None = None,
     negatives: Negatives | None = None,
     share_image_keys: bool | None = None,
 ) -> Result:
@@ -153,12 +155,12 @@ def stage1(
     A term of weight 0 is not among the metrics either, and so XLA leaves its passes out.
     """
     features, mask = _see(model, batch)
-    features = model.in_time(features, mask), mask
+    features = model.add_frame_embedding(features, mask), mask
     share = devices == 1 if share_image_keys is None else share_image_keys
     options = {'shards': _shards(o, devices), 'share_image_keys': share, 'negatives': negatives}
-    options |= {'train': train, 'exists': exists}
+    options |= {'train': train, 'query_mask': query_mask}
     out = align(model, *features, batch, key, o, **options)
-    terms = _main_terms(out) | _regularizers(model, features, batch, out, o, train, exists)
+    terms = _main_terms(out) | _regularizers(model, features, batch, out, o, train, query_mask)
     if o.static_queries:
         again = _main_terms(align(model, *features, batch, key, o, **options, static=True))
         terms['static_queries'] = sum(getattr(o, name) * term for name, term in again.items())
@@ -174,24 +176,24 @@ def _main_terms(out: Alignment) -> dict[str, Float['']]:
 
 
 def _regularizers(
-    model: Blip2,
+    model: Blip2Module,
     features: tuple[Array, Array],
     batch: Batch,
     out: Alignment,
     o: config.Objective,
     train: bool,
-    exists: Bool['Q'] | None,
+    query_mask: Bool['Q'] | None,
 ) -> dict[str, Float['']]:
     """Return the terms beside ITC; the second views of `intra_modal` are passes of their own."""
     image, text = out.image_embedding, out.text_embedding
     terms = {
-        'cross_modal': regularizers.cross_modal_consistency(image, text, exists),
-        'in_modal': regularizers.in_modal_consistency(image, text, exists),
+        'cross_modal': regularizers.cross_modal_consistency(image, text, query_mask),
+        'in_modal': regularizers.in_modal_consistency(image, text, query_mask),
     }
     if o.intra_modal:
-        again = unimodal(model.qformer, *features, batch, train=train, exists=exists)
+        again = unimodal(model.qformer, *features, batch, train=train, query_mask=query_mask)
         temperature, positive = model.qformer.temperature, positives(batch['text'], batch['image_id'], o.positives)
-        pictures = [regularizers.mean_query(view, exists) for view in (image, again.image_embedding)]
+        pictures = [regularizers.mean_query(view, query_mask) for view in (image, again.image_embedding)]
         views = pictures, (text, again.text_embedding)
         terms['intra_modal'] = sum(regularizers.intra_modal(*pair, temperature, positive) for pair in views) / 2
     return terms

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from .. import config
 from ..models import nested
-from ..models.blip2 import Blip2, applied
+from ..models.blip2 import Blip2Module, effective_params
 from ..parallel.mesh import replicated
 from ..rules import merge
 from ..typing import Array, Float, Params
@@ -30,7 +30,7 @@ class Program:
     """What a step is compiled from, beside the shapes of its arrays."""
 
     stage: config.Stage
-    model: config.Blip2
+    model: config.Blip2Config
     objective: config.Objective
     optimizer: optimizer.Constants
     dtype: str
@@ -100,21 +100,21 @@ def loss(
 ) -> Result:
     """Return the stage's loss and metrics; with nested queries, training draws how many exist."""
     dropout_key, draw_key = jax.random.split(key)
-    exists = None
+    query_mask = None
     if program.objective.nested_queries and train:
-        exists = nested.draw(jax.random.fold_in(draw_key, 1), program.model.qformer.num_queries)
-    value, metrics = Blip2(program.model, jnp.dtype(program.dtype)).apply(
-        {'params': applied(merge(trainable, frozen), program.model)},
+        query_mask = nested.draw(jax.random.fold_in(draw_key, 1), program.model.qformer.num_queries)
+    value, metrics = Blip2Module(program.model, jnp.dtype(program.dtype)).apply(
+        {'params': effective_params(merge(trainable, frozen), program.model)},
         batch,
         draw_key,
         program.objective,
         devices=mesh.size,
         train=train,
-        exists=exists,
+        query_mask=query_mask,
         method=LOSSES[program.stage],
         rngs={'dropout': dropout_key},
     )
-    return value, metrics if exists is None else metrics | {'queries': exists.sum(dtype=jnp.float32)}
+    return value, metrics if query_mask is None else metrics | {'queries': query_mask.sum(dtype=jnp.float32)}
 
 
 def _accumulated(grad_of: Callable, parts: int, trainable: Params, frozen: Params, batch: Batch, key: Array):

@@ -19,8 +19,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from .. import json_file
-from ..convert.table import Table, check_complete, check_derived, to_ours
-from ..convert.tensors import in_memory
+from ..convert.lazy_tensors import in_memory
+from ..convert.table import Table, check_complete, check_derived, to_jax
 from ..errors import UserError, nearest
 from ..rules import flatten, unflatten
 from ..typing import Params
@@ -110,7 +110,7 @@ def read(folder: Path | str) -> Case:
 def _check_inventory(case: Case) -> None:
     """Raise UserError when an array or a file that meta.json lists is not there, or has another shape."""
     for name, said in case.meta.get('arrays', {}).items():
-        found = list(_theirs(name, case.array(name)).shape)
+        found = list(_torch_layout(name, case.array(name)).shape)
         if found != said.get('shape', found):
             raise UserError(f"{case.folder}: '{name}' is {found}, but meta.json says {said['shape']}")
     for name in case.meta.get('files', {}):
@@ -123,18 +123,18 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f'{path}: no such file')
     try:
         with path.open('rb') as stream, np.load(stream) as file:
-            return {name: _ours(name, array) for name, array in file.items()}
+            return {name: _jax_layout(name, array) for name, array in file.items()}
     except Exception as error:  # zipfile, zlib and numpy each raise their own
         raise UserError(f'{path}: damaged ({error}): copy it again') from error
 
 
-def _ours(name: str, array: np.ndarray) -> np.ndarray:
+def _jax_layout(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype == np.int64:
         array = array.astype(np.int32)
     return array.transpose(0, 2, 3, 1) if _is_picture(name) else array
 
 
-def _theirs(name: str, array: np.ndarray) -> np.ndarray:
+def _torch_layout(name: str, array: np.ndarray) -> np.ndarray:
     return array.transpose(0, 3, 1, 2) if _is_picture(name) else array
 
 
@@ -147,13 +147,13 @@ def params_of(case: Case, table: Table, shapes: Params, unused: tuple[str, ...] 
 
     Regexes over paths in `unused` name what a case need not record because nothing in it depends on them: zeros.
     """
-    theirs, wanted = in_memory(case.state), flatten(shapes)
-    ours = to_ours(table, theirs)
-    absent = [path for path in wanted if path not in ours and any(re.fullmatch(rule, path) for rule in unused)]
-    ours |= in_memory({path: np.zeros(wanted[path].shape, np.float32) for path in absent})
-    check_complete(ours, shapes)
-    check_derived(table, theirs, ours)
-    return unflatten({path: ours[path].read().astype(np.float32) for path in wanted})
+    torch_state, wanted = in_memory(case.state), flatten(shapes)
+    jax_state = to_jax(table, torch_state)
+    absent = [path for path in wanted if path not in jax_state and any(re.fullmatch(rule, path) for rule in unused)]
+    jax_state |= in_memory({path: np.zeros(wanted[path].shape, np.float32) for path in absent})
+    check_complete(jax_state, shapes)
+    check_derived(table, torch_state, jax_state)
+    return unflatten({path: jax_state[path].read().astype(np.float32) for path in wanted})
 
 
 def gradients_of(case: Case, file: str, table: Table, ranks: int = 0) -> dict[str, np.ndarray]:
@@ -166,7 +166,7 @@ def gradients_of(case: Case, file: str, table: Table, ranks: int = 0) -> dict[st
     tensors, out = case.tensors(file), {}
     for rank in [f'rank{r}.' for r in range(ranks)] or ['']:
         own = {key.removeprefix(rank): tensor for key, tensor in tensors.items() if key.startswith(rank)}
-        out |= {named(file, rank + path): x.read() for path, x in to_ours(table, in_memory(own)).items()}
+        out |= {named(file, rank + path): x.read() for path, x in to_jax(table, in_memory(own)).items()}
     return out
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from .. import config, sizes
+from .. import config, presets
 from ..convert import lavis
-from ..convert.table import Row, Table, row_of, to_ours
-from ..convert.tensors import in_memory
+from ..convert.lazy_tensors import in_memory
+from ..convert.table import Row, Table, row_of, to_jax
 from ..errors import UserError
 from ..models import blip2
 from ..objectives.matching import Negatives
@@ -21,13 +21,13 @@ from ..training import losses, optimizer
 from ..typing import Array, Params
 from . import stage1
 from .case import Case, params_of
-from .plan import KEY_BIAS, plan
-from .work import Arrays, Work
+from .recorded.collect import KEY_BIAS, plan
+from .recorded.comparison import Arrays, Work
 
 GROUPS, RATES, AFTER = 'groups.json', 'lr.json', 'parameters after the steps'
 TABLES = tuple(
-    lavis.blip2(config.Blip2(vit, config.Qformer(), lm))
-    for vit, lm in ((sizes.VIT_G, config.Opt()), (sizes.VIT_L, config.T5()))
+    lavis.blip2(config.Blip2Config(vit, config.QformerConfig(), lm))
+    for vit, lm in ((presets.VIT_G, config.OptConfig()), (presets.VIT_L, config.T5Config()))
 )
 DRAWS = ('train.neg_image_idx', 'train.neg_text_idx')
 LOSSES = {'train.loss': 'loss', 'train.loss_itc': 'itc', 'train.loss_itm': 'itm', 'train.loss_lm': 'itg'}
@@ -50,20 +50,20 @@ def work(case: Case) -> Work:
     c = stage1.model_of(case)
     table, (o, steps) = lavis.blip2(c), _settings(case)
     decays, rates, after = _decays(case), _rates(case), _after(case, table)
-    theirs = {name: np.array(list(by_name.values()), np.int32) for name, by_name in decays.items()}
+    recorded_decays = {name: np.array(list(by_name.values()), np.int32) for name, by_name in decays.items()}
 
     def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
         found = {
             name: jax.vmap(optimizer.schedule(*given))(jnp.arange(len(want))) for name, (given, want) in rates.items()
         }
-        found |= {name: _ours_decay(list(by_name)) for name, by_name in decays.items()}
+        found |= {name: _jax_decay(list(by_name)) for name, by_name in decays.items()}
         found['train.lr'] = jax.vmap(optimizer.schedule(o, steps))(jnp.arange(x[DRAWS[0]].shape[0]))
-        trained, reported = _train(blip2.Blip2(c, dtype), params, x, o, steps)
+        trained, reported = _train(blip2.Blip2Module(c, dtype), params, x, o, steps)
         return found | reported | {f'{AFTER}: {path}': tensor for path, tensor in flatten(trained).items()}
 
     inputs = {name: case.home.array(name) for name in ('pixels', 'input_ids', 'attention_mask')}
     inputs |= {name: case.array(name) for name in DRAWS}
-    derived = theirs | {name: want for name, (_, want) in rates.items()} | after
+    derived = recorded_decays | {name: want for name, (_, want) in rates.items()} | after
     left_out = dict.fromkeys((name for name in derived if name.endswith('/key/bias')), KEY_BIAS)
     left_out['groups.json: not_in_optimizer'] = 'what is frozen is for a run to say'
     derived = {name: want for name, want in derived.items() if name not in left_out}
@@ -71,19 +71,21 @@ def work(case: Case) -> Work:
     return plan(case, params, inputs, function, left_out=left_out, derived=derived)
 
 
-def _train(model: blip2.Blip2, params: Params, x: Arrays, o: config.Optimizer, steps: int) -> tuple[Params, Arrays]:
+def _train(
+    model: blip2.Blip2Module, params: Params, x: Arrays, o: config.Optimizer, steps: int
+) -> tuple[Params, Arrays]:
     """Return the trained parameters and the losses before each step, with the recorded draws."""
     trainable, frozen = split(params, FROZEN)
     constants = optimizer.Constants.of(o)
     adamw = optimizer.make(constants, trainable)
     features = model.apply({'params': params}, method=lambda m: m.vit(x['pixels']).features)
-    exists = jnp.ones(features.shape[:1], bool)
+    valid = jnp.ones(features.shape[:1], bool)
     batch = stage1.batch_of(x) | {'features': features, 'feature_mask': jnp.ones(features.shape[:2], bool)}
     objective = config.Objective(positives='diagonal')
 
     def loss(trainable: Params, image: Array, text: Array) -> tuple[Array, Arrays]:
-        def run(model: blip2.Blip2) -> tuple[Array, Arrays]:
-            negatives = Negatives(image, text, exists, exists)
+        def run(model: blip2.Blip2Module) -> tuple[Array, Arrays]:
+            negatives = Negatives(image, text, valid, valid)
             return losses.stage1(model, batch, jax.random.key(0), objective, negatives=negatives)
 
         return model.apply({'params': merge(trainable, frozen)}, method=run)
@@ -96,7 +98,7 @@ def _train(model: blip2.Blip2, params: Params, x: Arrays, o: config.Optimizer, s
 
     start = trainable, optimizer.init(constants, trainable, optimizer.rates(o, steps))
     (trained, _), metrics = jax.lax.scan(step, start, tuple(x[name] for name in DRAWS))
-    return trained, {theirs: metrics[ours] for theirs, ours in LOSSES.items()}
+    return trained, {name: metrics[metric] for name, metric in LOSSES.items()}
 
 
 def _json(case: Case, file: str) -> dict:
@@ -148,7 +150,7 @@ def _decays(case: Case) -> dict[str, dict[str, int]]:
     }
 
 
-def _ours_decay(names: list[str]) -> Array:
+def _jax_decay(names: list[str]) -> Array:
     """Return which of a model's tensors decay by our rules; 2 where we have several parameters and they differ."""
     paths = [_paths(name) for name in names]
     every = [path for found in paths for path in found]
@@ -171,5 +173,5 @@ def _after(case: Case, table: Table) -> dict[str, np.ndarray]:
     files = sorted(case.folder.glob('params_after_*_steps.safetensors'))
     if len(files) != 1:
         raise UserError(f'{case.folder}: one file params_after_N_steps.safetensors is needed, not {len(files)}')
-    tensors = to_ours(table, in_memory(case.tensors(files[0].name)))
+    tensors = to_jax(table, in_memory(case.tensors(files[0].name)))
     return {f'{AFTER}: {path}': tensor.read() for path, tensor in tensors.items()}

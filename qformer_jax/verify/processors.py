@@ -13,8 +13,8 @@ from ..errors import UserError
 from ..models import vit
 from ..typing import Array, Params
 from .case import Case
-from .plan import plan
-from .work import Arrays, Work
+from .recorded.collect import plan
+from .recorded.comparison import Arrays, Work
 
 TEXTS = 'text.json'
 TRAINED = r'train(\d+)\.out'

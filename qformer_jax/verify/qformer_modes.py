@@ -11,13 +11,13 @@ from ..convert import lavis
 from ..models import blip2, masks
 from ..models.qformer import ImageMemory, Qformer, QformerOutput
 from ..objectives import captioning
-from ..training.alignment import caption
+from ..training.stage1_forward import caption
 from ..typing import Params
 from . import sizes
 from .case import Case, params_of
-from .plan import plan
+from .recorded.collect import plan
+from .recorded.comparison import Arrays, Work
 from .stage1 import IGNORED
-from .work import Arrays, Work
 
 INPUTS = ('image_embeds', 'input_ids', 'attention_mask', 'image_mask_2')
 UNUSED = ('qformer/(feature_norm|vision_projection|text_projection|itm_head)/.*', 'qformer/temperature')
@@ -27,7 +27,7 @@ OBJECTIVE = config.Objective()
 def work(case: Case) -> Work:
     """Return what there is to do; raises UserError when sizes and weights do not fit."""
     c = sizes.qformer(case, 'full')
-    shapes = blip2.shapes(config.Blip2(None, c, None))
+    shapes = blip2.shapes(config.Blip2Config(None, c, None))
     params = params_of(case, lavis.qformer(c), {'qformer': shapes['qformer']}, UNUSED)
 
     def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
@@ -62,9 +62,9 @@ def _queries(q: Qformer, x: Arrays, mask: jnp.ndarray) -> QformerOutput:
 
 
 def _text(q: Qformer, x: Arrays) -> Arrays:
-    n, text, exists = q.config.num_queries, x['input_ids'], x['attention_mask'].astype(bool)
-    alone = q(masks.unimodal(n, exists)[:, :, n:, n:], text=text)
-    both = q(masks.bidirectional(n, exists), image=_memory(q, x, _everything(x)), text=text)
+    n, text, valid = q.config.num_queries, x['input_ids'], x['attention_mask'].astype(bool)
+    alone = q(masks.unimodal(n, valid)[:, :, n:, n:], text=text)
+    both = q(masks.bidirectional(n, valid), image=_memory(q, x, _everything(x)), text=text)
     return {
         'text_only.hidden_states': jnp.stack(alone.hidden_states),
         'itm.hidden_states': jnp.stack(both.hidden_states),
@@ -72,17 +72,17 @@ def _text(q: Qformer, x: Arrays) -> Arrays:
 
 
 def _captioning(q: Qformer, x: Arrays, queries: QformerOutput) -> Arrays:
-    n, exists = q.config.num_queries, x['attention_mask'].astype(bool)
-    after = caption(q, queries.cache, x['input_ids'], exists, OBJECTIVE)
-    mask = masks.multimodal_causal(n, exists)
+    n, valid = q.config.num_queries, x['attention_mask'].astype(bool)
+    after = caption(q, queries.cache, x['input_ids'], valid, OBJECTIVE)
+    mask = masks.multimodal_causal(n, valid)
     at_once = q(mask, image=_memory(q, x, _everything(x)), text=after.text)
     losses = captioning.token_losses(after.logits[:, :-1], after.text[:, 1:], OBJECTIVE.label_smoothing)
     return {
         'itg.decoder_input_ids': after.text,
-        'itg.labels': jnp.where(exists, after.text, IGNORED),
+        'itg.labels': jnp.where(valid, after.text, IGNORED),
         'itg.hidden_states': jnp.stack(after.hidden_states),
         'itg.logits': after.logits,
         'itg.loss': after.loss,
-        'itg.loss_per_row': (losses * exists[:, 1:]).sum(axis=1),
+        'itg.loss_per_row': (losses * valid[:, 1:]).sum(axis=1),
         'itg.uncached_logits': q.word_logits(at_once.text),
     }

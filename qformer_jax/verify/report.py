@@ -10,7 +10,7 @@ WIDTH = 160  # of the table where there is no terminal that has one
 
 
 @dataclass(frozen=True)
-class Row:
+class ReportRow:
     """One recorded array, compared."""
 
     name: str
@@ -34,19 +34,19 @@ class Row:
         return self.difference / self.scale if self.scale else self.difference
 
 
-def compare(name: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> Row:
+def compare(name: str, computed: np.ndarray, expected: np.ndarray, tolerance: float) -> ReportRow:
     """Return the row of one array."""
-    shapes = '' if ours.shape == theirs.shape else f'is {list(ours.shape)} here, {list(theirs.shape)} there'
-    return Row(name, difference(ours, theirs), scale(theirs), tolerance, shapes)
+    shapes = '' if computed.shape == expected.shape else f'is {list(computed.shape)} here, {list(expected.shape)} there'
+    return ReportRow(name, difference(computed, expected), scale(expected), tolerance, shapes)
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+def difference(computed: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest absolute difference; equal infinities differ by 0, NaN and other shapes by infinity."""
-    if ours.shape != theirs.shape:
+    if computed.shape != expected.shape:
         return np.inf
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    computed, expected = np.asarray(computed, np.float64), np.asarray(expected, np.float64)
     with np.errstate(invalid='ignore'):
-        gap = np.where(ours == theirs, 0, np.abs(ours - theirs))
+        gap = np.where(computed == expected, 0, np.abs(computed - expected))
     return float(np.nan_to_num(gap, nan=np.inf, posinf=np.inf).max(initial=0))
 
 
@@ -56,7 +56,7 @@ def scale(array: np.ndarray) -> float:
     return float(array[np.isfinite(array)].max(initial=0))
 
 
-def show(title: str, rows: list[Row], left_out: dict[str, str]) -> None:
+def show(title: str, rows: list[ReportRow], left_out: dict[str, str]) -> None:
     """Print the table, what was not compared and why, and one line that sums up."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -77,7 +77,7 @@ def show(title: str, rows: list[Row], left_out: dict[str, str]) -> None:
     console.print(summary(title, rows))
 
 
-def summary(title: str, rows: list[Row]) -> str:
+def summary(title: str, rows: list[ReportRow]) -> str:
     """Return one line: how many rows pass, and the names of those that do not."""
     failed = [row.name for row in rows if not row.passed]
     if failed:

@@ -10,17 +10,17 @@ from .case import Case
 _T5_GELUS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh'}
 
 
-def vit(case: Case, *where: str) -> config.Vit:
+def vit(case: Case, *where: str) -> config.VitConfig:
     """Return the tower's configuration from `meta['config'][where...]`, EVA's or CLIP's by what it holds."""
     return clip(case, *where) if 'layers' in case.setting(*where) else eva(case, *where)
 
 
-def eva(case: Case, *where: str) -> config.Vit:
+def eva(case: Case, *where: str) -> config.VitConfig:
     """Return the sizes of LAVIS's EVA tower."""
     width, depth = case.setting(*where, 'embed_dim'), case.setting(*where, 'depth')
     _only(case, (*where, 'use_mean_pooling'), False)
     _only(case, (*where, 'qkv_bias'), True)
-    return config.Vit(
+    return config.VitConfig(
         image_size=case.setting(*where, 'img_size'),
         patch_size=case.setting(*where, 'patch_size'),
         width=width,
@@ -31,11 +31,11 @@ def eva(case: Case, *where: str) -> config.Vit:
     )
 
 
-def clip(case: Case, *where: str) -> config.Vit:
+def clip(case: Case, *where: str) -> config.VitConfig:
     """Return the sizes of LAVIS's CLIP tower, which builds one block fewer than its `layers`, with CLIP's eps."""
     width = case.setting(*where, 'width')
     given = case.setting(*where)
-    return config.Vit(
+    return config.VitConfig(
         image_size=case.setting(*where, 'input_resolution'),
         patch_size=case.setting(*where, 'patch_size'),
         width=width,
@@ -51,11 +51,11 @@ def clip(case: Case, *where: str) -> config.Vit:
     )
 
 
-def qformer(case: Case, text_side: str) -> config.Qformer:
+def qformer(case: Case, text_side: str) -> config.QformerConfig:
     """Return the sizes of LAVIS's Q-Former; with a text side, its vocabulary counts `[DEC]`, the last one."""
     _only(case, ('qformer', 'hidden_act'), 'gelu')
     _only(case, ('qformer', 'position_embedding_type'), 'absolute')
-    c = config.Qformer(
+    c = config.QformerConfig(
         feature_width=case.setting('qformer', 'encoder_width'),
         num_queries=case.setting('num_query_token'),
         width=case.setting('qformer', 'hidden_size'),
@@ -77,12 +77,12 @@ def qformer(case: Case, text_side: str) -> config.Qformer:
     )
 
 
-def opt(case: Case) -> config.Opt:
+def opt(case: Case) -> config.OptConfig:
     """Return the sizes of an OPT decoder."""
     _only(case, ('opt', 'activation_function'), 'relu')
     _only(case, ('opt', 'do_layer_norm_before'), True)
     _only(case, ('opt', 'word_embed_proj_dim'), case.setting('opt', 'hidden_size'))
-    return config.Opt(
+    return config.OptConfig(
         vocab_size=case.setting('opt', 'vocab_size'),
         width=case.setting('opt', 'hidden_size'),
         depth=case.setting('opt', 'num_hidden_layers'),
@@ -92,7 +92,7 @@ def opt(case: Case) -> config.Opt:
     )
 
 
-def t5(case: Case) -> config.T5:
+def t5(case: Case) -> config.T5Config:
     """Return the sizes of a T5 with an output table of its own."""
     _only(case, ('t5', 'is_gated_act'), True)
     _only(case, ('t5', 'tie_word_embeddings'), False)
@@ -100,7 +100,7 @@ def t5(case: Case) -> config.T5:
     activation = case.setting('t5', 'dense_act_fn')
     if activation not in _T5_GELUS:
         raise UserError(f"{case.folder}: 'config.t5.dense_act_fn' is {activation!r}{nearest(activation, _T5_GELUS)}")
-    return config.T5(
+    return config.T5Config(
         vocab_size=case.setting('t5', 'vocab_size'),
         width=case.setting('t5', 'd_model'),
         depth=case.setting('t5', 'num_layers'),

@@ -9,12 +9,12 @@ from ..convert import lavis
 from ..models import blip2
 from ..objectives import contrastive, matching
 from ..rules import flatten
-from ..training.alignment import Alignment, align
+from ..training.stage1_forward import Alignment, align
 from ..typing import Array, Params
 from . import sizes, texts
 from .case import Case, gradients_of, named, params_of
-from .plan import plan
-from .work import Arrays, Work
+from .recorded.collect import plan
+from .recorded.comparison import Arrays, Work
 
 INPUTS = ('pixels', 'input_ids', 'attention_mask', 'neg_image_idx', 'neg_text_idx')
 GRADIENTS = {
@@ -26,9 +26,9 @@ GRADIENTS = {
 IGNORED = -100  # LAVIS's label of what does not count
 
 
-def model_of(case: Case) -> config.Blip2:
+def model_of(case: Case) -> config.Blip2Config:
     """Return the configuration of a stage-1 model."""
-    return config.Blip2(sizes.vit(case, 'vit'), sizes.qformer(case, 'full'), None)
+    return config.Blip2Config(sizes.vit(case, 'vit'), sizes.qformer(case, 'full'), None)
 
 
 def work(case: Case) -> Work:
@@ -54,7 +54,7 @@ def work(case: Case) -> Work:
     return plan(case, params_of(case, table, blip2.shapes(c)), inputs, function, gradients)
 
 
-def _gradients(c: config.Blip2, params: Params, x: Arrays, dtype: DTypeLike, mode: str) -> tuple[Arrays, Arrays]:
+def _gradients(c: config.Blip2Config, params: Params, x: Arrays, dtype: DTypeLike, mode: str) -> tuple[Arrays, Arrays]:
     """Return the gradients by path, and all that `forward` gives."""
 
     def loss(params: Params) -> tuple[Array, Arrays]:
@@ -71,25 +71,25 @@ def batch_of(x: Arrays) -> Arrays:
     return {'text': x['input_ids'], 'text_mask': x['attention_mask'].astype(bool), 'image_id': ids}
 
 
-def run(model: blip2.Blip2, x: Arrays, mode: str, shards: int = 1) -> tuple[Array, Alignment]:
+def run(model: blip2.Blip2Module, x: Arrays, mode: str, shards: int = 1) -> tuple[Array, Alignment]:
     """Return the features, and what the four passes give with the recorded negatives."""
     features = model.vit(x['pixels']).features
-    exists = jnp.ones(x['neg_image_idx'].shape, bool)
-    negatives = matching.Negatives(x['neg_image_idx'], x['neg_text_idx'], exists, exists)
+    valid = jnp.ones(x['neg_image_idx'].shape, bool)
+    negatives = matching.Negatives(x['neg_image_idx'], x['neg_text_idx'], valid, valid)
     objective = config.Objective(positives='diagonal', gather_grad=mode)
-    seen = features, jnp.ones(features.shape[:2], bool)
+    image_features = features, jnp.ones(features.shape[:2], bool)
     key = jax.random.key(0)  # of a draw that does not take place
-    return features, align(model, *seen, batch_of(x), key, objective, shards=shards, negatives=negatives)
+    return features, align(model, *image_features, batch_of(x), key, objective, shards=shards, negatives=negatives)
 
 
-def forward(c: config.Blip2, params: Params, x: Arrays, dtype: DTypeLike, mode: str) -> Arrays:
+def forward(c: config.Blip2Config, params: Params, x: Arrays, dtype: DTypeLike, mode: str) -> Arrays:
     """Return everything but gradients by its recorded name."""
 
-    def named_arrays(model: blip2.Blip2) -> Arrays:
+    def named_arrays(model: blip2.Blip2Module) -> Arrays:
         features, out = run(model, x, mode)
         return {'image_embeds': model.qformer.feature_norm(features)} | _passes(out) | _itc(out, x) | _losses(out, x)
 
-    return blip2.Blip2(c, dtype).apply({'params': params}, method=named_arrays)
+    return blip2.Blip2Module(c, dtype).apply({'params': params}, method=named_arrays)
 
 
 def _passes(out: Alignment) -> Arrays:

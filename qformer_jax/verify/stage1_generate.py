@@ -3,13 +3,12 @@
 from jax.typing import DTypeLike
 
 from ..convert import lavis
-from ..inference import replay
 from ..models import blip2
 from ..typing import Array, Params
-from . import stage1, writing
+from . import recorded_generation, stage1, writing
 from .case import Case, params_of
-from .plan import plan
-from .work import Arrays, Work
+from .recorded.collect import plan
+from .recorded.comparison import Arrays, Work
 
 BIAS = 'decoder_bias'
 
@@ -24,11 +23,11 @@ def work(case: Case) -> Work:
     case = writing.padded(case, pad_id)
 
     def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
-        model = blip2.Blip2(c, dtype)
+        model = blip2.Blip2Module(c, dtype)
 
-        def write(name: str, arguments: dict, recorded: Array) -> replay.Replay:
+        def write(name: str, arguments: dict, recorded: Array) -> recorded_generation.Replay:
             pixels = x['pixels'][: arguments['input_ids'][0]].transpose(0, 3, 1, 2)
-            return replay.with_qformer(model, params, pixels, arguments, recorded)
+            return recorded_generation.with_qformer(model, params, pixels, arguments, recorded)
 
         return writing.written(case, write, end_id, pad_id)
 

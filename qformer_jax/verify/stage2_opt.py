@@ -8,14 +8,13 @@ from .. import config
 from ..convert import lavis
 from ..data import tokenizers
 from ..data.tokenizers import LmTokenizer
-from ..inference import replay
 from ..models import blip2
 from ..typing import Array, Params
-from . import sizes, stage2, texts, writing
+from . import recorded_generation, sizes, stage2, texts, writing
 from .case import Case, gradients_of, params_of
-from .plan import plan
+from .recorded.collect import plan
+from .recorded.comparison import Arrays, Work
 from .stage1 import IGNORED
-from .work import Arrays, Work
 
 IDS = '.opt_input_ids'
 START = 'where the answer starts'
@@ -24,27 +23,27 @@ VOCABULARY = ('opt', 'tokenizer')
 
 def work(case: Case) -> Work:
     """Return what there is to do; raises UserError when sizes and weights do not fit."""
-    c = config.Blip2(sizes.vit(case, 'vit'), sizes.qformer(case, 'none'), sizes.opt(case))
+    c = config.Blip2Config(sizes.vit(case, 'vit'), sizes.qformer(case, 'none'), sizes.opt(case))
     settings = [name.removesuffix(IDS) for name in case.arrays if name.endswith(IDS)]
-    exists = {name: case.array(f'{name}.attention_mask').astype(bool) for name in settings}
+    attention_masks = {name: case.array(f'{name}.attention_mask').astype(bool) for name in settings}
     end_id, pad_id = case.setting('opt', 'tokenizer', 'eos_token_id(newline)'), case.setting('opt', 'pad_token_id')
-    case, left_out = stage2.without_padding(case, {f'{name}.logits': mask for name, mask in exists.items()})
+    case, left_out = stage2.without_padding(case, {f'{name}.logits': mask for name, mask in attention_masks.items()})
     case = writing.padded(case, pad_id)
     tokenizer, gradients = _tokenizer(case), {}
     for name in settings:
         gradients |= gradients_of(case, _file(name), lavis.blip2(c))
 
     def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
-        model, out = blip2.Blip2(c, dtype), _recomputed(tokenizer, case, settings, c.qformer.num_queries)
+        model, out = blip2.Blip2Module(c, dtype), _recomputed(tokenizer, case, settings, c.qformer.num_queries)
         for name in settings:
             found, batch = _forward(model, params, x, name, case.entry('texts', name))
             file = _file(name) if any(key.startswith(_file(name)) for key in gradients) else None
             found |= stage2.loss_and_gradients(model, params, x['pixels'], batch, file)
             out |= {key if key.startswith('grads') else f'{name}.{key}': value for key, value in found.items()}
 
-        def write(_: str, arguments: dict, recorded: Array) -> replay.Replay:
+        def write(_: str, arguments: dict, recorded: Array) -> recorded_generation.Replay:
             pixels = x['pixels'][: arguments['input_ids'][0]].transpose(0, 3, 1, 2)
-            return replay.with_opt(model, params, pixels, arguments, recorded)
+            return recorded_generation.with_opt(model, params, pixels, arguments, recorded)
 
         return out | writing.written(case, write, end_id, pad_id)
 
@@ -60,20 +59,20 @@ def _file(setting: str) -> str:
     return f'grads_{setting}.safetensors'
 
 
-def _forward(model: blip2.Blip2, params: Params, x: Arrays, setting: str, text: dict) -> tuple[Arrays, Arrays]:
+def _forward(model: blip2.Blip2Module, params: Params, x: Arrays, setting: str, text: dict) -> tuple[Arrays, Arrays]:
     """Return the arrays of a setting, and the batch of its loss.
 
     Labels: without a prompt LAVIS also asks the last query to predict `</s>`; with one, the prompt does not count.
     """
-    ids, seen = x[f'{setting}{IDS}'], x[f'{setting}.attention_mask'].astype(bool)
-    own = seen[:, model.config.qformer.num_queries :]
-    asked = text['prompt_length'] if text['prompt'] else 0
-    target = own & (jnp.arange(ids.shape[1]) >= asked)[None]
+    ids, attention_mask = x[f'{setting}{IDS}'], x[f'{setting}.attention_mask'].astype(bool)
+    own = attention_mask[:, model.config.qformer.num_queries :]
+    prompt_length = text['prompt_length'] if text['prompt'] else 0
+    target = own & (jnp.arange(ids.shape[1]) >= prompt_length)[None]
 
-    def run(model: blip2.Blip2) -> tuple[Array, Array, Array]:
-        prefix = model.soft_prefix(*stage2.see(model, x['pixels'][: ids.shape[0]])).vectors
+    def run(model: blip2.Blip2Module) -> tuple[Array, Array, Array]:
+        prefix = model.soft_prefix(*stage2.vision_features(model, x['pixels'][: ids.shape[0]])).vectors
         embedded = jnp.concatenate([prefix, model.lm.embed(ids)], axis=1)
-        return prefix, embedded, model.lm.word_logits(model.lm(embedded, seen).hidden)
+        return prefix, embedded, model.lm.word_logits(model.lm(embedded, attention_mask).hidden)
 
     prefix, embedded, logits = model.apply({'params': params}, method=run)
     labels = jnp.where(target, ids, IGNORED)
@@ -81,7 +80,7 @@ def _forward(model: blip2.Blip2, params: Params, x: Arrays, setting: str, text: 
         'inputs_opt': prefix,
         'inputs_embeds': embedded,
         'labels': jnp.pad(labels, ((0, 0), (prefix.shape[1], 0)), constant_values=IGNORED),
-        'logits': stage2.where(seen, logits),
+        'logits': stage2.where(attention_mask, logits),
     }
     return found, {'lm_text': ids, 'lm_mask': own, 'lm_target': target}
 

@@ -5,13 +5,12 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..convert import lavis
-from ..inference import replay
 from ..models import blip2
 from ..typing import Array, Params
-from . import sizes, stage2, writing
+from . import recorded_generation, sizes, stage2, writing
 from .case import Case, gradients_of, params_of
-from .plan import plan
-from .work import Arrays, Work
+from .recorded.collect import plan
+from .recorded.comparison import Arrays, Work
 
 GRADS = 'grads.safetensors'
 INPUTS = ('pixels', 'input_ids', 'output_ids', 'attention_mask', 'decoder_attention_mask', 'labels')
@@ -19,7 +18,7 @@ INPUTS = ('pixels', 'input_ids', 'output_ids', 'attention_mask', 'decoder_attent
 
 def work(case: Case) -> Work:
     """Return what there is to do; raises UserError when sizes and weights do not fit."""
-    c = config.Blip2(sizes.vit(case, 'vit'), sizes.qformer(case, 'none'), sizes.t5(case))
+    c = config.Blip2Config(sizes.vit(case, 'vit'), sizes.qformer(case, 'none'), sizes.t5(case))
     end_id, pad_id = case.setting('t5', 'eos_token_id'), case.setting('t5', 'pad_token_id')
     inputs = {name: case.array(name) for name in INPUTS}
     inputs |= {name: x for name, x in case.arrays.items() if name.endswith(('.input_ids', '.attention_mask'))}
@@ -32,16 +31,16 @@ def work(case: Case) -> Work:
     gradients = gradients_of(case, GRADS, lavis.blip2(c))
 
     def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
-        model = blip2.Blip2(c, dtype)
+        model = blip2.Blip2Module(c, dtype)
         batch = _batch(x, c.qformer.num_queries)
         out = _forward(model, params, x, batch)
         out |= stage2.loss_and_gradients(model, params, x['pixels'], batch, GRADS if gradients else None)
 
-        def write(name: str, arguments: dict, recorded: Array) -> replay.Replay:
+        def write(name: str, arguments: dict, recorded: Array) -> recorded_generation.Replay:
             said = name.partition('.')[0]
             ids, mask = x[f'{said}.input_ids'], x[f'{said}.attention_mask'].astype(bool)
             pixels = x['pixels'][: ids.shape[0]].transpose(0, 3, 1, 2)
-            return replay.with_t5(model, params, pixels, ids, mask, arguments, recorded)
+            return recorded_generation.with_t5(model, params, pixels, ids, mask, arguments, recorded)
 
         return out | writing.written(case, write, end_id, pad_id)
 
@@ -59,18 +58,18 @@ def _batch(x: Arrays, num_queries: int) -> Arrays:
     }
 
 
-def _forward(model: blip2.Blip2, params: Params, x: Arrays, batch: Arrays) -> Arrays:
-    seen, length = x['attention_mask'].astype(bool), x['input_ids'].shape[1]
+def _forward(model: blip2.Blip2Module, params: Params, x: Arrays, batch: Arrays) -> Arrays:
+    attention_mask, length = x['attention_mask'].astype(bool), x['input_ids'].shape[1]
 
-    def run(model: blip2.Blip2) -> Arrays:
-        prefix = model.soft_prefix(*stage2.see(model, x['pixels']))
+    def run(model: blip2.Blip2Module) -> Arrays:
+        prefix = model.soft_prefix(*stage2.vision_features(model, x['pixels']))
         embedded = jnp.concatenate([prefix.vectors, model.lm.embed(x['input_ids'])], axis=1)
-        hidden = model.after_prefix(prefix, batch['lm_text'], batch['lm_mask'], batch['lm_target'])
+        hidden = model.target_hidden_states(prefix, batch['lm_text'], batch['lm_mask'], batch['lm_target'])
         logits = model.lm.word_logits(hidden)[:, length:]
         return {
             'inputs_t5': prefix.vectors,
             'inputs_embeds': embedded,
-            'encoder_last_hidden_state': stage2.where(seen, model.lm.encode(embedded, seen).hidden),
+            'encoder_last_hidden_state': stage2.where(attention_mask, model.lm.encode(embedded, attention_mask).hidden),
             'logits': stage2.where(x['decoder_attention_mask'].astype(bool), logits),
         }
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..data.tokenizers import TextTokenizer
 from .case import Case
-from .work import Arrays
+from .recorded.comparison import Arrays
 
 
 def bert(case: Case) -> TextTokenizer | None:

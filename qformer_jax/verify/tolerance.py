@@ -32,23 +32,23 @@ def is_ids(array: np.ndarray) -> bool:
     return not np.issubdtype(array.dtype, np.floating)
 
 
-def float32(theirs: np.ndarray, noise: float) -> float:
+def float32(expected: np.ndarray, noise: float) -> float:
     """Return the tolerance of an array from the largest difference between our own float32 and float64 results."""
-    if is_ids(theirs):
+    if is_ids(expected):
         return 0.0
-    size = scale(theirs)
+    size = scale(expected)
     return min(NOISE_FACTOR * max(noise, EPSILON * size), LIMIT * size)
 
 
-def gradient(theirs: np.ndarray) -> float:
+def gradient(expected: np.ndarray) -> float:
     """Return the tolerance of a gradient in float32."""
-    return LIMIT * scale(theirs)
+    return LIMIT * scale(expected)
 
 
-def bfloat16(theirs: np.ndarray, is_gradient: bool) -> float:
+def bfloat16(expected: np.ndarray, is_gradient: bool) -> float:
     """Return the tolerance of an array in bfloat16."""
     factor = BFLOAT16_GRADIENT_FACTOR if is_gradient else BFLOAT16_FACTOR
-    return 0.0 if is_ids(theirs) else factor * BFLOAT16_EPSILON * scale(theirs)
+    return 0.0 if is_ids(expected) else factor * BFLOAT16_EPSILON * scale(expected)
 
 
 _DECIDES = re.compile(

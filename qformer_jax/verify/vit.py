@@ -14,8 +14,8 @@ from ..rules import flatten
 from ..typing import Array, Params
 from . import sizes
 from .case import Case, gradients_of, named, params_of
-from .plan import plan
-from .work import Arrays, Work
+from .recorded.collect import plan
+from .recorded.comparison import Arrays, Work
 
 _RESIZED = re.compile(r'pos_interp_(\d+)x(\d+)')
 GRADS = 'grads.safetensors'
@@ -25,7 +25,7 @@ def work(case: Case) -> Work:
     """Return what there is to do; raises UserError when sizes and weights do not fit."""
     c = sizes.vit(case)
     table = lavis.vit(c)
-    params = params_of(case, table, blip2.shapes(config.Blip2(vit=c, qformer=None, lm=None)))
+    params = params_of(case, table, blip2.shapes(config.Blip2Config(vit=c, qformer=None, lm=None)))
     case.array('pixels')
     inputs = {name: case.arrays[name] for name in ('pixels', 'loss_weight') if name in case.arrays}
     resized = {name: x.shape for name, x in case.arrays.items() if _RESIZED.fullmatch(name)}
@@ -37,7 +37,7 @@ def work(case: Case) -> Work:
     return plan(case, params, inputs, function, gradients_of(case, GRADS, table))
 
 
-def _forward(c: config.Vit, params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+def _forward(c: config.VitConfig, params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
     def run(tower: Vit) -> Arrays:
         out = tower(x['pixels'])
         patches = tower.patch_projection(x['pixels'].astype(dtype))
@@ -51,12 +51,12 @@ def _forward(c: config.Vit, params: Params, x: Arrays, dtype: DTypeLike) -> Arra
     return Vit(c, dtype).apply({'params': params['vit']}, method=run)
 
 
-def _resized(c: config.Vit, params: Params, name: str) -> Array:
+def _resized(c: config.VitConfig, params: Params, name: str) -> Array:
     grid = tuple(map(int, _RESIZED.fullmatch(name).groups()))
     return resize_positions(params['vit']['position_embedding'], grid, c.position_resize)
 
 
-def _loss(c: config.Vit, params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+def _loss(c: config.VitConfig, params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
     """Return sum(loss_weight * features) and its gradients, where the case has weights for it."""
     if 'loss_weight' not in x:
         return {}

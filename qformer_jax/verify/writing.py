@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..inference.replay import Replay
 from ..typing import Array, Int
 from .case import Case
-from .work import Arrays
+from .recorded.comparison import Arrays
+from .recorded_generation import Replay
 
 KINDS = ('sequences', 'sequences_scores', 'step_scores', 'top2_gap')
 Write = Callable[[str, dict, Array], Replay]
@@ -53,14 +53,14 @@ def written(case: Case, write: Write, end_id: int, pad_id: int) -> Arrays:
     out = {}
     for name in names(case):
         arguments, recorded = case.meta['generate_kwargs'][name], case.array(f'{name}.sequences')
-        ours = write(name, arguments, recorded)
-        tokens = ours.written.tokens.reshape(-1, ours.written.tokens.shape[-1])
+        replayed = write(name, arguments, recorded)
+        tokens = replayed.written.tokens.reshape(-1, replayed.written.tokens.shape[-1])
         ended = jnp.cumsum(tokens == end_id, axis=1) - (tokens == end_id) > 0
         prompt = jnp.asarray(recorded[:, : prompt_length(arguments)])
         out[f'{name}.sequences'] = jnp.concatenate([prompt, jnp.where(ended, pad_id, tokens)], axis=1)
-        out[f'{name}.sequences_scores'] = ours.written.scores.reshape(-1)
-        if ours.step_scores is not None:
-            steps = ours.step_scores[:, : case.array(f'{name}.step_scores').shape[1]]
+        out[f'{name}.sequences_scores'] = replayed.written.scores.reshape(-1)
+        if replayed.step_scores is not None:
+            steps = replayed.step_scores[:, : case.array(f'{name}.step_scores').shape[1]]
             best = jax.lax.top_k(steps, 2)[0]
             out |= {f'{name}.step_scores': steps, f'{name}.top2_gap': best[..., 0] - best[..., 1]}
     return out

@@ -18,15 +18,15 @@ import transformers
 from jax.typing import DTypeLike
 
 from qformer_jax.convert import huggingface_config, llama
-from qformer_jax.convert.recognise import Source, recognise
+from qformer_jax.convert.lazy_tensors import read_all
+from qformer_jax.convert.recognise import CheckpointSource, recognise
 from qformer_jax.convert.table import Table
-from qformer_jax.convert.tensors import read_all
-from qformer_jax.models.blip2 import Blip2
+from qformer_jax.models.blip2 import Blip2Module
 from qformer_jax.rules import unflatten
-from qformer_jax.training import exchange
+from qformer_jax.runs import import_export
 from qformer_jax.typing import Params
-from qformer_jax.verify import against, flow, probe, theirs
-from qformer_jax.verify.work import Arrays, Work
+from qformer_jax.verify.huggingface import compare, inputs, layerwise, reference
+from qformer_jax.verify.recorded.comparison import Arrays, Work
 
 from .subject import Subject
 
@@ -93,36 +93,36 @@ MODELS = {
 
 
 @cache
-def _read(kind: str) -> tuple[Subject, Source]:
+def _read(kind: str) -> tuple[Subject, CheckpointSource]:
     """Return a model as a case, and what its folder is."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         MODELS[kind]().save_pretrained(folder)
         kind = huggingface_config.read(folder / 'config.json')['model_type']
-        source, model = recognise(folder, against.READER), exchange.read([folder], against.READER)
+        source, model = recognise(folder, compare.READER), import_export.read([folder], compare.READER)
         c, state, params = model.run.model, read_all(source.tensors), unflatten(read_all(model.tensors))
-        inputs = probe.make(c)
-        network = theirs.load(folder, c, kind)[0]
-    recorded = theirs.compute(network, c, kind, inputs)
+        probe = inputs.make(c)
+        network = reference.load(folder, c, kind)[0]
+    recorded = reference.compute(network, c, kind, probe)
     if kind == 'bert':
         chunks = [layer.feed_forward_chunk(torch.tensor(QUERIES)) for layer in network.encoder.layer]
         recorded |= {f'queries of layer_{i}': x.detach().numpy() for i, x in enumerate(chunks)}
-    real = {name: against.existing(name, c, inputs) for name in recorded}
+    real = {name: compare.existing(name, c, probe) for name in recorded}
 
     def function(params: Params, _: Arrays, dtype: DTypeLike) -> Arrays:
         found = {}
-        for parts, stage in flow.stages(c):
+        for parts, stage in layerwise.stages(c):
             mine = {part: params[part] for part in parts if part in params}
-            found |= nn.apply(stage, Blip2(c, dtype))({'params': mine}, inputs, found)
+            found |= nn.apply(stage, Blip2Module(c, dtype))({'params': mine}, probe, found)
         if kind == 'bert':
-            found |= nn.apply(_feed_forward, Blip2(c, dtype))({'params': params})
+            found |= nn.apply(_feed_forward, Blip2Module(c, dtype))({'params': params})
         return {name: x if real.get(name) is None else x[real[name]] for name, x in found.items()}
 
     expected = {name: x if real[name] is None else x[real[name]] for name, x in recorded.items()}
     return Subject(state, Work(params, {}, function, expected, {}, (), {}, frozenset())), source
 
 
-def _feed_forward(model: Blip2) -> Arrays:
+def _feed_forward(model: Blip2Module) -> Arrays:
     """Return what the queries' network, which begins as the words', makes of fixed queries in each layer."""
     x = jnp.asarray(QUERIES, model.dtype)
     layers = enumerate(model.qformer.layer)

@@ -24,12 +24,14 @@ def mutants() -> Iterator[Mutant]:
         yield Mutant('tower', f'{tower}: positions resized by {wrong}', (f'low_variance_{tower}_vit',), resize)
     linear = replaced(vit, 'bicubic_matrix', lambda _: _linear)
     yield Mutant('tower', 'positions resized linearly', TOWERS, linear)
-    yield Mutant('language', 'OPT: predicts its own token', OPT, method(blip2.Blip2, 'after_prefix', _late))
+    yield Mutant(
+        'language', 'OPT: predicts its own token', OPT, method(blip2.Blip2Module, 'target_hidden_states', _late)
+    )
     for name, (function, wrong) in OF_T5.items():
         yield Mutant('language', f'T5: {name}', T5, replaced(t5, function, wrong))
     yield Mutant('language', 'T5: reads what it writes', T5, replaced(blip2, 'shift_right', lambda _: _unshifted))
     yield Mutant('language', 'T5: decoder reads padding', T5, method(t5.T5, 'encode', _everything_exists))
-    yield Mutant('language', 'T5: encoder reads padding', T5, method(t5.Encoder, '__call__', _reads_padding))
+    yield Mutant('language', 'T5: encoder reads padding', T5, method(t5.T5Encoder, '__call__', _reads_padding))
 
 
 def _linear(old: int, new: int, rule: str) -> np.ndarray:
@@ -47,30 +49,30 @@ def _unshifted(text, target):
 
 def _everything_exists(right, *arguments):
     memory = right(*arguments)
-    return memory.replace(exists=jnp.ones_like(memory.exists))
+    return memory.replace(mask=jnp.ones_like(memory.mask))
 
 
-def _reads_padding(right, x, exists):
-    return right(x, jnp.ones_like(exists))
+def _reads_padding(right, x, token_mask):
+    return right(x, jnp.ones_like(token_mask))
 
 
 def _one_sided(right):
-    def bias(table, reads, seen, max_distance, *, both_sides):
-        return right(table, reads, seen, max_distance, both_sides=False)
+    def bias(table, query_position, key_position, max_distance, *, both_sides):
+        return right(table, query_position, key_position, max_distance, both_sides=False)
 
     return bias
 
 
 def _two_sided(right):
-    def bias(table, reads, seen, max_distance, *, both_sides):
-        return right(table, reads, seen, max_distance, both_sides=True)
+    def bias(table, query_position, key_position, max_distance, *, both_sides):
+        return right(table, query_position, key_position, max_distance, both_sides=True)
 
     return bias
 
 
 def _mirrored(right):
-    def bias(table, reads, seen, max_distance, *, both_sides):
-        return right(table, -reads, -seen, max_distance, both_sides=both_sides)
+    def bias(table, query_position, key_position, max_distance, *, both_sides):
+        return right(table, -query_position, -key_position, max_distance, both_sides=both_sides)
 
     return bias
 
@@ -80,8 +82,8 @@ def _no_logarithm(_):
 
 
 def _scaled(right):
-    def attend(query, seen, mask, bias=None, *, scale):
-        return right(query, seen, mask, bias, scale=query.shape[-1] ** -0.5)
+    def attend(query, kv, mask, bias=None, *, scale):
+        return right(query, kv, mask, bias, scale=query.shape[-1] ** -0.5)
 
     return attend
 

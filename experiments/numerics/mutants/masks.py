@@ -6,7 +6,7 @@ from itertools import permutations
 import jax.numpy as jnp
 
 from qformer_jax.models import masks
-from qformer_jax.models.qformer import Layer, Qformer
+from qformer_jax.models.qformer import Qformer, QformerLayer
 
 from .mutant import Mutant, method, replaced
 
@@ -17,18 +17,16 @@ DECODERS = ('low_variance_opt_stage2', 'low_variance_t5_stage2', 'opt_stage2', '
 # what the right mask of a decoder is replaced by: (right mask) -> mask
 DECODER = {
     'sees what follows': lambda right: (
-        lambda exists, start, length: jnp.broadcast_to(
-            exists[:, None, None, :], (len(exists), 1, length, exists.shape[1])
-        )
+        lambda valid, start, length: jnp.broadcast_to(valid[:, None, None, :], (len(valid), 1, length, valid.shape[1]))
     ),
-    'does not see itself': lambda right: lambda exists, start, length: right(exists, start - 1, length),
-    'sees one ahead': lambda right: lambda exists, start, length: right(exists, start + 1, length),
-    'sees padding': lambda right: lambda exists, start, length: right(jnp.ones_like(exists), start, length),
+    'does not see itself': lambda right: lambda valid, start, length: right(valid, start - 1, length),
+    'sees one ahead': lambda right: lambda valid, start, length: right(valid, start + 1, length),
+    'sees padding': lambda right: lambda valid, start, length: right(jnp.ones_like(valid), start, length),
 }
 POSITIONS = {
-    'padding counts': lambda right: lambda exists: right(jnp.ones_like(exists)),
-    'begin at 1': lambda right: lambda exists: right(exists) + 1,
-    "begin two rows early, in OPT's unused rows": lambda right: lambda exists: right(exists) - 2,
+    'padding counts': lambda right: lambda valid: right(jnp.ones_like(valid)),
+    'begin at 1': lambda right: lambda valid: right(valid) + 1,
+    "begin two rows early, in OPT's unused rows": lambda right: lambda valid: right(valid) - 2,
 }
 
 
@@ -43,7 +41,7 @@ def mutants() -> Iterator[Mutant]:
     whole = method(Qformer, 'project_normalised', lambda right, features, mask: right(features, jnp.ones_like(mask)))
     yield Mutant('mask', 'pictures: all patches exist', PICTURES, whole)
     yield Mutant(
-        'mask', 'pictures: cross-attention sees all patches', PICTURES, method(Layer, '__call__', _all_patches)
+        'mask', 'pictures: cross-attention sees all patches', PICTURES, method(QformerLayer, '__call__', _all_patches)
     )
     yield Mutant('mask', 'captions do not see the queries', CASES, method(Qformer, '__call__', _no_prefix))
     for name, wrong in DECODER.items():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from qformer_jax.models import qformer
 from qformer_jax.models.qformer import Qformer
 from qformer_jax.objectives import captioning, contrastive, matching
-from qformer_jax.training import alignment
+from qformer_jax.training import stage1_forward
 
 from .mutant import Mutant, method, replaced
 
@@ -116,7 +116,7 @@ OBJECTIVES = {
         STAGE1,
         contrastive,
         'similarity',
-        lambda _: lambda image, text, exists=None: jnp.einsum('bqe,ce->bqc', image, text).mean(axis=1),
+        lambda _: lambda image, text, query_mask=None: jnp.einsum('bqe,ce->bqc', image, text).mean(axis=1),
     ),
     'ITC: vectors of any length': (STAGE1, qformer, '_unit', lambda _: lambda x: x),
     'negatives: without 1e-4': (
@@ -137,7 +137,7 @@ OBJECTIVES = {
         'weights',
         lambda _: lambda logits, positive: jnp.where(positive, 0, jax.nn.softmax(logits, axis=0) + 1e-4),
     ),
-    'negatives: pictures for texts': (STAGE1, alignment, '_match', _negatives_exchanged),
+    'negatives: pictures for texts': (STAGE1, stage1_forward, '_match', _negatives_exchanged),
     'ITG: padding counts': (
         CAPTIONS,
         captioning,

@@ -97,7 +97,7 @@ def _one_shorter(right):
 def _ends_with_bos(right):
     def lm_row(tokenizer, prompt, target):
         ids, start = right(tokenizer, prompt, target)
-        return [*ids[:-1], *tokenizer.marks.begin], start
+        return [*ids[:-1], *tokenizer.special_tokens.begin], start
 
     return lm_row
 
@@ -149,7 +149,7 @@ IDS_OF_OPT = {
     'OPT: the blank belongs to the prompt': (
         tokenizers,
         'prompt_ids',
-        lambda _: lambda t, prompt: [*t.marks.begin, *t.ids(f'{prompt} ' if prompt else '')],
+        lambda _: lambda t, prompt: [*t.special_tokens.begin, *t.ids(f'{prompt} ' if prompt else '')],
     ),
     'OPT: every word begins with a blank': (
         LmTokenizer,

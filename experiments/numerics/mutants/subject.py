@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qformer_jax.verify.work import Work
+from qformer_jax.verify.recorded.comparison import Work
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,9 @@ import numpy as np
 
 from qformer_jax import config
 from qformer_jax.convert import lavis
+from qformer_jax.convert.lazy_tensors import in_memory
 from qformer_jax.convert.table import (
-    KEEP,
+    IDENTITY,
     SPLIT_QKV_TRANSPOSE,
     TRANSPOSE,
     Row,
@@ -19,9 +20,8 @@ from qformer_jax.convert.table import (
     check_complete,
     check_derived,
     row_of,
-    to_ours,
+    to_jax,
 )
-from qformer_jax.convert.tensors import in_memory
 from qformer_jax.rules import flatten, unflatten
 from qformer_jax.typing import Params
 
@@ -46,17 +46,17 @@ FAMILIES = (
         lavis.QFORMER,
         ('small_stage1', 'low_variance_qformer_modes', 'low_variance_opt_stage2', 'qformer_modes'),
     ),
-    Family('OPT', lavis.language_model(config.Opt()), ('low_variance_opt_stage2', 'opt_stage2')),
-    Family('T5', lavis.language_model(config.T5()), ('low_variance_t5_stage2', 't5_stage2')),
+    Family('OPT', lavis.language_model(config.OptConfig()), ('low_variance_opt_stage2', 'opt_stage2')),
+    Family('T5', lavis.language_model(config.T5Config()), ('low_variance_t5_stage2', 't5_stage2')),
 )
 SPLIT_QKV_KEEP = Transform(lambda x: tuple(np.split(x, 3)), lambda *x: np.concatenate(x))
-UNTRANSPOSED = {TRANSPOSE: KEEP, SPLIT_QKV_TRANSPOSE: SPLIT_QKV_KEEP}
+UNTRANSPOSED = {TRANSPOSE: IDENTITY, SPLIT_QKV_TRANSPOSE: SPLIT_QKV_KEEP}
 Place = tuple[int, int]
 """A row of a table, and one of its paths."""
 Known = dict[Place, np.ndarray]
 
 
-def theirs() -> tuple[Family, ...]:
+def huggingface_families() -> tuple[Family, ...]:
     """Return the tables of formats that LAVIS does not read."""
     from . import huggingface  # needs PyTorch
 
@@ -66,7 +66,7 @@ def theirs() -> tuple[Family, ...]:
 
 def mutants(families: tuple[Family, ...] | None = None) -> Iterator[Mutant]:
     """Return every exchange of two parameters of the same shape, and every square kernel that is not transposed."""
-    for family in (*FAMILIES, *theirs()) if families is None else families:
+    for family in (*FAMILIES, *huggingface_families()) if families is None else families:
         known = filled(family)
         for one, other in _alike(family, known):
             yield _mutant('row', family, _exchanged(family.table, one, other), (one, other))
@@ -129,8 +129,8 @@ def _mutant(kind: str, family: Family, wrong: Table, places: tuple[Place, ...]) 
 def _converted(wrong: Table, case: Subject) -> Params:
     """Return the parameters of a case with those that the table fills read by the wrong one."""
     right = case.work.params
-    theirs = in_memory({key: x for key, x in case.state.items() if row_of(wrong, key)})
-    ours = in_memory(flatten(right)) | to_ours(wrong, theirs)
-    check_complete(ours, right)
-    check_derived(wrong, theirs, ours)
-    return unflatten({path: tensor.read() for path, tensor in ours.items()})
+    torch_state = in_memory({key: x for key, x in case.state.items() if row_of(wrong, key)})
+    jax_state = in_memory(flatten(right)) | to_jax(wrong, torch_state)
+    check_complete(jax_state, right)
+    check_derived(wrong, torch_state, jax_state)
+    return unflatten({path: tensor.read() for path, tensor in jax_state.items()})

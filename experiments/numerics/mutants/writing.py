@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 
-from qformer_jax.inference import decode, search
+from qformer_jax.inference import decode, generate
 from qformer_jax.models import opt, t5
 from qformer_jax.models.qformer import Qformer
 
@@ -19,12 +19,12 @@ PROMPTS = ('opt_stage2',)  # T5's search has no prompt but its start token
 def mutants() -> Iterator[Mutant]:
     """Return them all."""
     for name, (cases, function, wrong) in WRONG.items():
-        yield Mutant('writing', name, cases, replaced(search, function, wrong))
+        yield Mutant('writing', name, cases, replaced(generate, function, wrong))
     for family, owner, cases in (('OPT', opt, PROMPTS), ('T5', t5, ('t5_stage2',)), ('Q-Former', decode, CASES[:1])):
         for name, wrong in CACHE.items():
             yield Mutant('cache', f'{family}: {name}', cases, replaced(owner, 'write', wrong))
     yield Mutant('cache', 'Q-Former: every token is the first', CASES[:1], method(Qformer, '__call__', _always_first))
-    yield Mutant('cache', 'beams read the caches of others', CASES, replaced(search, '_choose', _own_cache))
+    yield Mutant('cache', 'beams read the caches of others', CASES, replaced(generate, '_beam_step', _own_cache))
 
 
 def _settings(change: Callable) -> Callable:
@@ -32,7 +32,7 @@ def _settings(change: Callable) -> Callable:
     return lambda right: lambda *arguments: right(*arguments[:-1], change(arguments[-1]))
 
 
-def _penalty_on_the_wrong_side(s: search.Settings) -> search.Settings:
+def _penalty_on_the_wrong_side(s: generate.GenerationConfig) -> generate.GenerationConfig:
     return dataclasses.replace(s, repetition_penalty=1 / s.repetition_penalty)
 
 
@@ -66,17 +66,17 @@ WRONG = {
         _settings(lambda s: dataclasses.replace(s, length_rule='generated')),
     ),
     'no length penalty': (CASES, '_score', _settings(lambda s: dataclasses.replace(s, length_penalty=0.0))),
-    'no smallest length': (CASES, 'processed', _settings(lambda s: dataclasses.replace(s, min_new_tokens=0))),
+    'no smallest length': (CASES, 'process_logits', _settings(lambda s: dataclasses.replace(s, min_new_tokens=0))),
     'smallest length is one more': (
         CASES,
-        'processed',
+        'process_logits',
         _settings(lambda s: dataclasses.replace(s, min_new_tokens=min(s.min_new_tokens + 1, s.max_new_tokens))),
     ),
     'no repetition penalty': (
         REPETITION,
-        'processed',
+        'process_logits',
         _settings(lambda s: dataclasses.replace(s, repetition_penalty=1.0)),
     ),
-    'repetition penalty turned round': (REPETITION, 'processed', _settings(_penalty_on_the_wrong_side)),
-    'prompt not penalised': (PROMPTS, 'processed', _prompt_not_penalised),
+    'repetition penalty turned round': (REPETITION, 'process_logits', _settings(_penalty_on_the_wrong_side)),
+    'prompt not penalised': (PROMPTS, 'process_logits', _prompt_not_penalised),
 }

@@ -23,17 +23,17 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def make(c: config.Connector, dtype: DTypeLike) -> nn.Module:
+def make(c: config.ConnectorConfig, dtype: DTypeLike) -> nn.Module:
     """Return the connector that `c` names, or the one of its `module`; raises UserError where there is none.
 
     A name never imports anything but the files of this folder: it may come from a run that somebody else made.
     """
-    ours = c.kind in names()
-    if c.module and ours:
+    built_in = c.kind in names()
+    if c.module and built_in:
         raise UserError(f"model.connector.kind '{c.kind}' is one of the package's: name your own (module) otherwise")
     if c.module:
         return c.module(c, dtype)
-    if not ours:
+    if not built_in:
         raise UserError(
             f"no connector '{c.kind}'{nearest(c.kind, names())}: model.connector.kind is one of {', '.join(names())}; "
             f"of your own, a recipe gives the class (Connector(kind='{c.kind}', module=YourClass)), and whoever uses "

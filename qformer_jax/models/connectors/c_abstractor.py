@@ -13,7 +13,7 @@ from ..layers import dense, layer_norm
 from ..pooling import grid, pool_grid
 
 
-class Block(nn.Module):
+class BottleneckBlock(nn.Module):
     """A bottleneck with a 3 x 3 convolution a channel, and a gate a channel (squeeze and excitation); residual."""
 
     width: int
@@ -40,8 +40,8 @@ class Connector(nn.Module):
     def setup(self):
         c = self.config
         self.input = dense(c.width, self.dtype)
-        self.before = [Block(c.width, self.dtype) for _ in range(c.depth)]
-        self.after = [Block(c.width, self.dtype) for _ in range(c.depth)]
+        self.before = [BottleneckBlock(c.width, self.dtype) for _ in range(c.depth)]
+        self.after = [BottleneckBlock(c.width, self.dtype) for _ in range(c.depth)]
 
     def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> tuple[Float['B Q D'], Bool['B Q']]:
         batch, width = features.shape[0], self.config.width

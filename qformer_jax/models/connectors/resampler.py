@@ -9,7 +9,7 @@ from ...typing import Bool, Float
 from ..layers import Attention, Mlp, dense, layer_norm
 
 
-class Layer(nn.Module):
+class ResamplerLayer(nn.Module):
     """Latents read [features, latents], then a feed-forward network; pre-norm, residual."""
 
     config: config.Connector
@@ -23,8 +23,8 @@ class Layer(nn.Module):
 
     def __call__(self, x: Float['B Q D'], features: Float['B P D'], mask: Bool['B 1 1 M']) -> Float['B Q D']:
         latents = self.latent_norm(x)
-        seen = self.attention.project(jnp.concatenate([self.feature_norm(features), latents], axis=1))
-        x = x + self.attention(latents, seen, mask)
+        kv = self.attention.project(jnp.concatenate([self.feature_norm(features), latents], axis=1))
+        x = x + self.attention(latents, kv, mask)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -38,14 +38,14 @@ class Connector(nn.Module):
         c = self.config
         self.latent = self.param('latent', nn.initializers.normal(1.0), (c.tokens, c.width))
         self.input = dense(c.width, self.dtype)
-        self.layer = [Layer(c, self.dtype) for _ in range(c.depth)]
+        self.layer = [ResamplerLayer(c, self.dtype) for _ in range(c.depth)]
         self.norm = layer_norm(1e-5, self.dtype)
 
     def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> tuple[Float['B Q D'], Bool['B Q']]:
         batch, c = features.shape[0], self.config
         x = jnp.broadcast_to(self.latent[None].astype(self.dtype), (batch, c.tokens, c.width))
-        seen = jnp.concatenate([mask, jnp.ones((batch, c.tokens), bool)], axis=1)[:, None, None, :]
+        kv_mask = jnp.concatenate([mask, jnp.ones((batch, c.tokens), bool)], axis=1)[:, None, None, :]
         features = self.input(features)
         for layer in self.layer:
-            x = layer(x, features, seen)
+            x = layer(x, features, kv_mask)
         return self.norm(x), jnp.ones((batch, c.tokens), bool)

@@ -24,7 +24,7 @@ class Connector(nn.Module):
 
     def setup(self):
         c = self.config
-        layers = config.Qformer(
+        layers = config.QformerConfig(
             feature_width=c.feature_width,
             num_queries=c.tokens,
             width=c.width,
@@ -46,5 +46,5 @@ class Connector(nn.Module):
         memory = self.qformer.project_normalised(features, mask)
         read = masks.bidirectional(c.tokens, jnp.ones((batch * windows, 0), bool))
         tokens = self.qformer(read, image=memory).queries
-        exists = jnp.repeat(mask.any(axis=1), c.tokens)
-        return tokens.reshape(batch, windows * c.tokens, -1), exists.reshape(batch, windows * c.tokens)
+        token_mask = jnp.repeat(mask.any(axis=1), c.tokens)
+        return tokens.reshape(batch, windows * c.tokens, -1), token_mask.reshape(batch, windows * c.tokens)
