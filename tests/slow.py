@@ -15,8 +15,8 @@ RULES = (
     # Recorded cases: float64, and the same computation at other sizes
     (r'test_verify::test_the_stored_noise.*', 'float64 compiles a second program'),
     (r'test_verify::.*\[(low_variance_.*|small_stage1|stage1_clip|stage1_world2|optim)\]', 'other recorded size'),
-    (r'test_against::test_every_layer_agrees\[opt alone\]', None),
-    (r'test_against::test_every_layer_agrees.*', 'other family of the same comparison'),
+    (r'test_huggingface_compare::test_every_layer_agrees\[opt alone\]', None),
+    (r'test_huggingface_compare::test_every_layer_agrees.*', 'other family of the same comparison'),
     (r'test_precision::test_nothing_rounds.*\[opt\]', None),
     (r'test_precision::test_nothing_rounds.*', 'other family of the same comparison'),
     # One network stands for its variants, OPT for the language models
@@ -29,7 +29,10 @@ RULES = (
     (r'test_nested::test_masked_queries.*', 'other family of the same property'),
     (r'test_nested::test_each_step.*', 'training'),
     (r'test_parity_stage1::test_keys_of_wrong_pictures.*', 'two ways to the same gradients'),
-    (r'test_(gates|stream|rows|rank|quantize|chat|lm_families)::.*\[(llama|t5|lm2|lm3|5\.0).*\]', 'other family'),
+    (
+        r'test_(gated_cross_attention|stream|rows|rank|quantize|chat|lm_families)::.*\[(llama|t5|lm2|lm3|5\.0).*\]',
+        'other family',
+    ),
     (r'test_target_losses::.*\[untied.*\]', 'other family'),
     # Runs that are trained for one file of tests
     (r'test_digits::test_the_line.*', 'training'),
@@ -41,7 +44,7 @@ RULES = (
         'training',
     ),
     (r'test_video::test_(a_video_answers|encoded_videos).*', 'training'),
-    (r'test_gates::test_everything_that_writes.*', 'training'),
+    (r'test_gated_cross_attention::test_everything_that_writes.*', 'training'),
     (r'test_connectors::test_a_connector_learns.*', 'training'),
     (r'test_t5_training::test_stage2_trains.*', 'training'),
     (r'test_taps::test_a_run_reads.*', 'training'),
