@@ -150,7 +150,7 @@ def test_it_answers_and_counts_losses(taught, arrays):
 
 def test_a_recipe_for_another_language_model_is_refused(voices, arrays):
     run = over(voices, arrays, 'llama')
-    with pytest.raises(UserError, match=r"of the kind 'llama', the recipe states 't5': set .* to Llama\("):
+    with pytest.raises(UserError, match=r"of the kind 'llama', the recipe states 't5': set .* to LlamaConfig\("):
         language_model.open_dataset(change(run, 'model', lm=T5))
     other = dataclasses.replace(LLAMA, rope_base=5e4, max_positions=32)
     with pytest.raises(UserError, match=r'than model.lm states: rope_base 10000.0 there, 50000.0 here$'):

@@ -290,7 +290,7 @@ def test_a_run_over_another_base_is_refused_before_it_begins(tuned, other, whole
             run, checkpoint=folder, lm=whole
         ),
         'holds a language model with a LoRA, .*it is None.*qformer convert': change(run, 'model', lora=None),
-        r'LoRA, Lora\(rank=4, alpha=6.0, .*it is Lora\(rank=4, alpha=7.0': change(
+        r'LoRA, LoraConfig\(rank=4, alpha=6.0, .*it is LoraConfig\(rank=4, alpha=7.0': change(
             run, 'model', lora=dataclasses.replace(LORA, alpha=7.0)
         ),
         'make it start.checkpoint': starting(run, checkpoint=line / 'stage1', lm=folder),
