@@ -26,7 +26,11 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         'embed': ('search:Embed,embed', 'RUN PICTURE...', 'write the ITC vectors of pictures and texts'),
     },
     'Understanding it': {
-        'attention': ('attention:AttentionOptions,attention', 'RUN PICTURE', 'draw where each query looks, and which matter'),
+        'attention': (
+            'attention:AttentionOptions,attention',
+            'RUN PICTURE',
+            'draw where each query looks, and which matter',
+        ),
         'queries': ('queries:Queries,queries', 'RUN', 'say how much each query matters over a data set'),
     },
     'Checking it': {
