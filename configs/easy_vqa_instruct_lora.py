@@ -3,7 +3,7 @@
     qformer train easy_vqa_instruct_lora --run runs/easy_vqa/instruct_lora
 
 Hu et al. 2021: rank 8 beside the queries and values, 6,144 numbers. Result (9,673 official test questions, one seed,
-two CPU cores): 96.8 %, 61.6 % with shuffled pictures; 78.4 % before this stage, 67.0 % without seeing. With
+two CPU cores): 96.8 %, 61.6 % with shuffled pictures; 78.4 % before this stage, 67.0 % blind baseline. With
 `--model.lora.targets '.*'`, beside every product, 27,648 numbers: 99.5 %.
 """
 

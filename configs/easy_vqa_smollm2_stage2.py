@@ -4,7 +4,7 @@
     qformer train easy_vqa_smollm2_stage2 --run runs/easy_vqa/smollm2_stage2
 
 The language model (Allal et al. 2025) knows nothing of pictures, and only captions teach the Q-Former to speak to it:
-what it answers to questions after this stage is zero-shot. `experiments/easy_vqa/smollm2.py` runs and judges the line.
+what it answers to questions after this stage is zero-shot. `experiments/easy_vqa/smollm2.py` runs and evaluates it.
 """
 
 from qformer_jax.config import Blip2Config, Data, Optimizer, Run, Start, Training

@@ -1,4 +1,4 @@
-"""The frozen voice of InstructBLIP: a Llama decoder (Touvron et al. 2023), as Vicuna and SmolLM2.
+"""The frozen decoder LM of InstructBLIP: Llama (Touvron et al. 2023), as Vicuna and SmolLM2.
 
 RMSNorm, a gated MLP, no biases. Positions turn queries and keys (RoPE, Su et al. 2021), so attention sees distances
 only; several attention heads may read the same keys and values (grouped heads, Ainslie et al. 2023).

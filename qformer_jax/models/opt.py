@@ -1,4 +1,4 @@
-"""The frozen voice: an OPT decoder (Zhang et al. 2022) over embeddings, with an explicit key-value cache."""
+"""The frozen decoder LM: OPT (Zhang et al. 2022) over embeddings, with an explicit key-value cache."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType

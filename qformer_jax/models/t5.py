@@ -1,4 +1,4 @@
-"""The frozen voice with an ear of its own: T5 (Raffel et al. 2020), in the form of T5 1.1 and Flan-T5.
+"""The frozen encoder-decoder LM: T5 (Raffel et al. 2020), in the form of T5 1.1 and Flan-T5.
 
 The encoder reads the soft prefix and the prompt, the decoder writes. No scaling in attention, RMSNorm, a gated MLP, an
 untied output table; positions enter as one learned bias per head and bucket of distances, the same in every layer.

@@ -1,4 +1,4 @@
-"""The frozen eye: a pre-norm vision transformer (EVA ViT-g, CLIP ViT-L or DINOv2, by the options of `config.Vit`).
+"""The frozen vision encoder: a pre-norm ViT (EVA ViT-g, CLIP ViT-L or DINOv2, by the options of `config.VitConfig`).
 
 Features leave before BLIP-2's `ln_vision`, which is trained and therefore belongs to the Q-Former.
 """
