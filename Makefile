@@ -1,5 +1,5 @@
-# `make demo`: train and judge the whole line. `make test`: what a change needs. `make test-all`: all tests. `make lint`:
-# ruff. Each makes its environment first.
+# `make demo`: train and judge the whole line. `make test`: what a change needs. `make test-all`: that and the rest.
+# `make lint`: ruff. Each makes its environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,8 +12,8 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
-test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test-all: test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

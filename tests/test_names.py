@@ -1,10 +1,12 @@
-"""Names stay those of the field: words of our own that were replaced do not come back; no two public classes share one."""
+"""Names stay those of the field: words of our own that were replaced stay away; no two public classes share one."""
 
 import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+
+from qformer_jax import config
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for room in ('qformer_jax', 'experiments', 'tests') for path in (ROOT / room).rglob('*.py'))
@@ -49,3 +51,9 @@ def test_a_public_class_has_a_name_of_its_own():
                 places[name].append(str(path.relative_to(ROOT)))
     shared = {name: files for name, files in places.items() if len(files) > 1 and not name.startswith('_')}
     assert shared.keys() == {'Connector'}
+
+
+def test_configurations_keep_the_names_of_the_last_release():
+    """Users' recipes import them."""
+    for name in ('Blip2', 'Connector', 'Gates', 'Grounding', 'Llama', 'Lora', 'Opt', 'Qformer', 'T5', 'Time', 'Vit'):
+        assert getattr(config, name) is getattr(config, f'{name}Config')

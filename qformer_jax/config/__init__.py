@@ -37,7 +37,7 @@ __all__ = [
     'part_of',
     'to_json',
     'to_tree',
-]  # fmt: skip
+]
 
 # The names of one release ago, which users' recipes import; they go with the next one.
 Blip2, Connector, Gates, Grounding, Llama, Lora = (

@@ -61,7 +61,7 @@ def prefix_length(c: config.Blip2Config, prefix: Prefix) -> Size:
 class Blip2Module(nn.Module):
     """The whole network; objectives and inference call its parts by name."""
 
-    config: config.Blip2
+    config: config.Blip2Config
     dtype: DTypeLike = jnp.float32
 
     def setup(self):

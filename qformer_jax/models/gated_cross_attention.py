@@ -25,7 +25,7 @@ from .layers import Attention, KeyValue, Mlp, layer_norm
 class GatedCrossAttention(nn.Module):
     """What stands before one block, `width` wide."""
 
-    config: config.Gates
+    config: config.GatesConfig
     width: int
     dtype: DTypeLike
 
@@ -49,7 +49,7 @@ class GatedCrossAttention(nn.Module):
 class Gates(nn.Module):
     """The layers before blocks 0, k, 2 k, ... of a decoder of `depth` blocks; `layer_I` stands before block I."""
 
-    config: config.Gates
+    config: config.GatesConfig
     depth: int
     width: int
     dtype: DTypeLike = jnp.float32

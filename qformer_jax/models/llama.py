@@ -48,7 +48,7 @@ def turn(x: Float['B T H K'], rotation: Float['B T k 2']) -> Float['B T H K']:
 class LlamaAttention(nn.Module):
     """Attention over turned queries and keys; keys are kept turned, so a cache needs no positions."""
 
-    config: config.Llama
+    config: config.LlamaConfig
     dtype: DTypeLike
 
     def setup(self):
@@ -77,7 +77,7 @@ class LlamaAttention(nn.Module):
 class LlamaBlock(nn.Module):
     """Causal self-attention and a gated MLP, both pre-norm."""
 
-    config: config.Llama
+    config: config.LlamaConfig
     dtype: DTypeLike
 
     def setup(self):
@@ -107,7 +107,7 @@ class LlamaBlock(nn.Module):
 class Llama(nn.Module):
     """Llama, its output table tied or not; positions follow from the mask, so padding may stand anywhere."""
 
-    config: config.Llama
+    config: config.LlamaConfig
     dtype: DTypeLike = jnp.float32
 
     def setup(self):

@@ -28,7 +28,7 @@ def empty_cache(c: config.OptConfig, batch: Size, slots: Size, dtype: DTypeLike)
 class OptBlock(nn.Module):
     """Causal self-attention and a ReLU MLP, each with its norm before it (OPT-350M: after it)."""
 
-    config: config.Opt
+    config: config.OptConfig
     dtype: DTypeLike
 
     def setup(self):
@@ -57,7 +57,7 @@ class OptBlock(nn.Module):
 class Opt(nn.Module):
     """OPT with a tied token table; positions follow from the mask, so padding may stand anywhere."""
 
-    config: config.Opt
+    config: config.OptConfig
     dtype: DTypeLike = jnp.float32
 
     def setup(self):

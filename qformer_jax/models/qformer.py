@@ -67,7 +67,7 @@ class QformerOutput:
 class QformerLayer(nn.Module):
     """Self-attention of all positions, cross-attention of the queries, and one feed-forward network each."""
 
-    config: config.Qformer
+    config: config.QformerConfig
     reads_features: bool
     dtype: DTypeLike
 
@@ -128,7 +128,7 @@ class QformerLayer(nn.Module):
 class LmHead(nn.Module):
     """BERT's language-model head up to the product with the (tied) token table."""
 
-    config: config.Qformer
+    config: config.QformerConfig
     vocab_size: int
     dtype: DTypeLike
 
@@ -145,7 +145,7 @@ class LmHead(nn.Module):
 class Qformer(nn.Module):
     """Queries, text branch, and the heads of stage 1."""
 
-    config: config.Qformer
+    config: config.QformerConfig
     dtype: DTypeLike = jnp.float32
 
     def setup(self):

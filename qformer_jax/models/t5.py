@@ -63,7 +63,7 @@ def relative_bias(
 class T5Attention(nn.Module):
     """Multi-head attention without scaling or biases; keys and values can be projected once and read many times."""
 
-    config: config.T5
+    config: config.T5Config
     dtype: DTypeLike
 
     def setup(self):
@@ -94,7 +94,7 @@ class T5Attention(nn.Module):
 class T5EncoderBlock(nn.Module):
     """Self-attention and a gated MLP, both pre-norm."""
 
-    config: config.T5
+    config: config.T5Config
     dtype: DTypeLike
 
     def setup(self):
@@ -113,7 +113,7 @@ class T5EncoderBlock(nn.Module):
 class T5DecoderBlock(nn.Module):
     """Causal self-attention, attention to the encoder's output, and a gated MLP, all pre-norm."""
 
-    config: config.T5
+    config: config.T5Config
     dtype: DTypeLike
 
     def setup(self):
@@ -148,7 +148,7 @@ class T5DecoderBlock(nn.Module):
 class T5Encoder(nn.Module):
     """Reads a row in which everything sees everything that exists."""
 
-    config: config.T5
+    config: config.T5Config
     dtype: DTypeLike
 
     def setup(self):
@@ -182,7 +182,7 @@ class EncoderOutput:
 class T5Decoder(nn.Module):
     """Writes: each position sees the ones before it, and the encoder's row."""
 
-    config: config.T5
+    config: config.T5Config
     dtype: DTypeLike
 
     def setup(self):
@@ -223,7 +223,7 @@ def _bias_table(module: nn.Module, c: config.T5Config) -> Float['buckets H']:
 class T5(nn.Module):
     """Encoder and decoder over one token table; positions follow from the masks, so padding may stand anywhere."""
 
-    config: config.T5
+    config: config.T5Config
     dtype: DTypeLike = jnp.float32
 
     def setup(self):

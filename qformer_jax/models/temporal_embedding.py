@@ -16,7 +16,7 @@ from ..typing import Bool, Float
 class TemporalEmbedding(nn.Module):
     """A table of times; of features `width` wide."""
 
-    config: config.Time
+    config: config.TimeConfig
     width: int
     dtype: DTypeLike = jnp.float32
 

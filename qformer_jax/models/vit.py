@@ -64,7 +64,7 @@ def _waves(key: Array, shape: tuple[int, int]) -> Float['P V']:
 class VitBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); DINOv2 scales both branches."""
 
-    config: config.Vit
+    config: config.VitConfig
     dtype: DTypeLike
 
     def setup(self):
@@ -102,7 +102,7 @@ class VitOutput:
 class Vit(nn.Module):
     """A vision transformer over normalised pixels, of any size that the patches tile."""
 
-    config: config.Vit
+    config: config.VitConfig
     dtype: DTypeLike = jnp.float32
 
     def setup(self):

@@ -15,7 +15,7 @@ from ..pooling import pool_grid
 class Connector(nn.Module):
     """`tokens` (a square number) averages of a square grid of patches; a class token is left out. Reads `width`."""
 
-    config: config.Connector
+    config: config.ConnectorConfig
     dtype: DTypeLike
 
     def setup(self):

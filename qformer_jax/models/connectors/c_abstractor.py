@@ -34,7 +34,7 @@ class BottleneckBlock(nn.Module):
 class Connector(nn.Module):
     """`depth` blocks on the grid of patches, `tokens` (a square number) averages, `depth` blocks. Reads `width` too."""
 
-    config: config.Connector
+    config: config.ConnectorConfig
     dtype: DTypeLike
 
     def setup(self):

@@ -10,7 +10,7 @@ from ...typing import Bool, Float
 class Connector(nn.Module):
     """One token a feature; all that learns is the projection to the language model. Reads no field."""
 
-    config: config.Connector
+    config: config.ConnectorConfig
     dtype: DTypeLike
 
     def __call__(self, features: Float['B P V'], mask: Bool['B P']) -> tuple[Float['B P V'], Bool['B P']]:

@@ -11,7 +11,7 @@ from ..layers import dense, gelu
 class Connector(nn.Module):
     """One token a feature, each on its own. Reads `width`."""
 
-    config: config.Connector
+    config: config.ConnectorConfig
     dtype: DTypeLike
 
     def setup(self):

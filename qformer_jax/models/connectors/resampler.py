@@ -12,7 +12,7 @@ from ..layers import Attention, Mlp, dense, layer_norm
 class ResamplerLayer(nn.Module):
     """Latents read [features, latents], then a feed-forward network; pre-norm, residual."""
 
-    config: config.Connector
+    config: config.ConnectorConfig
     dtype: DTypeLike
 
     def setup(self):
@@ -31,7 +31,7 @@ class ResamplerLayer(nn.Module):
 class Connector(nn.Module):
     """`tokens` latents that read the features `depth` times. Reads all fields."""
 
-    config: config.Connector
+    config: config.ConnectorConfig
     dtype: DTypeLike
 
     def setup(self):

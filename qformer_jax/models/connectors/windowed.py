@@ -19,7 +19,7 @@ from ..qformer import Qformer
 class Connector(nn.Module):
     """`tokens` queries that read `window` features at a time, in every layer. Reads all fields."""
 
-    config: config.Connector
+    config: config.ConnectorConfig
     dtype: DTypeLike
 
     def setup(self):
