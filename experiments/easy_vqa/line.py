@@ -69,7 +69,7 @@ class Line:
         return sum(r['timing']['seconds'] for r in records(self.run(stage)) if r['kind'] == 'train')
 
     def frozen_unchanged(self, stage: str) -> bool:
-        """Return whether the frozen weights had the same bytes (SHA-256) before the first and after the last step."""
+        """Return whether the frozen weights had the same checksum before the first and after the last step."""
         frozen = json.loads((self.run(stage) / 'finished.json').read_text())['frozen']
         return frozen['before'] == frozen['after']
 

@@ -3,11 +3,11 @@
 A table is a tuple of rows. `{i}` in a key and in its paths stands for the same number, so that a row reads both ways:
 
     >>> rows = (*linear('blocks.{i}.fc', 'layer_{i}/up'), Derived('ids', ('layer_0/up/bias',), lambda b: np.arange(2)))
-    >>> theirs = in_memory({'blocks.0.fc.weight': np.ones((2, 3)), 'blocks.0.fc.bias': np.ones(2), 'ids': np.arange(2)})
-    >>> ours = to_ours(rows, theirs)
-    >>> ours['layer_0/up/kernel'].shape
+    >>> torch_state = {'blocks.0.fc.weight': np.ones((2, 3)), 'blocks.0.fc.bias': np.ones(2), 'ids': np.arange(2)}
+    >>> jax_state = to_jax(rows, in_memory(torch_state))
+    >>> jax_state['layer_0/up/kernel'].shape
     (3, 2)
-    >>> sorted(to_theirs(rows, ours))
+    >>> sorted(to_torch(rows, jax_state))
     ['blocks.0.fc.bias', 'blocks.0.fc.weight', 'ids']
 
 Nothing is dropped or left over in silence: a key without a row, a parameter filled twice or not at all, and a shape
