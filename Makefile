@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+export PYTHONDONTWRITEBYTECODE :=  # compiled modules are kept: tests start many processes, each imports jax
 
 .PHONY: demo test test-all lint clean
 

@@ -3,6 +3,7 @@
 What is in the environment holds for the processes that tests start, too.
 """
 
+import gc
 import os
 import re
 import resource
@@ -47,6 +48,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if whole and (idle := {rule for rule, _ in slow.RULES} - used):
         raise pytest.UsageError(f'tests/slow.py: no test matches {sorted(idle)}')
     items.sort(key=lambda item: not item.path.stem.startswith(('test_huggingface_compare', 'test_bert', 'test_parity')))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what was imported, and look at the rest less often: a tenth of all time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope='session')

@@ -16,8 +16,6 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from tensorboardX import FileWriter
-from tensorboardX.proto.summary_pb2 import Summary
 
 from ..atomic import replacing
 from ..errors import UserError
@@ -39,6 +37,8 @@ class Log:
         scratch.write_text(''.join(json.dumps(record) + '\n' for record in kept))
         os.replace(scratch, folder / 'log.jsonl')
         shutil.rmtree(folder / 'tensorboard', ignore_errors=True)
+        from tensorboardX import FileWriter  # imports torch where that is installed: seconds
+
         self._events = FileWriter(str(folder / 'tensorboard'))
         for record in kept:
             self._add_events(record)
@@ -62,6 +62,8 @@ class Log:
         values = {name: value for name, value in record.items() if name not in ('step', 'kind', 'timing')}
         values |= {f'timing/{name}': value for name, value in record['timing'].items()}
         # One event a record: an event a value took half a millisecond of each step, six times as long.
+        from tensorboardX.proto.summary_pb2 import Summary
+
         tagged = [Summary.Value(tag=f'{record["kind"]}/{name}', simple_value=value) for name, value in values.items()]
         self._events.add_summary(Summary(value=tagged), record['step'])
 

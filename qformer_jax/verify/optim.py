@@ -52,7 +52,7 @@ def work(case: Case) -> Work:
     decays, rates, after = _decays(case), _rates(case), _after(case, table)
     recorded_decays = {name: np.array(list(by_name.values()), np.int32) for name, by_name in decays.items()}
 
-    def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+    def function(params: Params, x: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
         found = {
             name: jax.vmap(optimizer.schedule(*given))(jnp.arange(len(want))) for name, (given, want) in rates.items()
         }

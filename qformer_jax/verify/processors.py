@@ -30,7 +30,7 @@ def work(case: Case) -> Work:
     rows = _rows(case)
     ways = [way for way in rows[0] if way != 'in']
 
-    def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+    def function(params: Params, x: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
         host = _pictures(case)
         out = {name: jnp.asarray(pixels) for name, pixels in host.items()}
         out |= {f'{TEXTS}: {way}': jnp.asarray(_cleaned(rows, way)) for way in ways}

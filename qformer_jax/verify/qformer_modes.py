@@ -30,7 +30,7 @@ def work(case: Case) -> Work:
     shapes = blip2.shapes(config.Blip2Config(None, c, None))
     params = params_of(case, lavis.qformer(c), {'qformer': shapes['qformer']}, UNUSED)
 
-    def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+    def function(params: Params, x: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
         def run(q: Qformer) -> Arrays:
             queries = _queries(q, x, _everything(x))
             masked = _queries(q, x, x['image_mask_2'].astype(bool))

@@ -41,7 +41,7 @@ def work(case: Case) -> Work:
         length = case.setting('max_txt_len')
         inputs |= {f'pairs.{suffix}': np.stack(texts.framed(tokenizer, pair, length)) for suffix, pair in pairs.items()}
 
-    def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+    def function(params: Params, x: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
         use = _Use(blip2.Blip2Module(c, dtype), params, x)
         return use.pairs() | use.features() | use.itm() | use.retrieval(k) | ids
 

@@ -35,23 +35,24 @@ def work(case: Case) -> Work:
     """Return what there is to do; raises UserError when sizes and weights do not fit."""
     c = model_of(case)
     table = lavis.blip2(c)
-    gradients = {}
+    recorded_gradients = {}
     for file in GRADIENTS:
-        gradients |= gradients_of(case, file, table)
+        recorded_gradients |= gradients_of(case, file, table)
     tokenizer = texts.bert(case)
-    modes = sorted({GRADIENTS[name.partition(':')[0]] for name in gradients})
+    modes = sorted({GRADIENTS[name.partition(':')[0]] for name in recorded_gradients})
 
-    def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+    def function(params: Params, x: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
         ids = texts.recomputed(tokenizer, case, '', case.meta.get('texts', []))
-        out = ids if 'local' in modes else ids | forward(c, params, x, dtype, 'local')
-        for mode in modes:
+        wanted = modes if gradients else []
+        out = ids if 'local' in wanted else ids | forward(c, params, x, dtype, 'local')
+        for mode in wanted:
             found, values = _gradients(c, params, x, dtype, mode)
             files = [file for file in GRADIENTS if GRADIENTS[file] == mode]
             out = out | values | {named(file, path): g for file in files for path, g in found.items()}
         return out
 
     inputs = {name: case.array(name) for name in INPUTS}
-    return plan(case, params_of(case, table, blip2.shapes(c)), inputs, function, gradients)
+    return plan(case, params_of(case, table, blip2.shapes(c)), inputs, function, recorded_gradients)
 
 
 def _gradients(c: config.Blip2Config, params: Params, x: Arrays, dtype: DTypeLike, mode: str) -> tuple[Arrays, Arrays]:

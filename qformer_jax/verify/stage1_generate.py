@@ -22,7 +22,7 @@ def work(case: Case) -> Work:
     end_id, pad_id = (case.setting('bert_tokenizer', name) for name in ('sep', 'pad'))
     case = writing.padded(case, pad_id)
 
-    def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+    def function(params: Params, x: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
         model = blip2.Blip2Module(c, dtype)
 
         def write(name: str, arguments: dict, recorded: Array) -> recorded_generation.Replay:

@@ -29,15 +29,16 @@ def work(case: Case) -> Work:
     end_id, pad_id = case.setting('opt', 'tokenizer', 'eos_token_id(newline)'), case.setting('opt', 'pad_token_id')
     case, left_out = stage2.without_padding(case, {f'{name}.logits': mask for name, mask in attention_masks.items()})
     case = writing.padded(case, pad_id)
-    tokenizer, gradients = _tokenizer(case), {}
+    tokenizer, recorded_gradients = _tokenizer(case), {}
     for name in settings:
-        gradients |= gradients_of(case, _file(name), lavis.blip2(c))
+        recorded_gradients |= gradients_of(case, _file(name), lavis.blip2(c))
+    files = {name.partition(':')[0] for name in recorded_gradients}
 
-    def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+    def function(params: Params, x: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
         model, out = blip2.Blip2Module(c, dtype), _recomputed(tokenizer, case, settings, c.qformer.num_queries)
         for name in settings:
             found, batch = _forward(model, params, x, name, case.entry('texts', name))
-            file = _file(name) if any(key.startswith(_file(name)) for key in gradients) else None
+            file = _file(name) if gradients and _file(name) in files else None
             found |= stage2.loss_and_gradients(model, params, x['pixels'], batch, file)
             out |= {key if key.startswith('grads') else f'{name}.{key}': value for key, value in found.items()}
 
@@ -52,7 +53,7 @@ def work(case: Case) -> Work:
     params = params_of(case, lavis.blip2(c), blip2.shapes(c))
     starts = {f'{name}: {START}': case.entry('texts', name, 'prompt_length') for name in settings if tokenizer}
     derived = {name: np.array(start, np.int32) for name, start in starts.items()}
-    return plan(case, params, inputs, function, gradients, left_out, derived, writing.unstable(case))
+    return plan(case, params, inputs, function, recorded_gradients, left_out, derived, writing.unstable(case))
 
 
 def _file(setting: str) -> str:

@@ -28,9 +28,9 @@ def work(case: Case) -> Work:
     }
     case, left_out = stage2.without_padding(case, kept)
     case = writing.padded(case, pad_id)
-    gradients = gradients_of(case, GRADS, lavis.blip2(c))
+    recorded_gradients = gradients_of(case, GRADS, lavis.blip2(c))
 
-    def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+    def function(params: Params, x: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
         model = blip2.Blip2Module(c, dtype)
         batch = _batch(x, c.qformer.num_queries)
         out = _forward(model, params, x, batch)
@@ -45,7 +45,7 @@ def work(case: Case) -> Work:
         return out | writing.written(case, write, end_id, pad_id)
 
     params = params_of(case, lavis.blip2(c), blip2.shapes(c))
-    return plan(case, params, inputs, function, gradients, left_out, unstable=writing.unstable(case))
+    return plan(case, params, inputs, function, recorded_gradients, left_out, unstable=writing.unstable(case))
 
 
 def _batch(x: Arrays, num_queries: int) -> Arrays:

@@ -30,9 +30,9 @@ def work(case: Case) -> Work:
     inputs = {name: case.arrays[name] for name in ('pixels', 'loss_weight') if name in case.arrays}
     resized = {name: x.shape for name, x in case.arrays.items() if _RESIZED.fullmatch(name)}
 
-    def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
+    def function(params: Params, x: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
         tables = {name: _resized(c, params, name).reshape(shape) for name, shape in resized.items()}
-        return _forward(c, params, x, dtype) | tables | _loss(c, params, x, dtype)
+        return _forward(c, params, x, dtype) | tables | _loss(c, params, x, dtype, gradients)
 
     return plan(case, params, inputs, function, gradients_of(case, GRADS, table))
 
@@ -56,8 +56,8 @@ def _resized(c: config.VitConfig, params: Params, name: str) -> Array:
     return resize_positions(params['vit']['position_embedding'], grid, c.position_resize)
 
 
-def _loss(c: config.VitConfig, params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
-    """Return sum(loss_weight * features) and its gradients, where the case has weights for it."""
+def _loss(c: config.VitConfig, params: Params, x: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
+    """Return sum(loss_weight * features) and its gradients if asked, where the case has weights for it."""
     if 'loss_weight' not in x:
         return {}
 
@@ -65,5 +65,7 @@ def _loss(c: config.VitConfig, params: Params, x: Arrays, dtype: DTypeLike) -> A
         features = Vit(c, dtype).apply({'params': params['vit']}, x['pixels']).features
         return (features * x['loss_weight']).sum()
 
-    value, gradients = jax.value_and_grad(loss)(params)
-    return {'loss': value} | {named(GRADS, path): g for path, g in flatten(gradients).items()}
+    if not gradients:
+        return {'loss': loss(params)}
+    value, found = jax.value_and_grad(loss)(params)
+    return {'loss': value} | {named(GRADS, path): g for path, g in flatten(found).items()}

@@ -34,14 +34,14 @@ def plan(
     gradients, left_out = gradients or {}, dict(left_out or {})
     left_out |= dict.fromkeys((name for name in gradients if name.endswith('/key/bias')), KEY_BIAS)
 
-    @partial(jax.jit, static_argnums=2)  # what `eval_shape` traces here serves the first computation too
-    def whole(params: Params, inputs: Arrays, dtype: DTypeLike) -> Arrays:
-        return function(params, inputs, dtype) | key_bias.computed(params, dtype)
+    @partial(jax.jit, static_argnums=(2, 3))  # what `eval_shape` traces here serves the first computation too
+    def whole(params: Params, inputs: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
+        return function(params, inputs, dtype, gradients) | key_bias.computed(params, dtype)
 
     arguments = jax.tree.map(jnp.asarray, (params, inputs))
     try:
         with jax.default_matmul_precision(PRECISION):
-            computed = jax.eval_shape(whole, *arguments, jnp.dtype('float32'))
+            computed = jax.eval_shape(whole, *arguments, jnp.dtype('float32'), bool(gradients))
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f'{case.folder}: its arrays do not fit the sizes in its meta.json: {reason}') from error

@@ -40,8 +40,9 @@ def work(case: Case) -> Work:
     inputs = {name: case.home.array(name)[:pairs] for name in ('pixels', 'input_ids', 'attention_mask')} | drawn
     means = {_mean(name): np.asarray(_stacked(case, name, ranks).mean()) for name in LOSSES}
 
-    def function(params: Params, x: Arrays, dtype: DTypeLike) -> Arrays:
-        return _forward(c, params, x, dtype, ranks) | _gradients(c, params, x, dtype, ranks)
+    def function(params: Params, x: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
+        found = _forward(c, params, x, dtype, ranks)
+        return found | _gradients(c, params, x, dtype, ranks) if gradients else found
 
     return plan(
         case,
