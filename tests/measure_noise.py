@@ -6,7 +6,7 @@ from pathlib import Path
 import conftest  # noqa: F401  the compiler's settings are those of the tests
 
 from qformer_jax import json_file, verify
-from qformer_jax.verify.case import NOISE
+from qformer_jax.verify.recorded.case import NOISE
 
 GOLDENS = Path(__file__).parent / 'goldens' / 'lavis'
 

@@ -25,7 +25,8 @@ from qformer_jax.inference import decode, forward
 from qformer_jax.inference.generate import GenerationConfig, generate, step_scores
 from qformer_jax.models import blip2
 from qformer_jax.typing import Array, Params
-from qformer_jax.verify import report, sizes, stage2
+from qformer_jax.verify import report
+from qformer_jax.verify.recorded import sizes, stage2
 from qformer_jax.verify.recorded.comparison import Work
 from qformer_jax.verify.tolerance import decides, is_ids
 

@@ -10,8 +10,8 @@ from jax.typing import DTypeLike
 
 from ...errors import UserError
 from ...typing import Params
-from ..case import Case
 from . import key_bias
+from .case import Case
 from .comparison import PRECISION, Arrays, Function, Work
 
 KEY_BIAS = "softmax does not see a key's bias (its gradient is zero): compared by the keys that it gives"

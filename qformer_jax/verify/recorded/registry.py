@@ -6,10 +6,21 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...typing import Params
-from .. import optim, processors, qformer_modes, report, retrieval, stage1, stage1_generate, stage2_opt, stage2_t5, vit
-from ..case import Case, read
+from .. import report
 from ..report import ReportRow
-from . import stage1_multiprocess
+from . import (
+    optim,
+    processors,
+    qformer_modes,
+    retrieval,
+    stage1,
+    stage1_generate,
+    stage1_multiprocess,
+    stage2_opt,
+    stage2_t5,
+    vit,
+)
+from .case import Case, read
 from .comparison import Work
 
 KINDS: tuple[tuple[str, Callable[[Case], Work]], ...] = (

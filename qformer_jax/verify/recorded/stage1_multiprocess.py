@@ -21,8 +21,8 @@ from ...objectives import captioning, contrastive, matching
 from ...rules import flatten
 from ...training.stage1_forward import Alignment
 from ...typing import Array, Float, Params
-from .. import stage1
-from ..case import Case, gradients_of, named, params_of
+from . import stage1
+from .case import Case, gradients_of, named, params_of
 from .collect import plan
 from .comparison import Arrays, Work
 

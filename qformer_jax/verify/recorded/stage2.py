@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import config
-from ..models import blip2
-from ..rules import flatten
-from ..training import losses
-from ..typing import Array, Params
+from ... import config
+from ...models import blip2
+from ...rules import flatten
+from ...training import losses
+from ...typing import Array, Params
 from .case import Case, named
-from .recorded.comparison import Arrays
+from .comparison import Arrays
 
 TRAINED = ('qformer', 'lm_projection')
 PADDING = 'padding: what stands there means nothing'

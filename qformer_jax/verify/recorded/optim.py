@@ -9,20 +9,20 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from .. import config, presets
-from ..convert import lavis
-from ..convert.lazy_tensors import in_memory
-from ..convert.table import Row, Table, row_of, to_jax
-from ..errors import UserError
-from ..models import blip2
-from ..objectives.matching import Negatives
-from ..rules import flatten, match, merge, split
-from ..training import losses, optimizer
-from ..typing import Array, Params
+from ... import config, presets
+from ...convert import lavis
+from ...convert.lazy_tensors import in_memory
+from ...convert.table import Row, Table, row_of, to_jax
+from ...errors import UserError
+from ...models import blip2
+from ...objectives.matching import Negatives
+from ...rules import flatten, match, merge, split
+from ...training import losses, optimizer
+from ...typing import Array, Params
 from . import stage1
 from .case import Case, params_of
-from .recorded.collect import KEY_BIAS, plan
-from .recorded.comparison import Arrays, Work
+from .collect import KEY_BIAS, plan
+from .comparison import Arrays, Work
 
 GROUPS, RATES, AFTER = 'groups.json', 'lr.json', 'parameters after the steps'
 TABLES = tuple(

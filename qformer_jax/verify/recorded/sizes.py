@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from .. import config
-from ..errors import UserError, nearest
-from ..models.t5 import START_ID
+from ... import config
+from ...errors import UserError, nearest
+from ...models.t5 import START_ID
 from .case import Case
 
 _T5_GELUS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh'}

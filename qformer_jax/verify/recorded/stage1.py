@@ -4,17 +4,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from .. import config
-from ..convert import lavis
-from ..models import blip2
-from ..objectives import contrastive, matching
-from ..rules import flatten
-from ..training.stage1_forward import Alignment, align
-from ..typing import Array, Params
+from ... import config
+from ...convert import lavis
+from ...models import blip2
+from ...objectives import contrastive, matching
+from ...rules import flatten
+from ...training.stage1_forward import Alignment, align
+from ...typing import Array, Params
 from . import sizes, texts
 from .case import Case, gradients_of, named, params_of
-from .recorded.collect import plan
-from .recorded.comparison import Arrays, Work
+from .collect import plan
+from .comparison import Arrays, Work
 
 INPUTS = ('pixels', 'input_ids', 'attention_mask', 'neg_image_idx', 'neg_text_idx')
 GRADIENTS = {

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from .. import json_file
-from ..convert.lazy_tensors import in_memory
-from ..convert.table import Table, check_complete, check_derived, to_jax
-from ..errors import UserError, nearest
-from ..rules import flatten, unflatten
-from ..typing import Params
+from ... import json_file
+from ...convert.lazy_tensors import in_memory
+from ...convert.table import Table, check_complete, check_derived, to_jax
+from ...errors import UserError, nearest
+from ...rules import flatten, unflatten
+from ...typing import Params
 
 NOISE = 'noise.json'
 

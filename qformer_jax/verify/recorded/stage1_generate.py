@@ -2,13 +2,13 @@
 
 from jax.typing import DTypeLike
 
-from ..convert import lavis
-from ..models import blip2
-from ..typing import Array, Params
-from . import recorded_generation, stage1, writing
+from ...convert import lavis
+from ...models import blip2
+from ...typing import Array, Params
+from . import generation, stage1, writing
 from .case import Case, params_of
-from .recorded.collect import plan
-from .recorded.comparison import Arrays, Work
+from .collect import plan
+from .comparison import Arrays, Work
 
 BIAS = 'decoder_bias'
 
@@ -25,9 +25,9 @@ def work(case: Case) -> Work:
     def function(params: Params, x: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
         model = blip2.Blip2Module(c, dtype)
 
-        def write(name: str, arguments: dict, recorded: Array) -> recorded_generation.Replay:
+        def write(name: str, arguments: dict, recorded: Array) -> generation.Replay:
             pixels = x['pixels'][: arguments['input_ids'][0]].transpose(0, 3, 1, 2)
-            return recorded_generation.with_qformer(model, params, pixels, arguments, recorded)
+            return generation.with_qformer(model, params, pixels, arguments, recorded)
 
         return writing.written(case, write, end_id, pad_id)
 

@@ -3,14 +3,14 @@
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from .. import config
-from ..convert import lavis
-from ..models import blip2
-from ..typing import Array, Params
-from . import recorded_generation, sizes, stage2, writing
+from ... import config
+from ...convert import lavis
+from ...models import blip2
+from ...typing import Array, Params
+from . import generation, sizes, stage2, writing
 from .case import Case, gradients_of, params_of
-from .recorded.collect import plan
-from .recorded.comparison import Arrays, Work
+from .collect import plan
+from .comparison import Arrays, Work
 
 GRADS = 'grads.safetensors'
 INPUTS = ('pixels', 'input_ids', 'output_ids', 'attention_mask', 'decoder_attention_mask', 'labels')
@@ -36,11 +36,11 @@ def work(case: Case) -> Work:
         out = _forward(model, params, x, batch)
         out |= stage2.loss_and_gradients(model, params, x['pixels'], batch, GRADS if gradients else None)
 
-        def write(name: str, arguments: dict, recorded: Array) -> recorded_generation.Replay:
+        def write(name: str, arguments: dict, recorded: Array) -> generation.Replay:
             said = name.partition('.')[0]
             ids, mask = x[f'{said}.input_ids'], x[f'{said}.attention_mask'].astype(bool)
             pixels = x['pixels'][: ids.shape[0]].transpose(0, 3, 1, 2)
-            return recorded_generation.with_t5(model, params, pixels, ids, mask, arguments, recorded)
+            return generation.with_t5(model, params, pixels, ids, mask, arguments, recorded)
 
         return out | writing.written(case, write, end_id, pad_id)
 

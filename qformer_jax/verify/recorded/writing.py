@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..typing import Array, Int
+from ...typing import Array, Int
 from .case import Case
-from .recorded.comparison import Arrays
-from .recorded_generation import Replay
+from .comparison import Arrays
+from .generation import Replay
 
 KINDS = ('sequences', 'sequences_scores', 'step_scores', 'top2_gap')
 Write = Callable[[str, dict, Array], Replay]

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ..inference import decode, forward
-from ..inference.generate import GenerationConfig, GenerationOutput, generate, step_scores
-from ..models.blip2 import Blip2Module
-from ..typing import Bool, Float, Int, Params
+from ...inference import decode, forward
+from ...inference.generate import GenerationConfig, GenerationOutput, generate, step_scores
+from ...models.blip2 import Blip2Module
+from ...typing import Bool, Float, Int, Params
 
 T5_END = 1  # `</s>`, which LAVIS leaves to T5's configuration
 

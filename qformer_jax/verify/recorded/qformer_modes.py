@@ -6,17 +6,17 @@ Recorded features stand behind `ln_vision`.
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from .. import config
-from ..convert import lavis
-from ..models import blip2, masks
-from ..models.qformer import ImageMemory, Qformer, QformerOutput
-from ..objectives import captioning
-from ..training.stage1_forward import caption
-from ..typing import Params
+from ... import config
+from ...convert import lavis
+from ...models import blip2, masks
+from ...models.qformer import ImageMemory, Qformer, QformerOutput
+from ...objectives import captioning
+from ...training.stage1_forward import caption
+from ...typing import Params
 from . import sizes
 from .case import Case, params_of
-from .recorded.collect import plan
-from .recorded.comparison import Arrays, Work
+from .collect import plan
+from .comparison import Arrays, Work
 from .stage1 import IGNORED
 
 INPUTS = ('image_embeds', 'input_ids', 'attention_mask', 'image_mask_2')

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from .. import config
-from ..convert import lavis
-from ..models import blip2
-from ..models.vit import Vit, resize_positions
-from ..rules import flatten
-from ..typing import Array, Params
+from ... import config
+from ...convert import lavis
+from ...models import blip2
+from ...models.vit import Vit, resize_positions
+from ...rules import flatten
+from ...typing import Array, Params
 from . import sizes
 from .case import Case, gradients_of, named, params_of
-from .recorded.collect import plan
-from .recorded.comparison import Arrays, Work
+from .collect import plan
+from .comparison import Arrays, Work
 
 _RESIZED = re.compile(r'pos_interp_(\d+)x(\d+)')
 GRADS = 'grads.safetensors'

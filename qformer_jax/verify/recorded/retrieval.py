@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from ..convert import lavis
-from ..inference import forward
-from ..inference.rerank import EXCLUDED, rerank
-from ..models import blip2, masks
-from ..objectives import contrastive
-from ..typing import Array, Params
+from ...convert import lavis
+from ...inference import forward
+from ...inference.rerank import EXCLUDED, rerank
+from ...models import blip2, masks
+from ...objectives import contrastive
+from ...typing import Array, Params
 from . import stage1, texts
 from .case import Case, params_of
-from .recorded.collect import plan
-from .recorded.comparison import Arrays, Work
+from .collect import plan
+from .comparison import Arrays, Work
 
 SCORES = ('retrieval.score_i2t', 'retrieval.score_t2i')
 PAIRS = {'each': 'texts', 'batch': 'texts_batch'}

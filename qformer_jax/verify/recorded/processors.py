@@ -8,13 +8,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from PIL import Image
 
-from ..data import tokenizers, transforms
-from ..errors import UserError
-from ..models import vit
-from ..typing import Array, Params
+from ...data import tokenizers, transforms
+from ...errors import UserError
+from ...models import vit
+from ...typing import Array, Params
 from .case import Case
-from .recorded.collect import plan
-from .recorded.comparison import Arrays, Work
+from .collect import plan
+from .comparison import Arrays, Work
 
 TEXTS = 'text.json'
 TRAINED = r'train(\d+)\.out'

@@ -4,16 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from .. import config
-from ..convert import lavis
-from ..data import tokenizers
-from ..data.tokenizers import LmTokenizer
-from ..models import blip2
-from ..typing import Array, Params
-from . import recorded_generation, sizes, stage2, texts, writing
+from ... import config
+from ...convert import lavis
+from ...data import tokenizers
+from ...data.tokenizers import LmTokenizer
+from ...models import blip2
+from ...typing import Array, Params
+from . import generation, sizes, stage2, texts, writing
 from .case import Case, gradients_of, params_of
-from .recorded.collect import plan
-from .recorded.comparison import Arrays, Work
+from .collect import plan
+from .comparison import Arrays, Work
 from .stage1 import IGNORED
 
 IDS = '.opt_input_ids'
@@ -42,9 +42,9 @@ def work(case: Case) -> Work:
             found |= stage2.loss_and_gradients(model, params, x['pixels'], batch, file)
             out |= {key if key.startswith('grads') else f'{name}.{key}': value for key, value in found.items()}
 
-        def write(_: str, arguments: dict, recorded: Array) -> recorded_generation.Replay:
+        def write(_: str, arguments: dict, recorded: Array) -> generation.Replay:
             pixels = x['pixels'][: arguments['input_ids'][0]].transpose(0, 3, 1, 2)
-            return recorded_generation.with_opt(model, params, pixels, arguments, recorded)
+            return generation.with_opt(model, params, pixels, arguments, recorded)
 
         return out | writing.written(case, write, end_id, pad_id)
 

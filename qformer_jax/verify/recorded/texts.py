@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.tokenizers import TextTokenizer
+from ...data.tokenizers import TextTokenizer
 from .case import Case
-from .recorded.comparison import Arrays
+from .comparison import Arrays
 
 
 def bert(case: Case) -> TextTokenizer | None:
