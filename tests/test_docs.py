@@ -1,4 +1,4 @@
-"""What the documents say holds: paths exist, commands parse, links resolve, snippets run, every parameter path is described."""
+"""What the documents say holds: paths exist, commands parse, links resolve, snippets run, no parameter is missing."""
 
 import json
 import re
