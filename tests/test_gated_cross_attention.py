@@ -20,7 +20,7 @@ from qformer_jax.export.artifacts import write
 from qformer_jax.inference import chat, decode, rank
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.inference.generate import GenerationConfig
-from qformer_jax.models import blip2, llama, masks, opt
+from qformer_jax.models import blip2, kv_cache, masks
 from qformer_jax.rules import flatten, unflatten
 from qformer_jax.runs import run_dir
 from qformer_jax.training import loop
@@ -125,7 +125,7 @@ def test_interleaved_images_with_a_cache(family):
     made, params = network(family)
     image = jnp.asarray(np.array([[-1, 0, 0, 1, 1, 1], [0, 0, 0, 2, 2, 2]]))
     media_mask = masks.latest_image(image, EXISTS.reshape(2, 3, 2))
-    empty = {'opt': opt, 'llama': llama}[family].empty_cache(LMS[family], 2, 6, jnp.float32)
+    empty = kv_cache.empty(LMS[family], 2, 6, jnp.float32)
 
     def in_two(made):
         x, real, media = made.lm.embed(TEXT), jnp.asarray(HERE), made.gates.project(MEDIA, EXISTS)

@@ -177,7 +177,7 @@ def steps(model):
     feature_mask = jnp.ones(x.shape[:2], bool)
     if model.config.lm.family == 't5':
         memory = model.lm.encode(x, feature_mask)
-        hidden = model.lm(model.lm.embed(ANSWER), np.ones(ANSWER.shape, bool), memory).hidden
+        hidden = model.lm.decode(model.lm.embed(ANSWER), np.ones(ANSWER.shape, bool), memory).hidden
     else:
         hidden = model.lm(x, feature_mask).hidden
     return model.qformer.feature_norm(features), queries, prefix, model.lm.word_logits(hidden)

@@ -16,8 +16,8 @@ from qformer_jax.convert.llama import gguf, llama
 from qformer_jax.convert.table import convert, to_torch
 from qformer_jax.inference import decode
 from qformer_jax.inference.generate import GenerationConfig
-from qformer_jax.models import blip2
-from qformer_jax.models.llama import Llama, empty_cache
+from qformer_jax.models import blip2, kv_cache
+from qformer_jax.models.llama import Llama
 from qformer_jax.objectives import captioning
 from qformer_jax.rules import flatten
 
@@ -141,7 +141,7 @@ def test_cache_equals_no_cache(pair):
     c, _, params = pair
 
     def run(model):
-        cache, pieces = empty_cache(c, 3, 16, jnp.float32), []
+        cache, pieces = kv_cache.empty(c, 3, 16, jnp.float32), []
         for start, end in ((0, 3), (3, 4), (4, 5), (5, 7), (7, 13)):
             out = model(model.embed(IDS[:, start:end]), LEFT[:, start:end], cache)
             cache = out.cache

@@ -15,8 +15,8 @@ from qformer_jax.convert.lazy_tensors import in_memory, read_all
 from qformer_jax.convert.table import convert
 from qformer_jax.inference import decode
 from qformer_jax.inference.generate import GenerationConfig
-from qformer_jax.models import blip2
-from qformer_jax.models.opt import Opt, empty_cache
+from qformer_jax.models import blip2, kv_cache
+from qformer_jax.models.opt import Opt
 from qformer_jax.objectives import captioning
 
 TINY = config.OptConfig(vocab_size=50, width=24, depth=2, heads=3, mlp_width=40, max_positions=20)
@@ -117,7 +117,7 @@ def test_cache_equals_no_cache(params):
     """Prompt of 3 in one call, then token by token, in a cache with slots to spare."""
 
     def run(model):
-        cache, pieces = empty_cache(TINY, 3, 10, jnp.float32), []
+        cache, pieces = kv_cache.empty(TINY, 3, 10, jnp.float32), []
         for start, end in ((0, 3), (3, 4), (4, 5), (5, 7)):
             out = model(model.embed(IDS[:, start:end]), LEFT[:, start:end], cache)
             cache = out.cache

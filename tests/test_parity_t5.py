@@ -15,8 +15,8 @@ from qformer_jax.convert.t5 import T5 as TABLE
 from qformer_jax.convert.table import convert, to_jax, to_torch
 from qformer_jax.inference import decode
 from qformer_jax.inference.generate import GenerationConfig
-from qformer_jax.models import blip2
-from qformer_jax.models.t5 import START_ID, T5, distance_buckets, empty_cache, relative_bias, shift_right
+from qformer_jax.models import blip2, kv_cache
+from qformer_jax.models.t5 import START_ID, T5, distance_buckets, relative_bias, shift_right
 from qformer_jax.objectives import captioning
 from qformer_jax.rules import flatten
 
@@ -85,7 +85,7 @@ def params(hf_model):
 def logits(params, read=READS, token_mask=LEFT, c=TINY, dtype=jnp.float32):
     def run(model):
         memory = model.encode(model.embed(read), token_mask)
-        return model.word_logits(model(model.embed(shift_right(WRITES, RIGHT)), RIGHT, memory).hidden)
+        return model.word_logits(model.decode(model.embed(shift_right(WRITES, RIGHT)), RIGHT, memory).hidden)
 
     return T5(c, dtype).apply({'params': params}, method=run)
 
@@ -119,7 +119,7 @@ def test_loss_and_input_gradient_equal_hugging_face(torch, hf_model, params):
     def loss(x):
         def run(model):
             memory = model.encode(x, LEFT)
-            return model.word_logits(model(model.embed(shift_right(WRITES, RIGHT)), RIGHT, memory).hidden)
+            return model.word_logits(model.decode(model.embed(shift_right(WRITES, RIGHT)), RIGHT, memory).hidden)
 
         token_losses = captioning.token_losses(T5(TINY).apply({'params': params}, method=run), WRITES)
         return captioning.token_mean(token_losses, RIGHT)
@@ -170,9 +170,9 @@ def test_cache_equals_no_cache(params):
 
     def run(model):
         memory = model.encode(model.embed(READS), LEFT)
-        cache, pieces, ids = empty_cache(TINY, 3, 14, jnp.float32), [], shift_right(WRITES, RIGHT)
+        cache, pieces, ids = kv_cache.empty(TINY, 3, 14, jnp.float32), [], shift_right(WRITES, RIGHT)
         for start, end in ((0, 3), (3, 4), (4, 5), (5, 7), (7, 11)):
-            out = model(model.embed(ids[:, start:end]), RIGHT[:, start:end], memory, cache)
+            out = model.decode(model.embed(ids[:, start:end]), RIGHT[:, start:end], memory, cache)
             cache = out.cache
             pieces.append(model.word_logits(out.hidden))
         return jnp.concatenate(pieces, axis=1), cache.end
@@ -188,7 +188,7 @@ def test_the_decoder_reads_nothing_later_and_the_encoder_everything(params):
     def hidden(read, written):
         def run(model):
             memory = model.encode(read, whole)
-            return memory.hidden, model(written, whole, memory).hidden
+            return memory.hidden, model.decode(written, whole, memory).hidden
 
         return T5(TINY).apply({'params': params}, method=run)
 

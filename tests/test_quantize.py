@@ -85,8 +85,8 @@ def write(model, params, tokens):
     settings = GenerationConfig(max_new_tokens=8)
     prefix = blip2.Prefix.whole(jax.random.normal(jax.random.key(2), (6, 3, 32)))
     prompt = jnp.arange(12).reshape(6, 2) + 3
-    begin = decode.prefill_t5 if model.config.lm.family == 't5' else decode.prefill_decoder
-    step, start = begin(model, params, prefix, prompt, jnp.ones(prompt.shape, bool), settings.max_new_tokens)
+    given = prefix, prompt, jnp.ones(prompt.shape, bool)
+    step, start = decode.prefill_lm(model, params, *given, settings.max_new_tokens)
     return decode.generate(step, start, settings).tokens[:, 0], step_scores(step, start, tokens, settings)
 
 

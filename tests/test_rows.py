@@ -29,8 +29,8 @@ def padded(rows: list[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
 @functools.partial(jax.jit, static_argnames=('model', 'settings'))
 def written(model, params, prefix, ids, prompt_mask, settings):
     """Return what is written, and the scores of every word at each step of the first text."""
-    begin = decode.prefill_t5 if model.config.lm.family == 't5' else decode.prefill_decoder
-    step, start = begin(model, params, blip2.Prefix.whole(prefix), ids, prompt_mask, settings.max_new_tokens)
+    given = blip2.Prefix.whole(prefix), ids, prompt_mask
+    step, start = decode.prefill_lm(model, params, *given, settings.max_new_tokens)
     found = generate(step, start, settings)
     return found, step_scores(step, start, found.tokens[:, 0], settings)
 

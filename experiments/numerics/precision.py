@@ -140,16 +140,16 @@ def compare_greedy(
     steps = gaps.shape[1]
     if setting.startswith('opt'):
         prompt, mask = ids[:, : ids.shape[1] - steps], np.ones((len(ids), ids.shape[1] - steps), bool)
-        begin, end = decode.prefill_decoder, case.setting('opt', 'tokenizer', 'eos_token_id(newline)')
+        end = case.setting('opt', 'tokenizer', 'eos_token_id(newline)')
     else:
         prompt, mask = case.arrays['gen.input_ids'], case.arrays['gen.attention_mask'].astype(bool)
-        begin, end = decode.prefill_t5, 1
+        end = 1
     new = ids[:, ids.shape[1] - steps :]
     settings = GenerationConfig(max_new_tokens=steps, end_ids=(end,))
 
     @partial(jax.jit, static_argnums=0)
     def write(model, prefix):
-        step, start = begin(model, params, blip2.Prefix.whole(prefix), prompt, mask, steps)
+        step, start = decode.prefill_lm(model, params, blip2.Prefix.whole(prefix), prompt, mask, steps)
         return generate(step, start, settings).tokens[:, 0], step_scores(step, start, jnp.asarray(new), settings)
 
     with jax.default_matmul_precision('highest'):

@@ -143,11 +143,11 @@ def step_seconds(model: blip2.Blip2Module, params: Params, batch: int, options: 
 
     @jax.jit
     def read(params):
-        return decode.prefill_decoder(model, params, *given, options.tokens)[1]
+        return decode.prefill_lm(model, params, *given, options.tokens)[1]
 
     @jax.jit
     def write(params, start):
-        step, _ = decode.prefill_decoder(model, params, *given, options.tokens)  # its start is not used: not computed
+        step, _ = decode.prefill_lm(model, params, *given, options.tokens)  # its start is not used: not computed
         return generate(step, start, settings)
 
     start = read(params)

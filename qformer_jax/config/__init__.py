@@ -7,7 +7,7 @@ The defaults are BLIP-2's published sizes (Li et al. 2023, section 3.4; ViT-g/14
 from .canonical import digest, digest_of_tree, from_json, from_tree, part_of, to_json, to_tree
 from .connectors import ConnectorConfig, QformerConfig, TimeConfig
 from .run import BETWEEN, Blip2Config, Data, Objective, Optimizer, Rules, Run, Stage, Start, Training
-from .towers import GatesConfig, GroundingConfig, LlamaConfig, LoraConfig, OptConfig, T5Config, VitConfig
+from .towers import GatesConfig, GroundingConfig, LlamaConfig, LmConfig, LoraConfig, OptConfig, T5Config, VitConfig
 
 __all__ = [
     'BETWEEN',
@@ -17,6 +17,7 @@ __all__ = [
     'GatesConfig',
     'GroundingConfig',
     'LlamaConfig',
+    'LmConfig',
     'LoraConfig',
     'Objective',
     'OptConfig',

@@ -3,16 +3,16 @@
 import dataclasses
 import hashlib
 import json
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from ..errors import UserError, nearest
 from .connectors import ConnectorConfig, QformerConfig, TimeConfig
 from .run import Blip2Config, Data, Objective, Optimizer, Run, Start, Training
-from .towers import GatesConfig, GroundingConfig, LlamaConfig, LoraConfig, OptConfig, T5Config, VitConfig
+from .towers import GatesConfig, GroundingConfig, LmConfig, LoraConfig, VitConfig
 
-_FAMILIES = {'opt': OptConfig, 'llama': LlamaConfig, 't5': T5Config}
+_FAMILIES = {kind.family: kind for kind in get_args(LmConfig)}
 _PARTS = {
     'vit': VitConfig,
     'qformer': QformerConfig,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from ..errors import UserError
 from .connectors import ConnectorConfig, QformerConfig, TimeConfig
 from .ranges import Decay, FromZero, Range, Rate, Seed, Share
-from .towers import GatesConfig, GroundingConfig, LlamaConfig, LoraConfig, OptConfig, T5Config, VitConfig
+from .towers import GatesConfig, GroundingConfig, LmConfig, LoraConfig, OptConfig, VitConfig
 
 Stage = Literal['vision', 'language', 'stage1', 'stage2', 'instruct']
 Rules = tuple[tuple[str, float | None], ...]
@@ -23,7 +23,7 @@ class Blip2Config:
     """Vision tower; None where a run reads feature arrays."""
     qformer: QformerConfig | None = field(default_factory=QformerConfig)
     """The Q-Former between the frozen towers."""
-    lm: OptConfig | LlamaConfig | T5Config | None = field(default_factory=OptConfig)
+    lm: LmConfig | None = field(default_factory=OptConfig)
     """Language model; None in stage 1."""
     lora: LoraConfig | None = None
     """What learns of a frozen language model, in `stage2` and `instruct`; None: nothing does."""

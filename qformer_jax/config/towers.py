@@ -1,7 +1,7 @@
 """The frozen ends: vision tower and language models, and what learns of the latter, or beside it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..errors import UserError
 from .ranges import MILLION, Few, FromZero
@@ -70,6 +70,8 @@ class OptConfig:
 
     family: Literal['opt'] = 'opt'
     """Kind of language model."""
+    encoder_decoder: ClassVar[bool] = False
+    """Whether an encoder reads what comes before the answer, not the decoder itself."""
     vocab_size: FromZero = 50272
     """Rows of the token table (N); 0: the tokenizer's."""
     width: int = 2560
@@ -92,6 +94,16 @@ class OptConfig:
         """Width of what the model reads: token vectors and the soft prefix."""
         return self.embed_width or self.width
 
+    @property
+    def position_limit(self) -> int | None:
+        """Longest sequence that it can read, queries included; None: any."""
+        return self.max_positions
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Layers, heads and width of a head of what its decoder keeps: keys and values."""
+        return self.depth, self.heads, self.width // self.heads
+
 
 @dataclass(frozen=True)
 class LlamaConfig:
@@ -99,6 +111,8 @@ class LlamaConfig:
 
     family: Literal['llama'] = 'llama'
     """Kind of language model."""
+    encoder_decoder: ClassVar[bool] = False
+    """Whether an encoder reads what comes before the answer, not the decoder itself."""
     vocab_size: FromZero = 32001
     """Rows of the token table (N), Vicuna's with one for padding; 0: the tokenizer's."""
     width: int = 4096
@@ -127,6 +141,16 @@ class LlamaConfig:
         """Width of what the model reads: token vectors and the soft prefix."""
         return self.width
 
+    @property
+    def position_limit(self) -> int | None:
+        """Longest sequence that it can read, queries included; None: any."""
+        return self.max_positions
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Layers, heads and width of a head of what its decoder keeps: keys and values."""
+        return self.depth, self.kv_heads, self.head_width
+
 
 @dataclass(frozen=True)
 class T5Config:
@@ -134,6 +158,8 @@ class T5Config:
 
     family: Literal['t5'] = 't5'
     """Kind of language model."""
+    encoder_decoder: ClassVar[bool] = True
+    """Whether an encoder reads what comes before the answer, not the decoder itself."""
     vocab_size: FromZero = 32128
     """Rows of the token table (N), and of the output table, its own; 0: the tokenizer's."""
     width: int = 2048
@@ -161,6 +187,20 @@ class T5Config:
     def input_width(self) -> int:
         """Width of what the model reads: token vectors and the soft prefix."""
         return self.width
+
+    @property
+    def position_limit(self) -> int | None:
+        """Longest sequence that it can read, queries included; None: any."""
+        return None  # positions are relative
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Layers, heads and width of a head of what its decoder keeps: keys and values."""
+        return self.decoder_depth, self.heads, self.head_width
+
+
+LmConfig = OptConfig | LlamaConfig | T5Config
+"""A language model of any family."""
 
 
 @dataclass(frozen=True)

@@ -117,5 +117,5 @@ def _tokens(marks: SpecialTokens, c: config.Blip2Config) -> dict[str, Any]:
     `limit` is the largest t + g, and + q where the picture is `in_front` of the text.
     """
     ids = {name: getattr(marks, name) for name in ('begin', 'close', 'end', 'pad')}
-    limit = {} if c.lm.family == 't5' else {'limit': c.lm.max_positions + 1}
+    limit = {} if c.lm.position_limit is None else {'limit': c.lm.position_limit + 1}
     return {'file': BYTE_BPE, **ids, 'multiple': PROMPT_BUCKET, 'in_front': not c.gates, **limit}

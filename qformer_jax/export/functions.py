@@ -123,7 +123,7 @@ def language_model(network: Blip2Module, weights: dict[str, Spec]) -> tuple[Func
     """Return `prefill` and `step`."""
     c = network.config.lm
     beside = '' if network.config.gates else 'q + '  # in front of the text
-    places = [] if c.family == 't5' else [f'{beside}t + g - 1 <= {c.max_positions}']
+    places = [] if c.position_limit is None else [f'{beside}t + g - 1 <= {c.position_limit}']
     array = _arrays(*places)
     inputs = {
         'prefix': array(f'b, q, {c.input_width}', network.dtype),

@@ -401,8 +401,8 @@ class Blip2:
             raise UserError(
                 'a prompt is empty, and nothing stands before it: give it a text that the first word can follow'
             )
-        c = self.run.model.lm
-        return left_padded(rows, self.lm_tokenizer.pad_id, None if c.family == 't5' else c.max_positions - beside)
+        positions = self.run.model.lm.position_limit
+        return left_padded(rows, self.lm_tokenizer.pad_id, None if positions is None else positions - beside)
 
     def _read(
         self, pictures: Pictures | QueryOutputs, prompts: Sequence[str], new: int

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..data.tokenizers import prompt_ids
 from ..errors import UserError
-from ..models import blip2, llama, opt
+from ..models import blip2, kv_cache
 from ..models.kv_cache import KVCache, Media
 from ..typing import Array, Bool, Float, Int, Params
 from . import decode, stream
@@ -101,7 +101,7 @@ def say(
 
 def keeps_cache(model: Blip2) -> bool:
     """Whether a turn need not read what the turns before it have read."""
-    return model.run.model.lm.family != 't5' and not model.run.objective.instruction_aware
+    return not model.run.model.lm.encoder_decoder and not model.run.objective.instruction_aware
 
 
 def _show(model: Blip2, dialogue: Dialogue, new: ImageFeatures | QueryOutputs) -> Dialogue:
@@ -174,12 +174,12 @@ def _left(model: Blip2, used: int) -> int:
 
     Raises UserError when that is nothing.
     """
-    c = model.run.model.lm
-    if c.family == 't5':  # its positions are relative
+    positions = model.run.model.lm.position_limit
+    if positions is None:
         return sys.maxsize
-    if used > c.max_positions:
-        raise UserError(f'the dialogue is full: it would have {used} positions of {c.max_positions}; begin another one')
-    return c.max_positions - used + 1
+    if used > positions:
+        raise UserError(f'the dialogue is full: it would have {used} positions of {positions}; begin another one')
+    return positions - used + 1
 
 
 def _grown(model: Blip2, cache: KVCache | None, more: int) -> KVCache:
@@ -189,9 +189,7 @@ def _grown(model: Blip2, cache: KVCache | None, more: int) -> KVCache:
     """
     wanted = -(-((0 if cache is None else int(cache.end)) + more) // SLOTS) * SLOTS
     if cache is None:
-        c = model.run.model.lm
-        empty_cache = {'opt': opt, 'llama': llama}[c.family].empty_cache
-        return empty_cache(c, 1, wanted, model.model.dtype)
+        return kv_cache.empty(model.run.model.lm, 1, wanted, model.model.dtype)
     missing = max(0, wanted - cache.valid.shape[1])
     grow = partial(jax.tree.map, lambda x: jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)))
     return cache if not missing else cache.replace(layers=grow(cache.layers), valid=grow(cache.valid))

@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from .. import config
 from ..errors import UserError
-from ..models import llama, opt, t5
 from ..models.blip2 import Blip2Module, Prefix, prefix_length
+from ..models.families import family_of
 from ..models.kv_cache import KVCache, write
 from ..typing import Array, Bool, Float, Int, Params, Size, UInt32
 from .generate import GenerationConfig, GenerationOutput, PrefillState, Step, generate
@@ -53,8 +54,27 @@ def prefill_lm(
     model: Blip2Module, params: Params, prefix: Prefix, prompt: Int['B T'], prompt_mask: Bool['B T'], limit: Size
 ) -> tuple[Step, PrefillState]:
     """Let the language model read prefix and left-padded prompt; raises UserError if `limit` more tokens do not fit."""
-    begin = prefill_t5 if model.config.lm.family == 't5' else prefill_decoder
-    return begin(model, params, prefix, prompt, prompt_mask, limit)
+    family = family_of(model.config.lm)
+    _check_room(model.config, prefix_length(model.config, prefix), prompt.shape[1], limit)
+
+    def begin(model: Blip2Module) -> tuple[Array, Any]:
+        given = _given_prefix(model, prefix, prompt, prompt_mask)
+        x, token_mask, cache = family.prefill_inputs(model.lm, *given, limit)
+        cache = cache.replace(media=model.media(prefix)) if model.config.gates else cache
+        return next_token_logits(model, x, token_mask, cache)
+
+    logits, cache = nn.apply(begin, model)({'params': params})
+    return make_decode_step(model, params), PrefillState(logits, cache, *family.decoder_prompt(prompt, prompt_mask))
+
+
+def _check_room(c: config.Blip2Config, beside: Size, prompt: Size, new: Size) -> None:
+    """Raise UserError when a picture, a prompt and new tokens exceed the language model's positions."""
+    positions = c.lm.position_limit
+    if positions is not None and beside + prompt + new - 1 > positions:  # the last token is not read
+        raise UserError(
+            f'a prompt of {prompt} tokens and {new} new ones do not fit the language model: '
+            f"{positions} positions, {beside} of them the picture's"
+        )
 
 
 def _given_prefix(
@@ -69,39 +89,10 @@ def _given_prefix(
     )
 
 
-def prefill_decoder(
-    model: Blip2Module,
-    params: Params,
-    prefix: Prefix,
-    prompt: Int['B T'],
-    prompt_mask: Bool['B T'],
-    limit: Size,
-) -> tuple[Step, PrefillState]:
-    """Read prefix and prompt; raises UserError when they and `limit` new tokens exceed the model's positions."""
-    c = model.config.lm
-    beside = prefix_length(model.config, prefix)
-    slots = beside + prompt.shape[1] + limit - 1  # the last token is not read
-    if slots > c.max_positions:
-        raise UserError(
-            f'a prompt of {prompt.shape[1]} tokens and {limit} new ones do not fit the language model: '
-            f"{c.max_positions} positions, {beside} of them the picture's"
-        )
-
-    empty_cache = {'opt': opt, 'llama': llama}[c.family].empty_cache
-
-    def begin(model: Blip2Module) -> tuple[Array, KVCache]:
-        x, token_mask = _given_prefix(model, prefix, prompt, prompt_mask)
-        cache = empty_cache(c, x.shape[0], slots, model.dtype).replace(media=model.media(prefix))
-        return next_token_logits(model, x, token_mask, cache)
-
-    logits, cache = nn.apply(begin, model)({'params': params})
-    return make_decode_step(model, params), PrefillState(logits, cache, prompt, prompt_mask)
-
-
 def next_token_logits(
-    model: Blip2Module, x: Float['B T L'], token_mask: Bool['B T'], cache: KVCache
-) -> tuple[Float['B N'], KVCache]:
-    """Let a decoder read on; returns the logits that follow the last position that exists, and the cache.
+    model: Blip2Module, x: Float['B T L'], token_mask: Bool['B T'], cache: KVCache | tuple
+) -> tuple[Float['B N'], KVCache | tuple]:
+    """Let the decoder read on; returns the logits that follow the last position that exists, and the cache.
 
     That is the last slot, but in a row whose prompt is empty beside longer ones: exists 1 1 0 0, two queries and two
     holes, is followed by what slot 1 says.
@@ -114,37 +105,10 @@ def next_token_logits(
 def make_decode_step(model: Blip2Module, params: Params) -> Step:
     """Return how the language model goes on, whatever it has read."""
 
-    def decoder(model: Blip2Module, cache: KVCache, last: Int['R']) -> tuple[Array, KVCache]:
+    def go_on(model: Blip2Module, cache: Any, last: Int['R']) -> tuple[Array, Any]:
         return next_token_logits(model, model.lm.embed(last[:, None]), jnp.ones((last.shape[0], 1), bool), cache)
 
-    def encoder_decoder(
-        model: Blip2Module, cache: tuple[t5.EncoderOutput, KVCache], last: Int['R']
-    ) -> tuple[Array, tuple]:
-        memory, written = cache
-        out = model.lm(model.lm.embed(last[:, None]), jnp.ones((last.shape[0], 1), bool), memory, written)
-        return model.lm.word_logits(out.hidden)[:, 0], (memory, out.cache)
-
-    go_on = encoder_decoder if model.config.lm.family == 't5' else decoder
     return partial(nn.apply(go_on, model), {'params': params})
-
-
-def prefill_t5(
-    model: Blip2Module,
-    params: Params,
-    prefix: Prefix,
-    prompt: Int['B T'],
-    prompt_mask: Bool['B T'],
-    limit: Size,
-) -> tuple[Step, PrefillState]:
-    """Let the encoder read prefix and prompt, and give the decoder its first token; that is the search's prompt."""
-
-    def begin(model: Blip2Module) -> tuple[t5.EncoderOutput, KVCache]:
-        memory = model.lm.encode(*_given_prefix(model, prefix, prompt, prompt_mask))
-        memory = memory.replace(hidden_states=())  # beams would carry them along
-        return memory, t5.empty_cache(model.config.lm, prompt.shape[0], limit, model.dtype)
-
-    first = jnp.full((prompt.shape[0], 1), t5.START_ID)
-    return _after_first(make_decode_step(model, params), nn.apply(begin, model)({'params': params}), first)
 
 
 def prefill_qformer(
@@ -178,10 +142,5 @@ def prefill_qformer(
 
     first = jnp.full((features.shape[0], 1), c.vocab_size)  # [DEC] is the row after the vocabulary
     step = partial(nn.apply(go_on, model), {'params': params})
-    return _after_first(step, nn.apply(begin, model)({'params': params}), first)
-
-
-def _after_first(step: Step, cache: Any, first: Int['B 1']) -> tuple[Step, PrefillState]:
-    """Return the step, and the start for a writer whose prompt is one token."""
-    logits, cache = step(cache, first[:, 0])
+    logits, cache = step(nn.apply(begin, model)({'params': params}), first[:, 0])
     return step, PrefillState(logits, cache, first, jnp.ones(first.shape, bool))

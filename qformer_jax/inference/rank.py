@@ -84,7 +84,4 @@ def scores(
 
 def _read_on(model: Blip2Module, cache, tokens: Int['B T'], token_mask: Bool['B T']) -> Array:
     """Return the logits after each token of a text that goes on where the cache ends."""
-    x = model.lm.embed(tokens)
-    if model.config.lm.family == 't5':  # its cache is (what its encoder made, its decoder's cache)
-        return model.lm.word_logits(model.lm(x, token_mask, *cache).hidden)
-    return model.lm.word_logits(model.lm_forward(x, token_mask, cache).hidden)
+    return model.lm.word_logits(model.lm_forward(model.lm.embed(tokens), token_mask, cache).hidden)

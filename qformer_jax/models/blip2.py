@@ -18,13 +18,11 @@ from jax.typing import DTypeLike
 from .. import config
 from ..typing import Array, Bool, Float, Int, Params, Size, UInt8
 from . import connectors, lora, masks, vocab_extension
+from .families import family_of
 from .gated_cross_attention import Gates
 from .kv_cache import KVCache, LmOutput, Media
 from .layers import at_least_float32, dense, layer_norm
-from .llama import Llama
-from .opt import Opt
 from .qformer import Qformer, QformerOutput
-from .t5 import T5, shift_right
 from .temporal_embedding import TemporalEmbedding
 from .vit import Vit, normalise
 
@@ -73,7 +71,7 @@ class Blip2Module(nn.Module):
         if c.qformer:
             self.qformer = Qformer(c.qformer, self.dtype)
         if c.lm:
-            self.lm = {'opt': Opt, 'llama': Llama, 't5': T5}[c.lm.family](c.lm, self.dtype)
+            self.lm = family_of(c.lm).module(c.lm, self.dtype)
         if c.gates:
             self.gates = Gates(c.gates, c.lm.depth, c.lm.width, self.dtype)
         if c.qformer and c.lm:
@@ -175,11 +173,11 @@ class Blip2Module(nn.Module):
         self,
         x: Float['B T L'],
         token_mask: Bool['B T'],
-        cache: KVCache | None = None,
+        cache: KVCache | tuple | None = None,
         media: Media | None = None,
         media_mask: Bool['b 1 t M'] | None = None,
     ) -> LmOutput:
-        """Let a decoder read token vectors, or a soft prefix; with a cache, after what it holds.
+        """Let the decoder read token vectors, or a soft prefix; with a cache, after what it holds.
 
         Gated layers read `media` (default: the cache's), of which a position sees what `media_mask` says (default: all
         that exists); what is read later sees what the last position saw.
@@ -198,20 +196,15 @@ class Blip2Module(nn.Module):
     ) -> Float['B T L']:
         """Return the language model's hidden states that predict each `target` token of `text` (others: any value).
 
-        A decoder reads [prefix, text]. Slot Q + t holds token t, so its prediction leaves slot Q + t - 1: with 3
-        queries and 4 tokens, slots 2..5. T5's encoder reads [prefix, what is no target], its decoder the targets.
-        Where gated layers read the prefix, the decoder reads [text] alone, and nothing predicts token 0.
+        A decoder reads [prefix, text]; T5's encoder reads [prefix, what is no target], its decoder the targets. Where
+        gated layers read the prefix, the decoder reads [text] alone, and nothing predicts token 0.
         """
         if self.config.gates:
             hidden = self.lm_forward(self.lm.embed(text), text_mask, media=self.media(prefix)).hidden
             return jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        count = prefix.mask.shape[1]
         x = jnp.concatenate([prefix.vectors, self.lm.embed(text)], axis=1)
         token_mask = jnp.concatenate([prefix.mask, text_mask], axis=1)
-        if self.config.lm.family != 't5':
-            return self.lm(x, token_mask).hidden[:, count - 1 : -1]
-        memory = self.lm.encode(x, token_mask & ~jnp.pad(target, ((0, 0), (count, 0))))
-        return self.lm(self.lm.embed(shift_right(text, target)), target, memory).hidden
+        return family_of(self.config.lm).target_hidden_states(self.lm, x, token_mask, text, target)
 
     def init_all_parts(self) -> None:
         """Call every part once on the smallest input: `init` makes the parameters that are touched."""

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
 
+from ..config import LmConfig
 from ..typing import Array, Bool, Float, Int, Size
 from .layers import KeyValue
 
@@ -31,8 +32,9 @@ class KVCache:
     """What gated layers read, where there are some."""
 
 
-def empty(depth: int, heads: int, head_width: int, batch: Size, slots: Size, dtype: DTypeLike) -> KVCache:
-    """Return a cache of `slots` empty slots for `batch` rows of a decoder with `depth` layers."""
+def empty(c: LmConfig, batch: Size, slots: Size, dtype: DTypeLike) -> KVCache:
+    """Return a cache of `slots` empty slots for `batch` rows of a language model's decoder."""
+    depth, heads, head_width = c.cache_shape
     zeros = jnp.zeros((batch, slots, heads, head_width), dtype)
     return KVCache(tuple(KeyValue(zeros, zeros) for _ in range(depth)), jnp.zeros((batch, slots), bool), jnp.int32(0))
 
@@ -55,7 +57,7 @@ class LmOutput:
 
     hidden: Float['B T L']
     """Last hidden states, ready for the output table: after the final norm (and projection) that a family has."""
-    cache: KVCache | None
-    """The cache with this call's positions in it; None without one."""
+    cache: KVCache | tuple | None
+    """The cache with this call's positions in it (T5's: behind its encoder's output); None without one."""
     hidden_states: tuple[Array, ...]
     """[B, T, L] entering the first layer, and after each."""

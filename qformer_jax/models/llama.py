@@ -14,16 +14,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from .. import config
-from ..typing import Array, Bool, Float, Int, Size
-from . import kv_cache, masks
+from ..typing import Array, Bool, Float, Int
+from . import masks
 from .kv_cache import KVCache, LmOutput, place, write
 from .layers import GatedMlp, KeyValue, attend, dense, rms_norm, tied_logits, untied_head
 from .quantized import weight
-
-
-def empty_cache(c: config.LlamaConfig, batch: Size, slots: Size, dtype: DTypeLike) -> KVCache:
-    """Return a cache of `slots` empty slots for `batch` rows."""
-    return kv_cache.empty(c.depth, c.kv_heads, c.head_width, batch, slots, dtype)
 
 
 def rotations(position: Int['B T'], head_width: int, base: float, dtype: DTypeLike) -> Float['B T k 2']:

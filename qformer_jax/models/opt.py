@@ -10,19 +10,14 @@ from jax.typing import DTypeLike
 
 from .. import config
 from ..errors import UserError
-from ..typing import Array, Bool, Float, Int, Size
-from . import kv_cache, masks
+from ..typing import Array, Bool, Float, Int
+from . import masks
 from .kv_cache import KVCache, LmOutput, place, write
 from .layers import Attention, KeyValue, Mlp, dense, layer_norm, tied_logits
 from .quantized import weight
 
 POSITION_OFFSET = 2  # OPT's table has two rows before position 0
 NORM_EPS = 1e-5
-
-
-def empty_cache(c: config.OptConfig, batch: Size, slots: Size, dtype: DTypeLike) -> KVCache:
-    """Return a cache of `slots` empty slots for `batch` rows."""
-    return kv_cache.empty(c.depth, c.heads, c.width // c.heads, batch, slots, dtype)
 
 
 class OptBlock(nn.Module):

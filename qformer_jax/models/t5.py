@@ -21,11 +21,6 @@ from .quantized import weight
 START_ID = 0  # what the decoder reads before the first token: T5's padding id
 
 
-def empty_cache(c: config.T5Config, batch: Size, slots: Size, dtype: DTypeLike) -> KVCache:
-    """Return a decoder cache of `slots` empty slots for `batch` rows."""
-    return kv_cache.empty(c.decoder_depth, c.heads, c.head_width, batch, slots, dtype)
-
-
 def distance_buckets(buckets: int, max_distance: int) -> Int['R']:
     """Return the bucket of each distance 0..max_distance: half of them one distance each, then logarithmic.
 
@@ -242,11 +237,17 @@ class T5(nn.Module):
         hidden, states = self.encoder(x.astype(self.dtype), token_mask)
         return EncoderOutput(hidden, self.decoder.project(hidden), token_mask, states)
 
-    def __call__(
+    def decode(
         self, x: Float['B T L'], token_mask: Bool['B T'], memory: EncoderOutput, cache: KVCache | None = None
     ) -> LmOutput:
         """Run the decoder over the vectors of `START_ID` and the tokens after it; with a cache, after what it holds."""
         return self.decoder(x.astype(self.dtype), token_mask, memory, cache)
+
+    def __call__(self, x: Float['B T L'], token_mask: Bool['B T'], cache: tuple[EncoderOutput, KVCache]) -> LmOutput:
+        """Run the decoder over the vectors of tokens that follow what the cache, with the encoder's output, holds."""
+        memory, own = cache
+        out = self.decode(x, token_mask, memory, own)
+        return out.replace(cache=(memory, out.cache))
 
     def word_logits(self, hidden: Float['B T L']) -> Float['B T N']:
         """Return the logits of the next token (float32 or wider)."""
@@ -260,3 +261,27 @@ def shift_right(text: Int['B T'], target: Bool['B T']) -> Int['B T']:
     """
     before, counts = (jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in (text, target))
     return jnp.where(counts, before, START_ID)
+
+
+def decoder_prompt(prompt: Int['B T'], prompt_mask: Bool['B T']) -> tuple[Int['B 1'], Bool['B 1']]:
+    """Return what the decoder itself reads before it writes, `START_ID`: the prompt is its encoder's."""
+    first = jnp.full((prompt.shape[0], 1), START_ID)
+    return first, jnp.ones(first.shape, bool)
+
+
+def prefill_inputs(
+    lm: T5, x: Float['B S L'], token_mask: Bool['B S'], new: Size
+) -> tuple[Float['B 1 L'], Bool['B 1'], tuple[EncoderOutput, KVCache]]:
+    """Let the encoder read [prefix, prompt]; returns what the decoder reads first, and a cache for `new` tokens."""
+    memory = lm.encode(x, token_mask).replace(hidden_states=())  # beams would carry them along
+    first = jnp.full((x.shape[0], 1), START_ID)
+    cache = kv_cache.empty(lm.config, x.shape[0], new, lm.dtype)
+    return lm.embed(first), jnp.ones(first.shape, bool), (memory, cache)
+
+
+def target_hidden_states(
+    lm: T5, x: Float['B S L'], token_mask: Bool['B S'], text: Int['B T'], target: Bool['B T']
+) -> Float['B T L']:
+    """Return the hidden states that predict each target: the encoder reads [prefix, text] but for the targets."""
+    memory = lm.encode(x, token_mask & ~jnp.pad(target, ((0, 0), (x.shape[1] - text.shape[1], 0))))
+    return lm.decode(lm.embed(shift_right(text, target)), target, memory).hidden

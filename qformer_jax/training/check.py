@@ -58,7 +58,7 @@ def _check_gates(run: config.Run) -> None:
     gates, lm = run.model.gates, run.model.lm
     if run.stage not in ('stage2', 'instruct'):
         raise UserError(f"model.gates read pictures in 'stage2' and 'instruct', not in '{run.stage}'")
-    if lm.family == 't5':
+    if lm.encoder_decoder:
         raise UserError('model.gates stand between the blocks of a decoder, OPT or Llama, and this is T5: gates=None')
     if lm.width % gates.heads:
         raise UserError(f"model.gates.heads is {gates.heads}, and must divide the language model's width, {lm.width}")
@@ -89,7 +89,7 @@ def check(run: config.Run) -> None:
             raise UserError(f"stage 'stage1' trains the text side: model.qformer.text-side is "
                             f"'{run.model.qformer.text_side}', it must be 'full'")  # fmt: skip
         _check_terms(run)
-    if run.stage == 'language' and run.model.lm.family == 't5':
+    if run.stage == 'language' and run.model.lm.encoder_decoder:
         raise UserError("stage 'language' trains a decoder-only language model, not T5: choose another one (model.lm)")
     if run.stage == 'stage1' and run.training.accumulate > 1:
         raise UserError(

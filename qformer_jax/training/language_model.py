@@ -47,7 +47,7 @@ def open_dataset(run: config.Run) -> Dataset:
     return mixture.join([dataclasses.replace(dataset, lm_file=path) for dataset in datasets])
 
 
-def _check_same(stated: config.OptConfig | config.LlamaConfig | config.T5Config, done: run_dir.Finished) -> None:
+def _check_same(stated: config.LmConfig, done: run_dir.Finished) -> None:
     """Raise UserError when the recipe states another model: not every difference shows in a shape."""
     there, here = (dataclasses.asdict(lm) for lm in (done.run.model.lm, stated))
     if there['family'] != here['family']:

@@ -29,7 +29,7 @@ def mutants() -> Iterator[Mutant]:
     )
     for name, (function, wrong) in OF_T5.items():
         yield Mutant('language', f'T5: {name}', T5, replaced(t5, function, wrong))
-    yield Mutant('language', 'T5: reads what it writes', T5, replaced(blip2, 'shift_right', lambda _: _unshifted))
+    yield Mutant('language', 'T5: reads what it writes', T5, replaced(t5, 'shift_right', lambda _: _unshifted))
     yield Mutant('language', 'T5: decoder reads padding', T5, method(t5.T5, 'encode', _everything_exists))
     yield Mutant('language', 'T5: encoder reads padding', T5, method(t5.T5Encoder, '__call__', _reads_padding))
 

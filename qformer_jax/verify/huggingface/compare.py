@@ -74,7 +74,7 @@ def _row(
 
 def existing(name: str, c: config.Blip2Config, inputs: Probe) -> np.ndarray | None:
     """Return which positions of a row of the table are no padding; None where none is."""
-    if name.startswith('lm/decoder') or (name == 'logits' and c.lm.family == 't5'):
+    if name.startswith('lm/decoder') or (name == 'logits' and c.lm.encoder_decoder):
         return inputs.answer_exist
     if name.startswith('lm/') or name == 'logits':
         return inputs.prefixed(inputs.text_exist, c, True)

@@ -107,7 +107,7 @@ def speak(model: Blip2Module, probe: Probe, before: Arrays) -> Arrays:
     if c.qformer:
         x = jnp.concatenate([before['lm_projection'], x], axis=1)
     exist = jnp.asarray(probe.prefixed(probe.text_exist, c, True))
-    if c.lm.family != 't5':
+    if not c.lm.encoder_decoder:
         out = model.lm(x, exist)
         logits = model.lm.word_logits(out.hidden)
         targets = probe.prefixed(probe.text, c, 0)[:, 1:]
@@ -115,7 +115,7 @@ def speak(model: Blip2Module, probe: Probe, before: Arrays) -> Arrays:
         end = dict.fromkeys(after_layers(c.lm), out.hidden)
         return _states('lm', out.hidden_states) | end | {'logits': logits, 'loss': loss}
     memory = model.lm.encode(x, exist)
-    out = model.lm(model.lm.embed(probe.answer_read()), jnp.asarray(probe.answer_exist), memory)
+    out = model.lm.decode(model.lm.embed(probe.answer_read()), jnp.asarray(probe.answer_exist), memory)
     logits = model.lm.word_logits(out.hidden)
     found = _states('lm/encoder', memory.hidden_states) | {'lm/encoder/norm': memory.hidden}
     found |= _states('lm/decoder', out.hidden_states) | {'lm/decoder/norm': out.hidden, 'logits': logits}

@@ -40,7 +40,7 @@ def with_opt(
     prompt = sequences[:: settings.num_return, : _prompt_length(arguments)]
     prefix = forward.soft_prefix(model, params, *_see(model, params, pixels))
     inputs = prefix, *(np.pad(x, ((0, 0), (1, 0))) for x in (prompt, np.ones(prompt.shape, bool)))
-    return _replay(decode.prefill_decoder, model, params, inputs, settings, sequences[:, prompt.shape[1] :])
+    return _replay(decode.prefill_lm, model, params, inputs, settings, sequences[:, prompt.shape[1] :])
 
 
 def with_t5(
@@ -56,7 +56,7 @@ def with_t5(
     settings = settings_of(arguments, T5_END)
     prefix = forward.soft_prefix(model, params, *_see(model, params, pixels))
     inputs = prefix, prompt, prompt_mask
-    return _replay(decode.prefill_t5, model, params, inputs, settings, sequences[:, _prompt_length(arguments) :])
+    return _replay(decode.prefill_lm, model, params, inputs, settings, sequences[:, _prompt_length(arguments) :])
 
 
 def with_qformer(
