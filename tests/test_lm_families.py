@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import jax
 import lm_tokenizers
@@ -11,6 +12,7 @@ import test_gguf
 from small import change, recipe, without_tower
 
 from qformer_jax import cli, config
+from qformer_jax.convert import families as published_families
 from qformer_jax.convert import huggingface_config, safetensors_writer, t5
 from qformer_jax.convert.lazy_tensors import in_memory
 from qformer_jax.convert.table import to_torch
@@ -21,7 +23,7 @@ from qformer_jax.errors import UserError
 from qformer_jax.inference import decode
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.inference.generate import GenerationConfig
-from qformer_jax.models import blip2
+from qformer_jax.models import blip2, families
 from qformer_jax.rules import flatten
 from qformer_jax.runs import import_export, run_dir
 from qformer_jax.training import language_model, loop
@@ -50,6 +52,16 @@ T5 = config.T5Config(
 )
 FAMILIES = {'llama': LLAMA, 't5': T5}
 QUESTIONS = ['what color is it?', 'is it red?', 'what color is it?']
+
+
+def test_every_family_has_an_entry_for_each_of_its_sides():
+    configs = {kind.family: kind for kind in get_args(config.LmConfig)}
+    assert configs.keys() == families.FAMILIES.keys() == published_families.FAMILIES.keys()
+    for name, kind in configs.items():
+        entry = published_families.FAMILIES[name]
+        assert entry.read_config(entry.write_config(kind())) == kind()
+        assert families.family_of(kind()) is families.FAMILIES[name]
+        assert published_families.published_family(kind()) is entry
 
 
 @pytest.fixture(scope='module')

@@ -16,6 +16,7 @@ REPLACED = re.compile(
     'apart|together|widen|Drawing|Writing|Keeping|Seen|Texts|Written|speaking|located|asked'
 )
 """`kv`, `query_mask`, `encode_queries`, `to_jax`, `evaluate_vqa`, ... stand in their places."""
+TABLES_OF_FAMILIES = 'config/canonical.py', 'models/families.py', 'convert/families.py'
 
 
 def bound(tree: ast.Module) -> Iterator[str]:
@@ -57,3 +58,11 @@ def test_configurations_keep_the_names_of_the_last_release():
     """Users' recipes import them."""
     for name in ('Blip2', 'Connector', 'Gates', 'Grounding', 'Llama', 'Lora', 'Opt', 'Qformer', 'T5', 'Time', 'Vit'):
         assert getattr(config, name) is getattr(config, f'{name}Config')
+
+
+def test_a_language_models_family_is_asked_for_by_name_in_tables_alone():
+    """Elsewhere the code asks for a property: `config.lm.encoder_decoder`, `family_of(config.lm).module`."""
+    tables = {ROOT / 'qformer_jax' / name for name in TABLES_OF_FAMILIES}
+    by_name = re.compile(r'family (==|!=)|\.family (not )?in |\[.*family\]')
+    code = [path for path in FILES if path.is_relative_to(ROOT / 'qformer_jax') and path not in tables]
+    assert not [str(path.relative_to(ROOT)) for path in code if by_name.search(path.read_text())]

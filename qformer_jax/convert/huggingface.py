@@ -11,9 +11,7 @@ import numpy as np
 
 from .. import config
 from .bert import LM_HEAD, WORD_PATHS, attention, feed_forward, fresh
-from .llama import llama
-from .opt import opt
-from .t5 import T5
+from .families import published_family
 from .table import (
     CONVOLUTION,
     SPLIT_LAST_ROW,
@@ -101,12 +99,12 @@ def qformer(c: config.QformerConfig) -> Table:
     )
 
 
-def language_model_alone(c: config.OptConfig | config.LlamaConfig | config.T5Config) -> Table:
+def language_model_alone(c: config.LmConfig) -> Table:
     """Return the rows of a language model in a file of its own; LAVIS embeds the same class."""
-    return T5 if c.family == 't5' else {'opt': opt, 'llama': llama}[c.family](c)
+    return published_family(c).table(c)
 
 
-def language_model(c: config.OptConfig | config.LlamaConfig | config.T5Config) -> Table:
+def language_model(c: config.LmConfig) -> Table:
     """Return the rows of a language model inside BLIP-2, and of the projection to it."""
     return (*linear('language_projection', 'lm_projection'), *prefixed(language_model_alone(c), 'language_model.'))
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from .. import config
 from .bert import WORD_PATHS, attention, feed_forward
+from .families import FAMILIES, published_family
 from .huggingface import language_model_alone
 from .table import (
     CONVOLUTION,
@@ -103,13 +104,15 @@ def vit(c: config.VitConfig) -> Table:
     return CLIP_VIT if c.pre_norm else EVA_VIT
 
 
-PROJECTIONS: Table = tuple(row for kind in ('opt', 't5', 'llm') for row in linear(f'{kind}_proj', 'lm_projection'))
+PROJECTIONS: Table = tuple(
+    row for family in FAMILIES.values() for row in linear(f'{family.lavis_prefix}_proj', 'lm_projection')
+)
 """The projection to whichever language model, in a file without one."""
 
 
-def language_model(c: config.OptConfig | config.LlamaConfig | config.T5Config) -> Table:
+def language_model(c: config.LmConfig) -> Table:
     """Return the rows of a language model inside LAVIS's class, and of the projection to it."""
-    name = {'opt': 'opt', 't5': 't5', 'llama': 'llm'}[c.family]
+    name = published_family(c).lavis_prefix
     return (*linear(f'{name}_proj', 'lm_projection'), *prefixed(language_model_alone(c), f'{name}_model.'))
 
 

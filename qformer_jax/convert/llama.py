@@ -1,4 +1,4 @@
-"""The tables of Llama: as Hugging Face's `LlamaForCausalLM` names it, and as llama.cpp does in a GGUF file.
+"""Llama as Hugging Face's `LlamaForCausalLM` has it, weights and configuration, and its weights in llama.cpp's GGUF.
 
 Both turn pairs of a head by the position, but not the same pairs: Hugging Face (and we) (j, j + K / 2), llama.cpp
 (2 j, 2 j + 1). So llama.cpp stores the rows of queries and keys in another order, which reading has to undo:
@@ -6,9 +6,14 @@ Both turn pairs of a head by the position, but not the same pairs: Hugging Face 
     K = 6   Hugging Face's rows 0 1 2 3 4 5   in a GGUF: 0 3 1 4 2 5
 """
 
+from dataclasses import replace
+
 import numpy as np
 
-from .. import config
+from .. import config, presets
+from .config_fields import Fields, Json, read_fields, require, write_fields
+from .lavis_sizes import count_layers, heads_of
+from .lazy_tensors import State
 from .table import Derived, Ignored, Row, Table, Transform, linear, norm
 
 
@@ -80,4 +85,60 @@ def gguf(c: config.LlamaConfig) -> Table:
         Row('blk.{i}.attn_k.weight', ('lm/layer_{i}/attention/key/kernel',), reordered(c.kv_heads)),
         *norm('output_norm', 'lm/norm', bias=False),
         *(() if c.tied else linear('output', 'lm/lm_head', bias=False)),
+    )
+
+
+_FIELDS: Fields = (
+    ('vocab_size', 'vocab_size', 32000),
+    ('width', 'hidden_size', 4096),
+    ('depth', 'num_hidden_layers', 32),
+    ('heads', 'num_attention_heads', 32),
+    ('mlp_width', 'intermediate_size', 11008),
+    ('max_positions', 'max_position_embeddings', 2048),
+    ('norm_eps', 'rms_norm_eps', 1e-6),
+    ('tied', 'tie_word_embeddings', False),
+)
+
+
+def read_config(hf_config: Json) -> config.LlamaConfig:
+    """Return our configuration of a `config.json`; raises UserError for a variant that has no place here."""
+    require(hf_config, 'hidden_act', 'silu')
+    require(hf_config, 'attention_bias', False)
+    require(hf_config, 'mlp_bias', False)
+    require(hf_config, 'rope_scaling', None)
+    rope = hf_config.get('rope_parameters') or {}  # where transformers 5 keeps what was rope_theta
+    require(rope, 'rope_type', 'default')
+    fields = read_fields(_FIELDS, hf_config)
+    return config.LlamaConfig(
+        **fields,
+        kv_heads=hf_config.get('num_key_value_heads') or fields['heads'],
+        head_width=hf_config.get('head_dim') or fields['width'] // fields['heads'],
+        rope_base=rope.get('rope_theta', hf_config.get('rope_theta', 10000.0)),
+    )
+
+
+def write_config(c: config.LlamaConfig) -> Json:
+    """Return the fields of its `config.json`."""
+    return write_fields(_FIELDS, c) | {
+        'num_key_value_heads': c.kv_heads,
+        'head_dim': c.head_width,
+        'hidden_act': 'silu',
+        'rope_theta': c.rope_base,
+    }
+
+
+def read_lavis(state: State, like: config.LmConfig | None) -> config.LlamaConfig:
+    """Return a Llama as LAVIS reads it, Vicuna: as many heads of keys as of queries, and Vicuna's constants."""
+    rows, width = state['model.embed_tokens.weight'].shape
+    heads = heads_of('lm', width, {x.width: x.heads for x in (presets.VICUNA_7B, presets.VICUNA_13B)}, like)
+    head_width = state['model.layers.0.self_attn.q_proj.weight'].shape[0] // heads
+    return replace(
+        like if isinstance(like, config.LlamaConfig) else presets.VICUNA_7B,
+        vocab_size=rows,
+        width=width,
+        depth=count_layers(state, 'model.layers.'),
+        heads=heads,
+        kv_heads=state['model.layers.0.self_attn.k_proj.weight'].shape[0] // head_width,
+        head_width=head_width,
+        mlp_width=state['model.layers.0.mlp.gate_proj.weight'].shape[0],
     )

@@ -1,6 +1,8 @@
-"""The table of OPT as Hugging Face's `OPTForCausalLM` names it."""
+"""OPT as Hugging Face's `OPTForCausalLM` has it: weights and configuration."""
 
 from .. import config
+from .config_fields import Fields, Json, read_fields, require, write_fields
+from .lavis_sizes import count_layers, heads_of
 from .lazy_tensors import State
 from .table import Derived, Ignored, Row, Table, linear, norm
 
@@ -35,3 +37,46 @@ def opt(c: config.OptConfig) -> Table:
 def plain(state: State) -> State:
     """Return an OPT's tensors as `OPTForCausalLM` names them: some files hold the model without its head."""
     return {f'model.{key}' if key.startswith('decoder.') else key: tensor for key, tensor in state.items()}
+
+
+_FIELDS: Fields = (
+    ('vocab_size', 'vocab_size', 50272),
+    ('width', 'hidden_size', 768),
+    ('depth', 'num_hidden_layers', 12),
+    ('heads', 'num_attention_heads', 12),
+    ('mlp_width', 'ffn_dim', 3072),
+    ('max_positions', 'max_position_embeddings', 2048),
+    ('embed_width', 'word_embed_proj_dim', 0),
+    ('norm_first', 'do_layer_norm_before', True),
+)
+
+
+def read_config(hf_config: Json) -> config.OptConfig:
+    """Return our configuration of a `config.json`; raises UserError for a variant that has no place here."""
+    require(hf_config, 'activation_function', 'relu')
+    require(hf_config, '_remove_final_layer_norm', False)
+    fields = read_fields(_FIELDS, hf_config)
+    projects = fields['embed_width'] not in (None, fields['width'])
+    return config.OptConfig(**fields | {'embed_width': fields['embed_width'] if projects else 0})
+
+
+def write_config(c: config.OptConfig) -> Json:
+    """Return the fields of its `config.json`."""
+    return write_fields(_FIELDS, c) | {'word_embed_proj_dim': c.input_width}
+
+
+_PUBLISHED_HEADS = {768: 12, 1024: 16, 2048: 32, 2560: 32, 4096: 32, 5120: 40, 7168: 56, 9216: 72}
+"""Width -> attention heads (Zhang et al. 2022, table 1)."""
+
+
+def read_lavis(state: State, like: config.LmConfig | None) -> config.OptConfig:
+    """Return the configuration of an OPT inside LAVIS's class."""
+    rows, width = state['model.decoder.embed_tokens.weight'].shape
+    return config.OptConfig(
+        vocab_size=rows,
+        width=width,
+        depth=count_layers(state, 'model.decoder.layers.'),
+        heads=heads_of('lm', width, _PUBLISHED_HEADS, like),
+        mlp_width=state['model.decoder.layers.0.fc1.weight'].shape[0],
+        max_positions=state['model.decoder.embed_positions.weight'].shape[0] - 2,
+    )

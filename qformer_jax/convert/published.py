@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..models import blip2
 from ..rules import flatten
 from . import huggingface, lavis
+from .families import published_family
 from .lazy_tensors import State, Tensor
 from .table import Table, check_complete, to_torch
 
@@ -36,7 +37,7 @@ def for_lavis(model: config.Blip2Config, reads: bool) -> Target:
             raise UserError("a language model alone is Hugging Face's to name: --to huggingface")
         return Target('a tower', model, lavis.vit(model.vit))
     target = replace(model, word_head=0, qformer=_kept(model, reads, 'full'))
-    name = {'opt': 'Blip2OPT', 't5': 'Blip2T5', 'llama': 'Blip2Vicuna'}[model.lm.family] if model.lm else 'Blip2Qformer'
+    name = published_family(model.lm).lavis_class if model.lm else 'Blip2Qformer'
     return Target(name + ('Instruct' if reads else ''), target, lavis.blip2(target))
 
 

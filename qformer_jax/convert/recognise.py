@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .. import config, presets
 from ..errors import UserError
-from . import bert, dinov2, huggingface, huggingface_config, lavis, lavis_config, llama, opt
+from . import bert, dinov2, huggingface, huggingface_config, lavis, lavis_config, llama
+from .families import published_family
 from .files import files_of, open_checkpoint
 from .lazy_tensors import State
 from .table import NewlyInitialized, Row, Table
@@ -71,7 +72,7 @@ def _huggingface(path: Path, tensors: State, like: config.Blip2Config) -> Checkp
     elif kind in ('blip-2', 'instructblip'):
         table = huggingface.blip2(model)
     else:
-        tensors = opt.plain(tensors) if kind == 'opt' else tensors
+        tensors = published_family(model.lm).plain(tensors)
         table = huggingface.language_model_alone(model.lm)
     return CheckpointSource(path, f'Hugging Face {kind}', model, table, tensors)
 

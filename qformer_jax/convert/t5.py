@@ -1,7 +1,12 @@
-"""The table of T5 1.1 and Flan-T5 as Hugging Face's `T5ForConditionalGeneration` names it."""
+"""T5 1.1 and Flan-T5 as Hugging Face's `T5ForConditionalGeneration` has them: weights and configuration."""
 
 import numpy as np
 
+from .. import config
+from ..errors import UserError
+from .config_fields import Fields, Json, read_fields, require, write_fields
+from .lavis_sizes import count_layers
+from .lazy_tensors import State
 from .table import Derived, Ignored, Row, Table, linear, norm
 
 
@@ -50,3 +55,61 @@ T5: Table = (
     *norm('decoder.final_layer_norm', 'lm/decoder/norm', bias=False),
     *linear('lm_head', 'lm/lm_head', bias=False),
 )
+
+
+def t5(c: config.T5Config) -> Table:
+    """Return the table, that of every size."""
+    return T5
+
+
+_FIELDS: Fields = (
+    ('vocab_size', 'vocab_size', 32128),
+    ('width', 'd_model', 512),
+    ('depth', 'num_layers', 6),
+    ('heads', 'num_heads', 8),
+    ('head_width', 'd_kv', 64),
+    ('mlp_width', 'd_ff', 2048),
+    ('buckets', 'relative_attention_num_buckets', 32),
+    ('max_distance', 'relative_attention_max_distance', 128),
+    ('norm_eps', 'layer_norm_epsilon', 1e-6),
+)
+_ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh'}
+
+
+def read_config(hf_config: Json) -> config.T5Config:
+    """Return our configuration of a `config.json`; raises UserError for a variant that has no place here."""
+    require({'feed_forward_proj': 'relu'} | hf_config, 'feed_forward_proj', 'gated-gelu')
+    activation = hf_config.get('dense_act_fn', 'gelu_new')
+    if activation not in _ACTIVATIONS:
+        raise UserError(f"dense_act_fn is '{activation}', but T5 here has {' or '.join(_ACTIVATIONS)}")
+    fields = read_fields(_FIELDS, hf_config)
+    decoder_depth = hf_config.get('num_decoder_layers', fields['depth'])
+    return config.T5Config(**fields, decoder_depth=decoder_depth, activation=_ACTIVATIONS[activation])
+
+
+def write_config(c: config.T5Config) -> Json:
+    """Return the fields of its `config.json`."""
+    names = {field: hf_name for hf_name, field in _ACTIVATIONS.items()}
+    return write_fields(_FIELDS, c) | {
+        'num_decoder_layers': c.decoder_depth,
+        'feed_forward_proj': 'gated-gelu',
+        'dense_act_fn': names[c.activation],
+        'tie_word_embeddings': False,
+    }
+
+
+def read_lavis(state: State, like: config.LmConfig | None) -> config.T5Config:
+    """Return the configuration of a T5 inside LAVIS's class."""
+    bias = state['encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight'].shape
+    query = state['encoder.block.0.layer.0.SelfAttention.q.weight'].shape
+    return config.T5Config(
+        vocab_size=state['shared.weight'].shape[0],
+        width=query[1],
+        depth=count_layers(state, 'encoder.block.'),
+        decoder_depth=count_layers(state, 'decoder.block.'),
+        heads=bias[1],
+        head_width=query[0] // bias[1],
+        mlp_width=state['encoder.block.0.layer.1.DenseReluDense.wi_0.weight'].shape[0],
+        buckets=bias[0],
+        max_distance=like.max_distance if isinstance(like, config.T5Config) else config.T5Config().max_distance,
+    )

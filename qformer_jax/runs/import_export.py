@@ -19,6 +19,7 @@ from .. import config, json_file
 from ..atomic import all_or_nothing
 from ..convert import huggingface_config, published, safetensors_writer
 from ..convert.assemble import assemble, check_repeats
+from ..convert.families import published_family
 from ..convert.files import files_of, open_checkpoint
 from ..convert.lazy_tensors import FLOATS, State, Tensor
 from ..convert.recognise import NOTHING
@@ -114,8 +115,8 @@ def run_of(m: config.Blip2Config) -> config.Run:
     data = config.Data()
     if reads:
         data = config.Data(max_text=128, question_prompt=INSTRUCTBLIP_QUESTIONS, caption_prompt=INSTRUCTBLIP_CAPTIONS)
-    elif m.lm and m.lm.family == 't5':
-        data = config.Data(question_prompt=('Question: {question} Short answer:',))
+    elif m.lm:
+        data = config.Data(question_prompt=published_family(m.lm).question_prompt)
     return config.Run(stage=stage, model=m, data=data, objective=config.Objective(instruction_aware=reads))
 
 

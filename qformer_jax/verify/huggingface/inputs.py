@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ... import config
+from ...convert.families import published_family
+from ...convert.table import Row
 from ...models.t5 import START_ID
 
 _NO_LABEL = -100  # what PyTorch's cross-entropy leaves out
@@ -40,23 +42,28 @@ class Probe:
         """Return the arguments of their language models."""
         exist = self.prefixed(self.text_exist, c, True)
         read = {'input_ids': self.prefixed(self.text, c, image_token(c.lm)), 'attention_mask': exist}
-        if c.lm.family == 't5':
+        if c.lm.encoder_decoder:
             labels = np.where(self.answer_exist, self.answer, _NO_LABEL)
             return read | {'decoder_input_ids': self.answer_read(), 'labels': labels}
         labels = np.where(self.text_exist, self.text, _NO_LABEL)
         return read | {'labels': self.prefixed(labels, c, _NO_LABEL)}
 
 
-def image_token(c: config.OptConfig | config.LlamaConfig | config.T5Config) -> int:
+def image_token(c: config.LmConfig) -> int:
     """Return the id that stands for the picture in their ids: the last one, which no probe has as a word."""
     return c.vocab_size - 1
 
 
-def after_layers(c: config.OptConfig | config.LlamaConfig) -> tuple[str, ...]:
-    """Return the name of what stands between a decoder's last layer and its output table, if something does."""
-    if c.input_width != c.width:
-        return ('lm/output_projection',)
-    return ('lm/norm',) if c.family == 'llama' or c.norm_first else ()
+def lm_modules(c: config.LmConfig) -> dict[str, str]:
+    """Return their name of every module of a language model by ours, as the table of its weights has them."""
+    rows = [row for row in published_family(c).table(c) if isinstance(row, Row)]
+    return {path.rpartition('/')[0]: row.key.rpartition('.')[0] for row in rows for path in row.paths}
+
+
+def after_layers(c: config.LmConfig, stack: str) -> tuple[str, ...]:
+    """Return the name of what a stack's last layer goes through before the output table, if there is something."""
+    has = lm_modules(c)
+    return tuple(name for name in (f'{stack}/output_projection', f'{stack}/norm') if name in has)[:1]
 
 
 def make(c: config.Blip2Config) -> Probe:

@@ -112,7 +112,7 @@ def speak(model: Blip2Module, probe: Probe, before: Arrays) -> Arrays:
         logits = model.lm.word_logits(out.hidden)
         targets = probe.prefixed(probe.text, c, 0)[:, 1:]
         loss = _loss(logits[:, :-1], targets, probe.prefixed(probe.text_exist, c, False)[:, 1:])
-        end = dict.fromkeys(after_layers(c.lm), out.hidden)
+        end = dict.fromkeys(after_layers(c.lm, 'lm'), out.hidden)
         return _states('lm', out.hidden_states) | end | {'logits': logits, 'loss': loss}
     memory = model.lm.encode(x, exist)
     out = model.lm.decode(model.lm.embed(probe.answer_read()), jnp.asarray(probe.answer_exist), memory)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ... import config
+from ...convert.families import FAMILIES
 from ...errors import UserError
-from .inputs import Probe, after_layers, image_token
+from .inputs import Probe, after_layers, image_token, lm_modules
 
 if TYPE_CHECKING:
     import torch
@@ -49,18 +50,14 @@ def _stack(name: str, module: str, depth: int, call: int = 0) -> list[Point]:
     return [Point(f'{name}/embedding', f'{module}.0', enters=True, call=call), *layers]
 
 
-def _language_model(c: config.OptConfig | config.LlamaConfig | config.T5Config, at: str) -> list[Point]:
-    logits = Point('logits', f'{at}lm_head')
-    if c.family == 't5':
-        found = []
-        for side, depth in (('encoder', c.depth), ('decoder', c.decoder_depth)):
-            found += _stack(f'lm/{side}', f'{at}{side}.block', depth)
-            found.append(Point(f'lm/{side}/norm', f'{at}{side}.final_layer_norm'))
-        return [*found, logits]
-    inside = f'{at}model.decoder.' if c.family == 'opt' else f'{at}model.'
-    module = {'lm/norm': 'final_layer_norm' if c.family == 'opt' else 'norm', 'lm/output_projection': 'project_out'}
-    end = [Point(name, f'{inside}{module[name]}') for name in after_layers(c)]
-    return [*_stack('lm', f'{inside}layers', c.depth), *end, logits]
+def _language_model(c: config.LmConfig, at: str) -> list[Point]:
+    stacks = {'lm/encoder': c.depth, 'lm/decoder': c.decoder_depth} if c.encoder_decoder else {'lm': c.depth}
+    modules, found = lm_modules(c), []
+    for stack, depth in stacks.items():
+        inside = next(name for path, name in modules.items() if path.startswith(f'{stack}/layer_'))
+        found += _stack(stack, at + inside.partition('.{i}')[0], depth)
+        found += [Point(name, at + modules[name]) for name in after_layers(c, stack)]
+    return [*found, Point('logits', f'{at}lm_head')]
 
 
 def load(source: Path, c: config.Blip2Config, kind: str) -> tuple['torch.nn.Module', list[str]]:
@@ -86,15 +83,13 @@ def load(source: Path, c: config.Blip2Config, kind: str) -> tuple['torch.nn.Modu
 def _class_name(c: config.Blip2Config, kind: str) -> str:
     if kind == 'blip-2' and c.lm is None:
         return 'Blip2ForImageTextRetrieval'
-    return {
+    names = {
         'blip-2': 'Blip2ForConditionalGeneration',
         'instructblip': 'InstructBlipForConditionalGeneration',
-        'opt': 'OPTForCausalLM',
-        'llama': 'LlamaForCausalLM',
-        't5': 'T5ForConditionalGeneration',
         'bert': 'BertModel',
         'dinov2': 'Dinov2Model',
-    }[kind]
+    }
+    return names[kind] if kind in names else FAMILIES[kind].huggingface_class
 
 
 def _align(model: 'torch.nn.Module', c: config.Blip2Config, kind: str) -> list[str]:

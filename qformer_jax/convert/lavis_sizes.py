@@ -1,0 +1,30 @@
+"""Sizes that a state dict of LAVIS, without a configuration beside it, tells by its names and shapes."""
+
+import re
+
+from .. import config
+from ..errors import UserError
+from .lazy_tensors import State
+
+Part = config.VitConfig | config.QformerConfig | config.LmConfig
+
+
+def count_layers(state: State, prefix: str) -> int:
+    """Return the number of layers: one more than the largest number after the prefix."""
+    numbers = [re.match(re.escape(prefix) + r'(\d+)\.', key) for key in state]
+    return 1 + max((int(found.group(1)) for found in numbers if found), default=-1)
+
+
+def heads_of(part: str, width: int, published: dict[int, int], like: Part | None) -> int:
+    """Return the attention heads of a part, which no shape tells: those of `like`, or of the published one as wide.
+
+    Raises UserError when neither has this width.
+    """
+    if like is not None and like.width == width:
+        return like.heads
+    if width not in published:
+        raise UserError(
+            f'the file does not tell the number of attention heads of its {part}, and no published one has the width '
+            f'{width}: name a recipe of that width with --recipe'
+        )
+    return published[width]
