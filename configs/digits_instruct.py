@@ -2,7 +2,8 @@
 
     qformer train digits_instruct --run runs/digits/instruct
 
-Result (397 test digits, one seed): 94.3 % of 794 questions, 30.0 % blind baseline. See experiments/digits/README.md.
+Result (397 test digits, one seed): 94.3 % of 794 questions, 30.0 % blind baseline.
+See experiments/datasets/digits/README.md.
 """
 
 from dataclasses import replace

@@ -4,7 +4,8 @@
 
 There are ten different captions, so pairs that share one are positives of each other.
 
-Result (397 test digits, one seed): R@1 93.2 % among ten captions, ITM 91.8 %. See experiments/digits/README.md.
+Result (397 test digits, one seed): R@1 93.2 % among ten captions, ITM 91.8 %.
+See experiments/datasets/digits/README.md.
 """
 
 from dataclasses import replace

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from qformer_jax import recipes
 from qformer_jax.errors import command
 
-from .digits.make import make
+from .datasets.digits.make import make
 from .easy_vqa.line import Line
 
 RESULTS = Path(__file__).with_suffix('.jsonl')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from experiments.digits import make
+from experiments.datasets.digits import make
 from qformer_jax import cli
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.evaluation import task

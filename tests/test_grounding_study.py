@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from experiments import results
+from experiments.datasets.icons.choose import Icon
 from experiments.grounding import __main__ as study
-from experiments.icons.choose import Icon
 from qformer_jax import config
 from qformer_jax.models import blip2
 from qformer_jax.rules import split

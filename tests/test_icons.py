@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.icons import archives, canvas, choose, make, moving, names, tower
-from experiments.icons.choose import Choice
-from experiments.icons.draw import draw, inked, on_white
+from experiments.datasets.icons import archives, canvas, choose, make, moving, names, tower
+from experiments.datasets.icons.choose import Choice
+from experiments.datasets.icons.draw import draw, inked, on_white
 from qformer_jax import presets, recipes
 from qformer_jax.data.jsonl import folder
 from qformer_jax.errors import UserError

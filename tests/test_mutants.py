@@ -1,17 +1,18 @@
 """Verification notices wrongs that are put into the product on purpose: a sample of the generated mutants.
 
-All of them: `python -m experiments.numerics.mutants`.
+All of them: `python -m tests.mutants`.
 """
 
 import json
 from contextlib import nullcontext
 
 import pytest
+from mutants import masks, objectives, parts, processors, tables
+from mutants.__main__ import RESULTS, Options, chosen
+from mutants.mutant import Mutant, run
+from mutants.survivors import REASONS
 
-from experiments.numerics.mutants import masks, objectives, parts, processors, tables
-from experiments.numerics.mutants.__main__ import RESULTS
-from experiments.numerics.mutants.mutant import Mutant, run
-from experiments.numerics.mutants.survivors import REASONS
+from qformer_jax.errors import UserError
 
 SAMPLE = (
     'picture: bilinear',
@@ -59,3 +60,12 @@ def test_every_survivor_on_record_has_its_reason():
     survived = {f'{row["kind"]}: {row["name"]}' for row in rows if not row['killed']}
     assert survived == set(REASONS)
     assert {row['kind'] for row in rows} >= {name.partition(':')[0] for name in SAMPLE}
+
+
+def test_shards_together_are_all():
+    wanted = ('^text', '^picture')
+    shards = [[str(mutant) for mutant in chosen(Options(wanted, f'{k}/4'))] for k in (1, 2, 3, 4)]
+    assert sorted(name for shard in shards for name in shard) == sorted(map(str, chosen(Options(wanted))))
+    assert len({len(shard) for shard in shards}) <= 2
+    with pytest.raises(UserError, match='K from 1 to N'):
+        next(chosen(Options(wanted, '5/4')))

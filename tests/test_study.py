@@ -14,11 +14,11 @@ import small
 from experiments import nested
 from experiments.ablations import minilm, prepare
 from experiments.ablations.variants import VARIANTS as ABLATIONS
-from experiments.connectors import __main__ as study
-from experiments.connectors import cost, language, report
-from experiments.connectors import prepare as connectors_prepare
-from experiments.connectors.cell import Budget, Cell
-from experiments.connectors.variants import VARIANTS, Variant
+from experiments.connectors.variants import VARIANTS
+from experiments.sweep import cost, language, report, runner
+from experiments.sweep import prepare as sweep_prepare
+from experiments.sweep.cell import Budget, Cell
+from experiments.sweep.variant import Variant
 from qformer_jax import config
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.tokenizers import train_wordpiece
@@ -125,18 +125,18 @@ def test_a_search_trains_seed_0_to_the_end_with_each_rate(monkeypatch, tmp_path)
 
 def test_the_table_has_what_is_finished_and_names_what_is_missing(monkeypatch, tmp_path):
     """Of three connectors, one is finished, one is chosen and ends without a result, and one is left for later."""
-    variants, options = VARIANTS[:3], study.Options(tmp_path, seeds=(0, 1), only=(VARIANTS[1].name,))
+    variants, options = VARIANTS[:3], runner.Options(tmp_path, seeds=(0, 1), only=(VARIANTS[1].name,))
     for seed, row in enumerate(ROWS[:2]):
         cell = Cell(tmp_path, variants[0], seed, options.budget)
         cell.folder.mkdir(parents=True)
         cell.result.write_text(json.dumps(row | COST))
-    for needed in (*(f'features/{name}' for name in connectors_prepare.DATA), 'runs/language'):
+    for needed in (*(f'features/{name}' for name in sweep_prepare.DATA), 'runs/language'):
         (tmp_path / needed).mkdir(parents=True)
     begun = []
-    monkeypatch.setattr(study, '_process', lambda options, number, variant: begun.append(variant))
-    monkeypatch.setattr(study, '_timed', lambda cell: {'ms a step': 1.0})
+    monkeypatch.setattr(runner, '_process', lambda options, number, variant: begun.append(variant))
+    monkeypatch.setattr(runner, '_timed', lambda cell: {'ms a step': 1.0})
     with pytest.raises(SystemExit, match='2 cells are missing'):
-        study.study(options, variants, tmp_path)
+        runner.study(options, variants, tmp_path)
     assert begun == [variants[1]]
     assert [json.loads(line)['seed'] for line in (tmp_path / 'results.jsonl').read_text().splitlines()] == [0, 1]
 
@@ -146,12 +146,12 @@ def test_the_table_has_what_is_finished_and_names_what_is_missing(monkeypatch, t
 )
 def test_a_name_that_is_not_in_the_study_and_data_that_nobody_made(only, said, tmp_path):
     with pytest.raises(UserError, match=said):
-        study.run(study.Options(tmp_path, only=(only,)), VARIANTS)
+        runner.run(runner.Options(tmp_path, only=(only,)), VARIANTS)
 
 
 def test_pictures_that_nobody_drew(tmp_path):
-    with pytest.raises(UserError, match=r'icons: no train/captions.jsonl.*experiments.icons.make --out'):
-        connectors_prepare.main(connectors_prepare.Options(tmp_path, tmp_path / 'icons', tmp_path / 'canvases'))
+    with pytest.raises(UserError, match=r'icons: no train/captions.jsonl.*experiments.datasets.icons.make --out'):
+        sweep_prepare.main(sweep_prepare.Options(tmp_path, tmp_path / 'icons', tmp_path / 'canvases'))
 
 
 def _finished(folder: Path) -> run_dir.Finished:

@@ -12,8 +12,8 @@ from pathlib import Path
 import tyro
 
 from experiments.ablations.variants import VARIANTS
-from experiments.connectors.__main__ import Options, study
 from experiments.connectors.variants import VARIANTS as CONNECTORS
+from experiments.sweep.runner import Options, study
 from qformer_jax.errors import command
 
 HERE = Path(__file__).parent

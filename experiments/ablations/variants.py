@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from experiments.ablations import minilm
 from experiments.ablations.prepare import BLOCKS, MINILM
-from experiments.connectors.variants import BASELINE, Variant, qformer
+from experiments.connectors.variants import BASELINE, qformer
+from experiments.sweep.variant import Variant
 from qformer_jax.config import Objective, Rules
 
 OBJECTIVES = {

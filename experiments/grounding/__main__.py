@@ -2,10 +2,10 @@
 
     python -m experiments.grounding --archives runs/icons/archives
 
-draws pages of one to four icons (`experiments/icons/canvas.py`), trains a language model on their captions, freezes it,
-and trains everything between the pixels and it, with rows for 1,030 new words. One line of JSON a variant, seed and
-number of steps, in results.jsonl beside what is there: the share of boxes that fit (IoU above 0.5), with shuffled
-pictures and with one box for all beside it. What is finished is not run again.
+draws pages of one to four icons (`experiments/datasets/icons/canvas.py`), trains a language model on their captions,
+freezes it, and trains everything between the pixels and it, with rows for 1,030 new words. One line of JSON a variant,
+seed and number of steps, in results.jsonl beside what is there: the share of boxes that fit (IoU above 0.5), with
+shuffled pictures and with one box for all beside it. What is finished is not run again.
 
     joint    tower, Q-Former, projection and rows of the new words, which learn together
     noise    the same, but the tower's table of positions begins as faint noise
@@ -20,8 +20,8 @@ from typing import Literal
 import jax
 import tyro
 
-from experiments.icons import canvas, choose, folder
-from experiments.icons.choose import Choice, Icon
+from experiments.datasets.icons import canvas, choose, folder
+from experiments.datasets.icons.choose import Choice, Icon
 from experiments.results import keep
 from qformer_jax import cli, config
 from qformer_jax.errors import command

@@ -2,10 +2,10 @@
 
     python -m experiments.video --archives runs/icons/archives
 
-draws the videos (`experiments/icons/moving.py`), pretrains a tower to say where the icon of a single frame stands, and
-a language model on the videos' texts, encodes all frames once, and trains one run a variant and seed between the two,
-frozen. One line of JSON a run, in results.jsonl: the share of right answers on icons of a held-out vendor and of
-held-out concepts; chance is 25 %. What is finished is not run again.
+draws the videos (`experiments/datasets/icons/moving.py`), pretrains a tower to say where the icon of a single frame
+stands, and a language model on the videos' texts, encodes all frames once, and trains one run a variant and seed
+between the two, frozen. One line of JSON a run, in results.jsonl: the share of right answers on icons of a held-out
+vendor and of held-out concepts; chance is 25 %. What is finished is not run again.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from typing import Literal
 
 import tyro
 
-from experiments.icons import choose, moving
-from experiments.icons.choose import Choice
+from experiments.datasets.icons import choose, moving
+from experiments.datasets.icons.choose import Choice
 from experiments.results import keep
 from qformer_jax import cli, config
 from qformer_jax.errors import command

@@ -1,6 +1,6 @@
 """Draw videos whose answer is in no frame: an icon that moves left, right, up or down.
 
-    python -m experiments.icons.moving --out runs/icons/moving
+    python -m experiments.datasets.icons.moving --out runs/icons/moving
     qformer data pack folder runs/icons/moving_packed --path runs/icons/moving
 
 The page has no edge: what leaves it on one side comes back on the other. So wherever an icon begins, it may move
@@ -16,9 +16,9 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from experiments.icons import choose, folder
-from experiments.icons.choose import Choice, Icon
-from experiments.icons.draw import draw, on_white, png
+from experiments.datasets.icons import choose, folder
+from experiments.datasets.icons.choose import Choice, Icon
+from experiments.datasets.icons.draw import draw, on_white, png
 from qformer_jax.errors import UserError, command
 
 DIRECTIONS = {'left': (-1, 0), 'right': (1, 0), 'up': (0, -1), 'down': (0, 1)}

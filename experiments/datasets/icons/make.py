@@ -1,6 +1,6 @@
 """Draw icons as a data set of pictures with captions: one concept, drawn by many vendors.
 
-python -m experiments.icons.make --out runs/icons/pictures
+python -m experiments.datasets.icons.make --out runs/icons/pictures
 qformer data pack folder runs/icons/pictures_packed --path runs/icons/pictures
 """
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import tyro
 
-from experiments.icons import choose, folder
-from experiments.icons.choose import Choice, Icon
-from experiments.icons.draw import draw, on_white, png
+from experiments.datasets.icons import choose, folder
+from experiments.datasets.icons.choose import Choice, Icon
+from experiments.datasets.icons.draw import draw, on_white, png
 from qformer_jax.errors import command
 
 

@@ -1,6 +1,6 @@
 """Write scikit-learn's handwritten digits as sequences of features, for `qformer data pack features`.
 
-    python -m experiments.digits.make runs/digits/source
+    python -m experiments.datasets.digits.make runs/digits/source
 
 A digit of 8 x 8 grey values becomes up to eight steps: its columns from the left, blank ones left out. A step is the
 column's 8 values and 8 more that say which column it is: attention sees a set, so the order has to be in the features.

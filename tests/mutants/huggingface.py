@@ -109,7 +109,7 @@ def _read(kind: str) -> tuple[Subject, CheckpointSource]:
         recorded |= {f'queries of layer_{i}': x.detach().numpy() for i, x in enumerate(chunks)}
     real = {name: compare.existing(name, c, probe) for name in recorded}
 
-    def function(params: Params, _: Arrays, dtype: DTypeLike) -> Arrays:
+    def function(params: Params, _: Arrays, dtype: DTypeLike, gradients: bool) -> Arrays:
         found = {}
         for parts, stage in layerwise.stages(c):
             mine = {part: params[part] for part in parts if part in params}

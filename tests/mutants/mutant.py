@@ -21,7 +21,7 @@ from qformer_jax.typing import Params
 from .subject import Subject
 
 THEIRS = 'huggingface/'
-CASES = Path(__file__).parents[3] / 'tests' / 'goldens' / 'lavis'
+CASES = Path(__file__).parents[1] / 'goldens' / 'lavis'
 
 
 PutIn = Callable[[Subject], AbstractContextManager[Params | None]]

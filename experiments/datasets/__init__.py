@@ -1,0 +1,1 @@
+"""Data sets that studies and recipes read, made from what registries serve."""
