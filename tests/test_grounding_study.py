@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import results
+from experiments import sweep
 from experiments.datasets.icons.choose import Icon
 from experiments.grounding import __main__ as study
 from qformer_jax import config
@@ -44,7 +44,7 @@ def test_what_each_variant_trains():
 def test_results_stand_beside_those_that_are_there(tmp_path):
     path = tmp_path / 'results.jsonl'
     for steps, seed, test in ((9, 0, 0.1), (5, 1, 0.2), (5, 0, 0.3), (5, 1, 0.4)):
-        results.keep({'variant': 'joint', 'seed': seed, 'steps': steps, 'test': test}, path)
+        sweep.keep({'variant': 'joint', 'seed': seed, 'steps': steps, 'test': test}, path)
     rows = map(json.loads, path.read_text().splitlines())
     assert [(row['steps'], row['seed'], row['test']) for row in rows] == [(5, 0, 0.3), (5, 1, 0.4), (9, 0, 0.1)]
 

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import small
 
-from experiments import nested
+from experiments import nested, sweep
 from experiments.ablations import minilm, prepare
 from experiments.ablations.variants import VARIANTS as ABLATIONS
-from experiments.connectors.variants import VARIANTS
-from experiments.sweep import cost, language, report, runner
-from experiments.sweep import prepare as sweep_prepare
-from experiments.sweep.cell import Budget, Cell
-from experiments.sweep.variant import Variant
+from experiments.connectors import cost, language, report, study
+from experiments.connectors import prepare as connectors_prepare
+from experiments.connectors.cell import Budget, Cell
+from experiments.connectors.variants import VARIANTS, Variant
 from qformer_jax import config
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.tokenizers import train_wordpiece
@@ -125,20 +124,31 @@ def test_a_search_trains_seed_0_to_the_end_with_each_rate(monkeypatch, tmp_path)
 
 def test_the_table_has_what_is_finished_and_names_what_is_missing(monkeypatch, tmp_path):
     """Of three connectors, one is finished, one is chosen and ends without a result, and one is left for later."""
-    variants, options = VARIANTS[:3], runner.Options(tmp_path, seeds=(0, 1), only=(VARIANTS[1].name,))
+    variants, options = VARIANTS[:3], study.Options(tmp_path, seeds=(0, 1), only=(VARIANTS[1].name,))
     for seed, row in enumerate(ROWS[:2]):
         cell = Cell(tmp_path, variants[0], seed, options.budget)
         cell.folder.mkdir(parents=True)
-        cell.result.write_text(json.dumps(row | COST))
-    for needed in (*(f'features/{name}' for name in sweep_prepare.DATA), 'runs/language'):
+        cell.result.write_text(json.dumps(row | COST | {'peak rate': 5e-4}))
+    for needed in (*(f'features/{name}' for name in connectors_prepare.DATA), 'runs/language'):
         (tmp_path / needed).mkdir(parents=True)
     begun = []
-    monkeypatch.setattr(runner, '_process', lambda options, number, variant: begun.append(variant))
-    monkeypatch.setattr(runner, '_timed', lambda cell: {'ms a step': 1.0})
+    monkeypatch.setattr(sweep, 'run_process', lambda options, number, name, words: begun.append(words[4]))
+    monkeypatch.setattr(study, 'timed', lambda cell, rate: {'ms a step': 1.0})
     with pytest.raises(SystemExit, match='2 cells are missing'):
-        runner.study(options, variants, tmp_path)
-    assert begun == [variants[1]]
+        study.run(options, variants, tmp_path)
+    assert begun == [variants[1].name]
     assert [json.loads(line)['seed'] for line in (tmp_path / 'results.jsonl').read_text().splitlines()] == [0, 1]
+
+
+def test_a_second_call_puts_rows_in_place_of_the_first_ones(tmp_path, capsys):
+    for share in (0.25, 0.5):
+        judge = lambda variant, seed: {'variant': variant, 'seed': seed, 'steps': 9, 'share': share}  # noqa: B023, E731
+        sweep.in_turn(judge, ('b', 'a'), (0, 1), tmp_path / 'results.jsonl')
+    rows = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
+    assert [(row['variant'], row['seed'], row['share']) for row in rows] == [
+        ('a', 0, 0.5), ('a', 1, 0.5), ('b', 0, 0.5), ('b', 1, 0.5),
+    ]  # fmt: skip
+    assert len(capsys.readouterr().out.splitlines()) == 8, 'a line a cell'
 
 
 @pytest.mark.parametrize(
@@ -146,12 +156,12 @@ def test_the_table_has_what_is_finished_and_names_what_is_missing(monkeypatch, t
 )
 def test_a_name_that_is_not_in_the_study_and_data_that_nobody_made(only, said, tmp_path):
     with pytest.raises(UserError, match=said):
-        runner.run(runner.Options(tmp_path, only=(only,)), VARIANTS)
+        study.run(study.Options(tmp_path, only=(only,)), VARIANTS, tmp_path)
 
 
 def test_pictures_that_nobody_drew(tmp_path):
     with pytest.raises(UserError, match=r'icons: no train/captions.jsonl.*experiments.datasets.icons.make --out'):
-        sweep_prepare.main(sweep_prepare.Options(tmp_path, tmp_path / 'icons', tmp_path / 'canvases'))
+        connectors_prepare.main(connectors_prepare.Options(tmp_path, tmp_path / 'icons', tmp_path / 'canvases'))
 
 
 def _finished(folder: Path) -> run_dir.Finished:

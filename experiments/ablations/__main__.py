@@ -12,13 +12,12 @@ from pathlib import Path
 import tyro
 
 from experiments.ablations.variants import VARIANTS
+from experiments.connectors.study import Options, run
 from experiments.connectors.variants import VARIANTS as CONNECTORS
-from experiments.sweep.runner import Options, study
 from qformer_jax.errors import command
 
-HERE = Path(__file__).parent
 COMPARED = ('Q-Former', 'Q-Former, no stage 1')
 
 if __name__ == '__main__':
     compared = (v for v in CONNECTORS if v.name in COMPARED)
-    command(lambda: study(tyro.cli(Options), (*compared, *VARIANTS), HERE))
+    command(lambda: run(tyro.cli(Options), (*compared, *VARIANTS), Path(__file__).parent))

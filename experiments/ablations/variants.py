@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from experiments.ablations import minilm
 from experiments.ablations.prepare import BLOCKS, MINILM
-from experiments.connectors.variants import BASELINE, qformer
-from experiments.sweep.variant import Variant
+from experiments.connectors.variants import BASELINE, Variant, qformer
 from qformer_jax.config import Objective, Rules
 
 OBJECTIVES = {

@@ -2,19 +2,18 @@
 
     python -m experiments.connectors --out runs/connectors
 
-Writes, in experiments/connectors/, results.jsonl (a line a cell), table.md and pareto.png;
-`experiments/sweep/runner.py` says how.
+Cells (a connector with one seed) run in processes side by side; each is trained and judged once, so that the command
+may be stopped and called again. Then every connector's step is timed alone. Writes, in experiments/connectors/,
+results.jsonl (a line a cell), table.md and pareto.png.
 """
 
 from pathlib import Path
 
 import tyro
 
+from experiments.connectors.study import Options, run
 from experiments.connectors.variants import VARIANTS
-from experiments.sweep.runner import Options, study
 from qformer_jax.errors import command
 
-HERE = Path(__file__).parent
-
 if __name__ == '__main__':
-    command(lambda: study(tyro.cli(Options), VARIANTS, HERE))
+    command(lambda: run(tyro.cli(Options), VARIANTS, Path(__file__).parent))

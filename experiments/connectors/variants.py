@@ -4,10 +4,9 @@ Widths, depths and the number of queries are alike wherever a kind has them. A c
 stage 1 first, unless it says that it does not.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-from experiments.sweep.prepare import LM
-from experiments.sweep.variant import Variant
+from experiments.connectors.prepare import LM
 from qformer_jax import config
 from qformer_jax.config import ConnectorConfig, QformerConfig
 
@@ -18,6 +17,28 @@ QFORMER = QformerConfig(
     embed_width=64, dropout=0.0,
 )  # fmt: skip
 OTHER = ConnectorConfig(tokens=TOKENS, width=192, depth=4, heads=6, mlp_width=768)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table."""
+
+    name: str
+    model: config.Blip2Config
+    stage1: bool = True
+    """Whether the Q-Former learns to align pictures and texts first; others have no text side for it."""
+    objective: config.Objective = field(default_factory=config.Objective)
+    rate_rules: config.Rules = ()
+    """Before those that all share."""
+    features: str = 'features'
+    """Folder, beside the packed pictures, of what the tower makes of them."""
+    begins: str = ''
+    """Finished run, beside those of the study, whose Q-Former stage 1 begins as."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether the Q-Former reads the question."""
+        return self.objective.instruction_aware
 
 
 def qformer(name: str, stage1: bool = True, **changes: object) -> Variant:

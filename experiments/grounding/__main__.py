@@ -12,7 +12,6 @@ shuffled pictures and with one box for all beside it. What is finished is not ru
     blind    the same as joint, but the Q-Former does not read the phrase: its queries must say where everything is
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,9 +19,9 @@ from typing import Literal
 import jax
 import tyro
 
+from experiments import sweep
 from experiments.datasets.icons import canvas, choose, folder
 from experiments.datasets.icons.choose import Choice, Icon
-from experiments.results import keep
 from qformer_jax import cli, config
 from qformer_jax.errors import command
 from qformer_jax.evaluation.task import evaluate
@@ -146,11 +145,7 @@ def judged(o: Options, variant: Variant, seed: int, data: Path) -> dict[str, obj
 def main(o: Options) -> None:
     """Keep the results after every variant."""
     data = pages(o)
-    for seed in o.seeds:
-        for variant in o.variants:
-            row = judged(o, variant, seed, data)
-            keep(row, RESULTS)
-            print(json.dumps(row))
+    sweep.in_turn(lambda variant, seed: judged(o, variant, seed, data), o.variants, o.seeds, RESULTS)
     print(f'wrote {RESULTS}; next: qformer evaluate {o.out}/{o.variants[0]}-{o.seeds[0]} --task grounding --split test')
 
 

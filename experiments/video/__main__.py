@@ -16,9 +16,9 @@ from typing import Literal
 
 import tyro
 
+from experiments import sweep
 from experiments.datasets.icons import choose, moving
 from experiments.datasets.icons.choose import Choice
-from experiments.results import keep
 from qformer_jax import cli, config
 from qformer_jax.errors import command
 from qformer_jax.evaluation import task
@@ -139,9 +139,7 @@ def _folder(options: Options, variant: str, seed: int) -> Path:
 def main(options: Options) -> None:
     """Keep the results after every variant."""
     data = towers(options)
-    for seed in options.seeds:
-        for variant in options.variants:
-            keep(judged(options, data, variant, seed), RESULTS)
+    sweep.in_turn(lambda *cell: judged(options, data, *cell), options.variants, options.seeds, RESULTS)
     first = _folder(options, options.variants[0], options.seeds[0])
     print(f'wrote {RESULTS}; next: qformer evaluate {first} --task vqa --split vendor')
 

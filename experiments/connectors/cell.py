@@ -1,5 +1,7 @@
 """One cell of a table: a variant with one seed, trained and judged.
 
+    python -m experiments.connectors.cell --out runs/connectors --name "Q-Former" --seeds 0
+
 Stage 1 on the captions of all three data sets (where there is a text side), then instruction tuning through the frozen
 language model: what is on the icon, where is it, and easy-VQA's questions. Each stage's peak rate is the better one of
 two: seed 0 trains with both, and all seeds take what served it best.
@@ -7,16 +9,20 @@ two: seed 0 trains with both, and all seeds take what served it best.
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import jax
+import tyro
 
-from experiments.sweep import cost
-from experiments.sweep.language import CAPTION
-from experiments.sweep.prepare import DATA
-from experiments.sweep.variant import Variant
+from experiments.ablations.variants import VARIANTS as ABLATIONS
+from experiments.connectors import cost
+from experiments.connectors.language import CAPTION
+from experiments.connectors.prepare import DATA
+from experiments.connectors.variants import VARIANTS, Variant
 from qformer_jax import config
+from qformer_jax.errors import command
 from qformer_jax.evaluation import task
 from qformer_jax.rules import TEXT_SIDE
 from qformer_jax.runs import run_dir
@@ -204,3 +210,27 @@ def _optimizer(rate: float, steps: int, rules: config.Rules) -> config.Optimizer
     return config.Optimizer(
         peak_rate=rate, final_rate=rate / 20, warmup_steps=max(1, steps // 20), clip_norm=1.0, rate_rules=rules
     )
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train and judge one variant of the study with some seeds; what is finished is not run again."""
+
+    out: Path
+    """Folder that `python -m experiments.connectors.prepare` filled."""
+    name: Literal[*(variant.name for variant in (*VARIANTS, *ABLATIONS))]
+    """Of the variant."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of weights and data order."""
+    budget: Budget = field(default_factory=Budget)
+
+
+def main(options: Options) -> None:
+    """Run the cells of the variant of that name."""
+    variant = next(v for v in (*VARIANTS, *ABLATIONS) if v.name == options.name)
+    for seed in options.seeds:
+        Cell(options.out, variant, seed, options.budget).run()
+
+
+if __name__ == '__main__':
+    command(lambda: main(tyro.cli(Options)))

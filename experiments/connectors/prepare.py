@@ -1,6 +1,6 @@
 """What all connectors of the study share: three data sets of frozen features, and a small frozen language model.
 
-    python -m experiments.sweep.prepare --out runs/connectors --icons runs/icons/pictures \
+    python -m experiments.connectors.prepare --out runs/connectors --icons runs/icons/pictures \
         --canvases runs/icons/canvases --tower runs/icons/tower
 
 Makes, under OUT, once:
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from experiments.sweep import language
+from experiments.connectors import language
 from qformer_jax import cli, config
 from qformer_jax.data import pack as packing
 from qformer_jax.data import sources

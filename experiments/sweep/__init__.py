@@ -1,1 +1,0 @@
-"""A study's cells (a variant with one seed): trained and judged side by side, gathered into one table."""
