@@ -7,26 +7,25 @@ cosine that moves once an epoch towards 1e-5, losses averaged a device at a time
 `steps_per_epoch` here is for 4.6 million pairs / 1,600; set it, and `training.steps`, to your data's.
 """
 
-from qformer_jax.config import Blip2Config, Data, Objective, Optimizer, Run, Training
-from qformer_jax.presets import QFORMER_G, VIT_G
+from dataclasses import replace
+
+from qformer_jax import recipes
+from qformer_jax.config import Objective, Run
 
 
 def config() -> Run:
-    return Run(
-        stage='stage1',
-        model=Blip2Config(vit=VIT_G, qformer=QFORMER_G, lm=None),
-        data=Data(crop_scale=(0.5, 1.0), flip=True, max_text=32),
+    paper, _ = recipes.load('blip2_vitg_stage1')
+    return replace(
+        paper,
         objective=Objective(positives='diagonal', token_mean='per_shard', gather_grad='local'),
-        optimizer=Optimizer(
-            peak_rate=1e-4,
+        optimizer=replace(
+            paper.optimizer,
             final_rate=1e-5,
             warmup_start=1e-6,
             warmup_steps=5000,
             schedule='lavis',
             steps_per_epoch=2879,
             beta2=0.999,
-            weight_decay=0.05,
-            rate_rules=(('vit/.*', None), ('qformer/.*', 1.0)),
         ),
-        training=Training(steps=28_790, batch_size=1600, dtype='bfloat16', checkpoint_every=2879),
+        training=replace(paper.training, steps=28_790, batch_size=1600, checkpoint_every=2879),
     )

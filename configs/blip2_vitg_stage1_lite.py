@@ -10,22 +10,11 @@ in `blip2_vitg_stage1`. Of its queries any first m serve alone (Matryoshka Query
 
 from dataclasses import replace
 
-from qformer_jax.config import Blip2Config, Data, Objective, Optimizer, Run, Training
-from qformer_jax.presets import QFORMER_G, VIT_G
+from qformer_jax import recipes
+from qformer_jax.config import Objective, Run
 
 
 def config() -> Run:
-    return Run(
-        stage='stage1',
-        model=Blip2Config(vit=VIT_G, qformer=replace(QFORMER_G, num_queries=16, depth=6), lm=None),
-        data=Data(crop_scale=(0.5, 1.0), flip=True, max_text=32),
-        objective=Objective(nested_queries=True),
-        optimizer=Optimizer(
-            peak_rate=1e-4,
-            warmup_steps=2000,
-            beta2=0.98,
-            weight_decay=0.05,
-            rate_rules=(('vit/.*', None), ('qformer/.*', 1.0)),
-        ),
-        training=Training(steps=250_000, batch_size=1680, dtype='bfloat16', checkpoint_every=5000),
-    )
+    whole, _ = recipes.load('blip2_vitg_stage1')
+    qformer = replace(whole.model.qformer, num_queries=16, depth=6)
+    return replace(whole, model=replace(whole.model, qformer=qformer), objective=Objective(nested_queries=True))

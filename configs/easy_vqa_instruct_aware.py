@@ -5,31 +5,18 @@
 The vision tower and the language model stay frozen.
 """
 
-from qformer_jax.config import Blip2Config, Data, Objective, Optimizer, Run, Start, Training
-from qformer_jax.presets import TINY_OPT, TINY_QFORMER, TINY_VIT
+from dataclasses import replace
+
+from qformer_jax import recipes
+from qformer_jax.config import Objective, Run
 
 
 def config() -> Run:
-    return Run(
-        stage='instruct',
-        model=Blip2Config(vit=TINY_VIT, qformer=TINY_QFORMER, lm=TINY_OPT),
-        data=Data(
-            path='data/easy_vqa',
-            train_split='train[10%:]',
-            validation_split='train[:10%]',
-            crop_scale=(0.8, 1.0),
-            max_text=16,
-            max_lm_text=16,
-            question_prompt=('{question}',),
-        ),
+    plain, _ = recipes.load('easy_vqa_instruct')
+    rules = ('(vit|lm)/.*', None), ('qformer/.*', 1.0), ('lm_projection/.*', 1.0)
+    return replace(
+        plain,
+        data=replace(plain.data, caption_fraction=0.0),
         objective=Objective(instruction_aware=True),
-        optimizer=Optimizer(
-            peak_rate=1e-3,
-            final_rate=5e-5,
-            warmup_steps=50,
-            clip_norm=1.0,
-            rate_rules=(('(vit|lm)/.*', None), ('qformer/.*', 1.0), ('lm_projection/.*', 1.0)),
-        ),
-        training=Training(steps=500, batch_size=128, checkpoint_every=250, validation_batches=2),
-        start=Start(checkpoint='runs/easy_vqa/stage2'),
+        optimizer=replace(plain.optimizer, rate_rules=rules),
     )
