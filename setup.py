@@ -4,20 +4,20 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-DEMO = ['easy-vqa', 'scikit-learn']
+DEMO = ['easy-vqa>=1', 'scikit-learn>=1.6']
 TORCH = ['torch>=2.4', 'transformers>=4.56']
 ONNX = ['onnx>=1.16']
 GGUF = ['gguf>=0.17']
 DEV = [
     'pytest>=8',
-    'pytest-xdist',
-    'ruff',
-    'chex',
-    'beartype',
-    'nbclient',
-    'nbformat',
-    'ipykernel',
-    'resvg-py',
+    'pytest-xdist>=3.6',
+    'ruff>=0.9',
+    'chex>=0.1.90',
+    'beartype>=0.20',
+    'nbclient>=0.10',
+    'nbformat>=5.10',
+    'ipykernel>=6.29',
+    'resvg-py>=0.1.5',
 ]
 
 setup(
@@ -40,18 +40,18 @@ setup(
         'tensorflow-datasets>=4.9.9',
         'numpy>=2',
         'ml_dtypes>=0.5',
-        'jaxtyping>=0.3',
-        'tyro>=0.9',
+        'jaxtyping>=0.3.3',
+        'tyro>=1.0.16',
         'rich>=13',
         'tokenizers>=0.21',
         'safetensors>=0.5',
         'msgspec>=0.19',
         'filelock>=3.16',
-        'flatbuffers',  # jax.export imports it without asking for it
+        'flatbuffers>=24.3',  # jax.export imports it without asking for it
         'pillow>=11',
-        'matplotlib>=3.9',
+        'matplotlib>=3.10.8',
         'tensorboardX>=2.6',
-        'importlib_resources',  # tensorflow-datasets imports it without asking for it
+        'importlib_resources>=6',  # tensorflow-datasets imports it without asking for it
     ],
     extras_require={
         'demo': DEMO,
