@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, features
 
 from qformer_jax.data import transforms
-from qformer_jax.data.transforms import eval_image, random_box, train_image
+from qformer_jax.data.transforms import decode, eval_image, random_box, train_images
 from qformer_jax.errors import UserError
 from qformer_jax.inference import inputs, locate
 from qformer_jax.models.vit import normalise
@@ -22,6 +22,11 @@ def png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, 'PNG')
     return file.getvalue()
+
+
+def train_image(data, *options) -> np.ndarray:
+    """Return one picture as training draws it."""
+    return train_images([decode(data)], *options)[0]
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)

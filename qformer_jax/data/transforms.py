@@ -63,20 +63,13 @@ def eval_image(data: bytes | Image.Image, size: int) -> UInt8['size size 3']:
     return np.asarray(_resize(decode(data), size))
 
 
-def train_image(
-    data: bytes | Image.Image, size: int, crop_scale: tuple[float, float], flip: bool, rng: np.random.Generator
-) -> UInt8['size size 3']:
-    """Return a random resized crop, mirrored half of the time when `flip`; raises UserError when it is damaged.
-
-    `crop_scale` bounds the crop's share of the picture's area; (1, 1) keeps the whole picture (BLIP-2, section 3.4).
-    """
-    return train_images([decode(data)], size, crop_scale, flip, rng)[0]
-
-
 def train_images(
     images: Sequence[Image.Image], size: int, crop_scale: tuple[float, float], flip: bool, rng: np.random.Generator
 ) -> UInt8['F size size 3']:
-    """Return the frames of a video, all cropped and mirrored alike, by the draw for the first."""
+    """Return random resized crops, mirrored half of the time when `flip`; frames of a video all alike, by one draw.
+
+    `crop_scale` bounds the crop's share of the first picture's area; (1, 1) keeps the whole one (BLIP-2, section 3.4).
+    """
     box = random_box(*images[0].size, crop_scale, rng) if crop_scale != (1, 1) else None
     mirror = flip and rng.random() < 0.5
     return np.stack([cut(image, box, size, mirror) for image in images])
