@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DEMO = ['easy-vqa>=1', 'scikit-learn>=1.6']
-TORCH = ['torch>=2.4', 'transformers>=4.56']
+TORCH = ['torch>=2.4', 'transformers>=5.1']
 ONNX = ['onnx>=1.16']
 GGUF = ['gguf>=0.17']
 DEV = [
@@ -31,10 +31,10 @@ setup(
     packages=[*find_packages(include=['qformer_jax', 'qformer_jax.*']), 'qformer_jax.configs'],
     package_dir={'qformer_jax.configs': 'configs'},
     install_requires=[
-        'jax>=0.7',
-        'flax>=0.11',
+        'jax>=0.8',
+        'flax>=0.12',
         'optax>=0.2.5',
-        'orbax-checkpoint>=0.11.20',
+        'orbax-checkpoint>=0.11.30',
         'grain>=0.2.12',
         'array-record>=0.8',
         'tensorflow-datasets>=4.9.9',
@@ -58,7 +58,7 @@ setup(
         'torch': TORCH,
         'onnx': ONNX,
         'gguf': GGUF,
-        'tpu': ['jax[tpu]>=0.7'],
+        'tpu': ['jax[tpu]>=0.8'],
         'dev': [*DEV, *DEMO, *TORCH, *ONNX, *GGUF],
     },
     entry_points={'console_scripts': ['qformer = qformer_jax.cli:main']},
