@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from data_sets import feature_record, record
+from grain import DatasetIterator
 
 from qformer_jax.config import Blip2Config, Data, OptConfig, QformerConfig, Run, Training, VitConfig
 from qformer_jax.data import record_cache
@@ -14,6 +15,7 @@ from qformer_jax.data.pipeline import batches
 from qformer_jax.data.tokenizers import prompt_ids
 from qformer_jax.data.transforms import eval_image
 from qformer_jax.errors import UserError
+from qformer_jax.training.stages import STAGES
 
 # Records 0, 4, 8, ... have no caption; records 2, 5, 8, ... no question; 8 has neither.
 RECORDS = [record(n, captions=n % 4, questions=(n + 1) % 3) for n in range(20)]
@@ -47,9 +49,15 @@ def run(path, stage='stage1', vit: VitConfig | None = VIT, batch=4, **data) -> R
     return Run(stage, model, Data(path=str(path), **data), training=Training(batch_size=batch))
 
 
+def read(of: Run, *, training=True, shard=(0, 1)) -> DatasetIterator:
+    """Return the batches of the run's data set."""
+    row_format, dataset = STAGES[of.stage].row_format, Dataset.open(of.data.path)
+    return batches(of, row_format, dataset, 'train', training=training, shard=shard)
+
+
 def rows(of: Run, count: int, *, training=True, shard=(0, 1)) -> list[dict]:
     """Return the first `count` rows, batch by batch."""
-    iterator, out = batches(of, Dataset.open(of.data.path), 'train', training=training, shard=shard), []
+    iterator, out = read(of, training=training, shard=shard), []
     while len(out) < count:
         batch = next(iterator)
         out += [{key: value[i] for key, value in batch.items()} for i in range(len(batch['image_id']))]
@@ -75,7 +83,7 @@ KEYS = {
 @pytest.mark.parametrize('stage', KEYS)
 @pytest.mark.parametrize('training', [True, False])
 def test_every_stage_has_its_keys(pictures, stage, training):
-    batch = next(batches(run(pictures, stage), Dataset.open(pictures), 'train', training=training))
+    batch = next(read(run(pictures, stage), training=training))
     assert {key: (value.shape, value.dtype.type) for key, value in batch.items()} == KEYS[stage]
 
 
@@ -159,11 +167,11 @@ def test_language_rows_have_the_caption_where_the_prefix_will_be(pictures):
 
 
 def test_training_resumes_exactly(pictures):
-    iterator = batches(run(pictures, 'instruct'), Dataset.open(pictures), 'train', training=True)
+    iterator = read(run(pictures, 'instruct'))
     for _ in range(7):
         next(iterator)
     state, want = iterator.get_state(), [next(iterator) for _ in range(5)]
-    other = batches(run(pictures, 'instruct'), Dataset.open(pictures), 'train', training=True)
+    other = read(run(pictures, 'instruct'))
     next(other)
     other.set_state(state)
     assert all(same(a, next(other)) for a in want)
@@ -229,9 +237,9 @@ def test_a_run_that_does_not_fit_is_refused(pictures, arrays):
         wrong.append((replace(run(arrays, vit=None), model=replace(model, **part)), r'feature_width|vocab_size [57]'))
     for bad, message in wrong:
         with pytest.raises(UserError, match=message):
-            batches(bad, Dataset.open(bad.data.path), 'train', training=True)
+            read(bad)
     with pytest.raises(UserError, match='does not divide among 3 hosts'):
-        batches(run(pictures), Dataset.open(pictures), 'train', training=True, shard=(0, 3))
+        read(run(pictures), shard=(0, 3))
 
 
 def test_a_row_without_room_for_its_answer_is_refused(pictures):

@@ -11,6 +11,7 @@ from qformer_jax import cli, config
 from qformer_jax.data import pipeline
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.training import device_features, init_params, language_model, loop
+from qformer_jax.training.stages import STAGES
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +46,8 @@ def test_rows_name_what_they_leave_out(arrays, second):
     with loop.jax.set_mesh(mesh := loop.data_mesh()):
         on_device = device_features.load(run, dataset, mesh)
     assert on_device.features.shape == (36, 4, 6) and on_device.mask.sum(axis=1).min() == 2
-    both = [pipeline.batches(run, dataset, run.data.train_split, training=True, features=f) for f in (False, True)]
+    given = run, STAGES[run.stage].row_format, dataset, run.data.train_split
+    both = [pipeline.batches(*given, training=True, features=f) for f in (False, True)]
     ids = set()
     for _ in range(6):
         without, whole = (next(batches) for batches in both)

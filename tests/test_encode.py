@@ -19,6 +19,7 @@ from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.runs import run_dir
 from qformer_jax.training import init_params, logs, loop
+from qformer_jax.training.stages import STAGES
 
 STEPS = 3
 
@@ -76,7 +77,7 @@ def test_rows_differ_in_the_picture_only(name, line, pictures, features):
     for data in (pictures, features):
         dataset = Dataset.open(data)
         run = init_params.complete(stage(name, data, line, **BEGINNINGS[name]), dataset)
-        batches.append(next(pipeline.batches(run, dataset, 'train', training=True)))
+        batches.append(next(pipeline.batches(run, STAGES[run.stage].row_format, dataset, 'train', training=True)))
     image, tower_features = batches[0].pop('image'), batches[1].pop('features')
     assert image.shape == (8, 16, 16, 3) and tower_features.shape == (8, 5, 16) and batches[1].pop('feature_mask').all()
     jax.tree.map(np.testing.assert_array_equal, *batches)

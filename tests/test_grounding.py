@@ -35,6 +35,7 @@ from qformer_jax.models.vocab_extension import Extended
 from qformer_jax.rules import flatten, unflatten
 from qformer_jax.runs import run_dir
 from qformer_jax.training import loop
+from qformer_jax.training.stages import STAGES
 
 GRID = config.GroundingConfig(grid=4)
 WORDS = boxes.words(4)
@@ -184,7 +185,7 @@ RECORD = Record(
 def maker(stage: str, **data: object) -> RowMaker:
     """Return what makes rows of one record."""
     return RowMaker(
-        stage=stage,
+        row_format=STAGES[stage].row_format,
         data=config.Data(max_text=10, max_lm_text=32, question_prompt=('{question}',), **data),
         memory=RecordCache(Source(Path(), 'train', (), np.zeros((1, 6))), pictures=False, _kept={0: (RECORD, ())}),
         first=0,

@@ -18,6 +18,7 @@ from qformer_jax.inference.inputs import ImageFeatures
 from qformer_jax.models import masks
 from qformer_jax.runs import run_dir
 from qformer_jax.training import loop
+from qformer_jax.training.loss_context import LossContext
 from qformer_jax.training.stage1_forward import align
 
 KINDS = [(colour, shape) for shape in small.SHAPES for colour in small.COLOURS]
@@ -333,8 +334,8 @@ def test_match_is_what_training_computed(aligned, pictures_drawn):
     batch = {name: jnp.asarray(rows) for name, rows in batch.items()} | {'image_id': jnp.arange(8)}
 
     def run(model):
-        objective = aligned.run.objective
-        return align(model, batch['features'], batch['feature_mask'], batch, jax.random.key(0), objective).itm.logits
+        context = LossContext(jax.random.key(0), aligned.run.objective)
+        return align(model, batch['features'], batch['feature_mask'], batch, context).itm.logits
 
     judged = itm_logits_of_training(aligned, run)
     np.testing.assert_allclose(aligned.match(image_features, text, np.arange(8), np.arange(8)), judged[:8], atol=1e-5)

@@ -20,6 +20,7 @@ from qformer_jax.data.pipeline import batches
 from qformer_jax.errors import UserError
 from qformer_jax.runs import run_dir
 from qformer_jax.training import language_model, logs, loop
+from qformer_jax.training.stages import STAGES
 
 LARGE, SMALL = 25, 9  # 5/8 and 3/8
 
@@ -53,7 +54,8 @@ def opened(folder, *names) -> Dataset:
 def mixed(folder, count, *, names=('large', 'small'), training=True, shard=(0, 1)) -> list[dict]:
     """Return the first `count` batches of stage 1, 8 rows together on all hosts."""
     of = run(folder / 'large', vit=None, batch=8)
-    return list(itertools.islice(batches(of, opened(folder, *names), 'train', training=training, shard=shard), count))
+    given = of, STAGES[of.stage].row_format, opened(folder, *names), 'train'
+    return list(itertools.islice(batches(*given, training=training, shard=shard), count))
 
 
 def image_ids(found: list[dict]) -> list[int]:
@@ -95,18 +97,18 @@ def test_image_id_tells_the_sets_apart_and_names_the_record(folder):
 
 def test_a_mixture_of_one_is_the_data_set(folder):
     of, alone = run(folder / 'large', vit=None, batch=8), Dataset.open(folder / 'large')
-    plain = itertools.islice(batches(of, alone, 'train', training=True), 8)
+    plain = itertools.islice(batches(of, STAGES[of.stage].row_format, alone, 'train', training=True), 8)
     assert all(map(same, mixed(folder, 8, names=('large',)), plain))
     assert opened(folder, 'large').fingerprint == alone.fingerprint
 
 
 def test_it_resumes_exactly(folder):
     of, dataset = run(folder / 'large', vit=None, batch=8), opened(folder, 'large', 'small')
-    iterator = batches(of, dataset, 'train', training=True)
+    iterator = batches(of, STAGES[of.stage].row_format, dataset, 'train', training=True)
     for _ in range(7):
         next(iterator)
     state, want = iterator.get_state(), [next(iterator) for _ in range(9)]
-    other = batches(of, dataset, 'train', training=True)
+    other = batches(of, STAGES[of.stage].row_format, dataset, 'train', training=True)
     next(other)
     other.set_state(state)
     assert all(same(batch, next(other)) for batch in want)
@@ -153,7 +155,8 @@ def test_sets_that_do_not_go_together_are_refused(folder, other, message):
 
 def test_a_batch_that_a_set_cannot_fill_is_refused(folder):
     with pytest.raises(UserError, match=r'batch_size 40 exceeds the 9 records .* in .*small'):
-        batches(run(folder / 'large', vit=None, batch=40), opened(folder, 'large', 'small'), 'train', training=True)
+        of = run(folder / 'large', vit=None, batch=40)
+        batches(of, STAGES[of.stage].row_format, opened(folder, 'large', 'small'), 'train', training=True)
 
 
 def test_a_pretrained_language_models_tokenizer_serves_every_set(folder):

@@ -20,6 +20,7 @@ from qformer_jax.models import blip2, nested
 from qformer_jax.parallel.mesh import data_mesh
 from qformer_jax.rules import flatten, unflatten
 from qformer_jax.training import loop, losses, step
+from qformer_jax.training.loss_context import LossContext
 
 DRAW = np.random.default_rng(0)
 Q, M = 6, 3
@@ -66,11 +67,11 @@ def cut(model: blip2.Blip2Module, params: dict) -> tuple[blip2.Blip2Module, dict
 
 
 def stage1(model, query_mask=None):
-    return losses.stage1(model, BATCH, jax.random.key(0), STAGE1, query_mask=query_mask)
+    return losses.stage1(model, BATCH, LossContext(jax.random.key(0), STAGE1, query_mask=query_mask))
 
 
 def generation(model, query_mask=None):
-    return losses.generation(model, BATCH, jax.random.key(0), AWARE, query_mask=query_mask)
+    return losses.generation(model, BATCH, LossContext(jax.random.key(0), AWARE, query_mask=query_mask))
 
 
 def gradients(model: blip2.Blip2Module, params: dict, loss, query_mask=None):
@@ -135,7 +136,7 @@ def test_in_use_cutting_gives_what_masking_gives(tmp_path):
     def run(model, query_mask=None):
         alone = model.query_features(*image, query_mask=query_mask)
         both = model.query_features(*image, *text, query_mask=query_mask)
-        return model.qformer.embed_image(alone.queries)[:, :M], model.qformer.match(both.queries, query_mask), \
+        return model.qformer.embed_image(alone.queries)[:, :M], model.qformer.match(both.queries, both.query_mask), \
             model.soft_prefix(*image, query_mask=query_mask)  # fmt: skip
 
     masked = jax.jit(partial(model.apply, method=run))({'params': params}, FIRST)

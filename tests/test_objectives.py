@@ -11,6 +11,7 @@ from reference import QFORMER, assert_close
 from qformer_jax import config
 from qformer_jax.models import blip2, masks
 from qformer_jax.objectives import captioning, contrastive, matching
+from qformer_jax.objectives.contrastive import QueryEmbedding
 
 RANDOM = np.random.default_rng(0)
 TEXT = np.array([[2, 7, 3], [2, 8, 3], [2, 7, 3], [2, 9, 3], [2, 5, 3]], np.int32)  # rows 0 and 2: one caption
@@ -37,7 +38,9 @@ def smoothed_cross_entropy(logits: np.ndarray, positive: np.ndarray) -> float:
 @pytest.mark.parametrize('positive', [POSITIVE, np.eye(5, dtype=bool)])
 def test_itc_equals_loops(positive):
     image, text = RANDOM.normal(size=(5, 4, 6)).astype(np.float32), RANDOM.normal(size=(5, 6)).astype(np.float32)
-    out = contrastive.itc(image, text, jnp.float32(0.5), positive, label_smoothing=0.1, gather_grad='local')
+    out = contrastive.itc(
+        QueryEmbedding(image), text, jnp.float32(0.5), positive, label_smoothing=0.1, gather_grad='local'
+    )
     similarity = np.array([[max(query @ t for query in picture) for t in text] for picture in image]) / 0.5
     assert_close(out.image_to_text, similarity)
     assert_close(out.text_to_image, similarity.T)
@@ -51,7 +54,9 @@ def test_local_gradients_move_only_the_asking_side():
     image, text = RANDOM.normal(size=(3, 2, 4)).astype(np.float32), RANDOM.normal(size=(3, 4)).astype(np.float32)
 
     def first_term(text, rule):
-        out = contrastive.itc(image, text, jnp.float32(1), np.eye(3, dtype=bool), label_smoothing=0.0, gather_grad=rule)
+        out = contrastive.itc(
+            QueryEmbedding(image), text, jnp.float32(1), np.eye(3, dtype=bool), label_smoothing=0.0, gather_grad=rule
+        )
         return out.image_to_text[0, 1]
 
     assert (jax.grad(first_term)(text, 'local') == 0).all()

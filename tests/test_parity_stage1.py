@@ -13,6 +13,7 @@ from qformer_jax.models import blip2
 from qformer_jax.objectives import captioning
 from qformer_jax.objectives.matching import Negatives
 from qformer_jax.training import losses
+from qformer_jax.training.loss_context import LossContext
 
 MODEL = config.Blip2Config(EVA, QFORMER, None)
 
@@ -46,7 +47,7 @@ def test_keys_of_wrong_pictures_may_be_shared_or_projected_again():
             features = model.vit(nhwc(want['pixels'])).features
             options = {'negatives': negatives, 'share_image_keys': share}
             whole = batch | {'features': features}
-            return losses.stage1(model, whole, jax.random.key(0), config.Objective(), **options)[0]
+            return losses.stage1(model, whole, LossContext(jax.random.key(0), config.Objective(), **options))[0]
 
         return blip2.Blip2Module(MODEL).apply({'params': params}, method=run)
 

@@ -11,6 +11,7 @@ from qformer_jax import config
 from qformer_jax.models import blip2
 from qformer_jax.models.vit import resize_positions
 from qformer_jax.training import losses
+from qformer_jax.training.loss_context import LossContext
 
 MODEL = config.Blip2Config(
     config.VitConfig(image_size=28, width=12, depth=1, heads=2, mlp_width=16),
@@ -45,11 +46,11 @@ BATCH = {
 
 
 def stage1(model, batch):
-    return losses.stage1(model, batch, jax.random.key(0), config.Objective(gather_grad='global'))[0]
+    return losses.stage1(model, batch, LossContext(jax.random.key(0), config.Objective(gather_grad='global')))[0]
 
 
 def stage2(model, batch):
-    return losses.generation(model, batch, jax.random.key(0), config.Objective())[0]
+    return losses.generation(model, batch, LossContext(jax.random.key(0), config.Objective()))[0]
 
 
 @pytest.mark.parametrize(

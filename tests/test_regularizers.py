@@ -14,7 +14,9 @@ from qformer_jax import config
 from qformer_jax.errors import UserError
 from qformer_jax.models import blip2
 from qformer_jax.objectives import regularizers
+from qformer_jax.objectives.contrastive import QueryEmbedding
 from qformer_jax.training import loop, losses
+from qformer_jax.training.loss_context import LossContext
 from qformer_jax.training.stage1_forward import unimodal
 
 DRAW = np.random.default_rng(0)
@@ -32,17 +34,17 @@ N = range(5)
 def test_cross_modal_consistency_equals_loops():
     best = lambda j, k: max(query @ TEXT[k] for query in IMAGE[j])  # noqa: E731
     want = sum((best(j, k) - best(k, j)) ** 2 for j in N for k in N) / 5
-    assert_close(regularizers.cross_modal_consistency(IMAGE, TEXT), want)
+    assert_close(regularizers.cross_modal_consistency(QueryEmbedding(IMAGE), TEXT), want)
 
 
 def test_in_modal_consistency_equals_loops():
     means = [picture.mean(0) / np.linalg.norm(picture.mean(0)) for picture in IMAGE]
     want = sum((means[j] @ means[k] - TEXT[j] @ TEXT[k]) ** 2 for j in N for k in N) / 5
-    assert_close(regularizers.in_modal_consistency(IMAGE, TEXT), want)
+    assert_close(regularizers.in_modal_consistency(QueryEmbedding(IMAGE), TEXT), want)
 
 
 def test_pictures_that_lie_as_their_texts_do_cost_nothing():
-    same = np.repeat(TEXT[:, None], 4, axis=1)
+    same = QueryEmbedding(np.repeat(TEXT[:, None], 4, axis=1))
     assert regularizers.cross_modal_consistency(same, TEXT) == 0
     assert_close(regularizers.in_modal_consistency(same, TEXT), 0, 1e-6)
 
@@ -79,8 +81,8 @@ def stage1(**weights: float):
     shapes, random = blip2.shapes(MODEL.config), np.random.default_rng(1)
     params = jax.tree.map(lambda x: jnp.asarray(0.3 * random.normal(size=x.shape), jnp.float32), shapes)
     params['qformer']['temperature'] = jnp.float32(0.5)
-    objective = config.Objective(**weights)
-    call = nn.apply(lambda model: losses.stage1(model, BATCH, jax.random.key(1), objective, train=True), MODEL)
+    context = LossContext(jax.random.key(1), config.Objective(**weights), train=True)
+    call = nn.apply(lambda model: losses.stage1(model, BATCH, context), MODEL)
     compiled = jax.jit(lambda p: call({'params': p}, rngs={'dropout': jax.random.key(2)})).lower(params).compile()
     return *compiled(params), compiled.cost_analysis()['flops']
 
@@ -108,10 +110,9 @@ def test_regularizers_are_added_by_their_weights():
 @pytest.mark.parametrize('train', [True, False])
 def test_two_views_differ_by_their_dropout_only(train):
     def views(model):
-        passes = [
-            unimodal(model.qformer, BATCH['features'], BATCH['feature_mask'], BATCH, train=train) for _ in range(2)
-        ]
-        return [(x.image_embedding, x.text_embedding) for x in passes]
+        context = LossContext(jax.random.key(1), config.Objective(), train)
+        passes = [unimodal(model.qformer, BATCH['features'], BATCH['feature_mask'], BATCH, context) for _ in range(2)]
+        return [(x.image_embedding.vectors, x.text_embedding) for x in passes]
 
     params = jax.jit(lambda: blip2.init(MODEL, jax.random.key(0)))()
     one, other = jax.jit(nn.apply(views, MODEL))({'params': params}, rngs={'dropout': jax.random.key(2)})

@@ -24,7 +24,7 @@ from qformer_jax.models import blip2
 from qformer_jax.parallel.mesh import data_mesh, put_batch
 from qformer_jax.rules import flatten, match, split
 from qformer_jax.runs import run_dir, weight_store
-from qformer_jax.training import init_params, logs, loop, optimizer, step
+from qformer_jax.training import init_params, logs, loop, optimizer, stages, step
 
 RULES = Path(__file__).parent / 'goldens' / 'parameter_rules.txt'
 PART_OF = {'stage1': ('vit', 'qformer'), 'stage2': ('vit', 'qformer', 'lm', 'lm_projection')}
@@ -148,11 +148,16 @@ def test_the_papers_schedule_warms_up_and_ends_at_its_final_rate():
     np.testing.assert_allclose([rate(s) for s in (0, 5, 10, 60, 110)], [0, 0.5, 1, 0.55, 0.1], atol=1e-6)
 
 
+def first_batch(run: config.Run) -> dict[str, np.ndarray]:
+    row_format, dataset = stages.STAGES[run.stage].row_format, Dataset.open(run.data.path)
+    return next(pipeline.batches(run, row_format, dataset, 'train', training=True))
+
+
 def test_accumulation_is_the_whole_batch(pictures):
     """Rows of different lengths, so that a mean of means would be another number."""
     run = init_params.complete(recipe('stage2', pictures), Dataset.open(pictures))
     run = change(run, 'data', max_lm_text=12)
-    batch = next(pipeline.batches(run, Dataset.open(pictures), 'train', training=True))
+    batch = first_batch(run)
     keep = np.array([1, 2, 3, 4, 5, 5, 5, 5])
     batch['lm_target'] &= np.arange(12)[None] < keep[:, None]
     results = [one_step(change(run, 'training', accumulate=parts), batch) for parts in (1, 2)]
@@ -281,7 +286,7 @@ def compiled() -> Iterator[list[str]]:
 def test_runs_that_differ_in_their_rates_share_one_program(pictures):
     """A search over rates finds the program in the compilation cache."""
     run = init_params.complete(recipe('stage1', pictures), Dataset.open(pictures))
-    batch = next(pipeline.batches(run, Dataset.open(pictures), 'train', training=True))
+    batch = first_batch(run)
     changes = {}, {'peak_rate': 3e-4, 'final_rate': 1e-5, 'warmup_steps': 2}, {'weight_decay': 0.5}
     programs = []
     for each in changes:

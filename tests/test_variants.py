@@ -24,6 +24,7 @@ from qformer_jax.inference.generate import GenerationConfig
 from qformer_jax.models import blip2, masks, queries
 from qformer_jax.rules import flatten, match, unflatten
 from qformer_jax.training import loop, losses
+from qformer_jax.training.loss_context import LossContext
 from qformer_jax.training.optimizer import decay_rules
 
 PLAIN = dataclasses.replace(QFORMER, depth=2, num_queries=5, dropout=0.0)
@@ -121,7 +122,7 @@ def test_pictures_choose_their_queries_by_what_exists_of_them():
 
 def stage1(params: dict, objective: config.Objective, **fields):
     """Return loss and metrics of stage 1, jitted."""
-    call = nn.apply(lambda m: losses.stage1(m, BATCH, jax.random.key(1), objective), network(**fields))
+    call = nn.apply(lambda m: losses.stage1(m, BATCH, LossContext(jax.random.key(1), objective)), network(**fields))
     return jax.jit(lambda params: call({'params': params}))(unflatten(params))
 
 
@@ -203,7 +204,8 @@ def test_an_open_gate_adds_the_pooled_features():
 def test_stage_1_trains_every_parameter():
     params = drawn(**VARIANTS['all']) | {'qformer/temperature': np.float32(0.5)}
     call = nn.apply(
-        lambda m: losses.stage1(m, BATCH, jax.random.key(1), config.Objective())[0], network(**VARIANTS['all'])
+        lambda m: losses.stage1(m, BATCH, LossContext(jax.random.key(1), config.Objective()))[0],
+        network(**VARIANTS['all']),
     )
     slope = flatten(jax.jit(jax.grad(lambda params: call({'params': params})))(unflatten(params)))
     assert all(np.isfinite(x).all() for x in slope.values())

@@ -22,6 +22,8 @@ from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.models import blip2
 from qformer_jax.models.temporal_embedding import TemporalEmbedding
 from qformer_jax.training import init_params, loop, losses
+from qformer_jax.training.loss_context import LossContext
+from qformer_jax.training.stages import STAGES
 
 TIME = config.TimeConfig(frames=3, patches=2)
 QFORMER = dataclasses.replace(small.QFORMER, feature_width=6, vocab_size=50, dropout=0.0)
@@ -93,7 +95,7 @@ def test_times_learn_in_stage_1_too():
 
     def loss(time):
         bound = made.bind({'params': params | {'time': time}})
-        return losses.stage1(bound, batch, jax.random.key(0), config.Objective(itm=0.0, itg=0.0))[0]
+        return losses.stage1(bound, batch, LossContext(jax.random.key(0), config.Objective(itm=0.0, itg=0.0)))[0]
 
     gradient = jax.jit(jax.grad(loss))(params['time'])['frame']
     assert (jnp.abs(gradient).max(axis=1) > 0).all()
@@ -176,7 +178,7 @@ def test_encoded_videos_train_as_their_frames_do(run, videos, tmp_path):
     rows = []
     for data in (videos, tmp_path / 'seen'):
         completed = init_params.complete(recipe(data), dataset := Dataset.open(data))
-        batch = next(pipeline.batches(completed, dataset, 'train', training=True))
+        batch = next(pipeline.batches(completed, STAGES[completed.stage].row_format, dataset, 'train', training=True))
         given = {name: batch.get(name) for name in ('image', 'features', 'feature_mask', 'frame_mask')}
         bound = Blip2.load(run)
         prefix = lambda made, given=given: made.soft_prefix(*made.vision_features(**given))  # noqa: E731

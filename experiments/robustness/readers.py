@@ -20,6 +20,7 @@ from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
 from qformer_jax.runs import run_dir
 from qformer_jax.training import loop
+from qformer_jax.training.stages import STAGES
 
 SECONDS, BYTES = 20, 2 * 2**30
 _QUESTION = 'what color is it?'
@@ -47,7 +48,7 @@ def data(home: Path, name: str = 'data') -> str:
             whole = record.image or b'', features, record.captions, record.questions, record.answers, record.image_id
             said.append(hashlib.sha256(repr(whole).encode()).hexdigest())
     trained = run_dir.finished(home / 'line' / 'stage1').run
-    batch = next(pipeline.batches(trained, dataset, 'train', training=True))
+    batch = next(pipeline.batches(trained, STAGES[trained.stage].row_format, dataset, 'train', training=True))
     return f'{said} {sorted(batch)} {_digest(*(batch[name] for name in sorted(batch)))} {dataset.fingerprint}'
 
 

@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..inference import forward
 from ..inference.blip2 import Blip2
 from ..inference.inputs import ImageFeatures, QueryOutputs
+from ..training.stages import STAGES
 from ..typing import Float, Int
 from . import leave_one_out, prompts, scores
 
@@ -69,7 +70,7 @@ def _part(model: Blip2, records: Sequence[Record]) -> tuple[dict[str, Float['N Q
 def _texts(model: Blip2, record: Record) -> list[tuple[str, str]]:
     """Return prompt and target for each of a record's questions, or for its first caption."""
     pairs = [('', caption) for caption in record.captions[:1]]
-    if model.run.stage == 'instruct':
+    if STAGES[model.run.stage].task == 'vqa':
         pairs = [(question, answers[0]) for question, answers in zip(record.questions, record.answers, strict=True)]
     return [(prompts.prompt(model, question), prompts.target(text, question)) for question, text in pairs]
 

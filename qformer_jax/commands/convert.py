@@ -77,6 +77,7 @@ def convert(options: Convert) -> None:
 
 def _convert(options: Convert) -> None:
     from ..runs import import_export
+    from ..training.stages import STAGES
 
     *sources, dest = options.paths
     like = (recipes.load(options.recipe)[0].model,) if options.recipe else ()
@@ -98,8 +99,7 @@ def _convert(options: Convert) -> None:
     if left_out:
         print(f'  left out, for want of a place there: {len(left_out)} tensors, {", ".join(left_out[:3])}, ...')
     print(f'wrote {", ".join(map(str, written))}')
-    use = {'stage1': 'evaluate', 'vision': 'vit', 'language': 'lm'}.get(model.run.stage, 'caption')
-    print(f'next: {_after_conversion(options.to, dest, use)}')
+    print(f'next: {_after_conversion(options.to, dest, STAGES[model.run.stage].next_step_converted)}')
 
 
 def _after_conversion(to: str, dest: Path, use: str) -> str:
@@ -107,10 +107,4 @@ def _after_conversion(to: str, dest: Path, use: str) -> str:
         return f"torch.load('{dest}')['model'] loads into LAVIS's class with strict=True"
     if to == 'huggingface':
         return f"transformers' class of its config.json: from_pretrained('{dest}')"
-    uses = {
-        'caption': f'qformer caption {dest} PICTURE',
-        'evaluate': f'qformer evaluate {dest} --task retrieval --data DATA',
-        'vit': f'train over it: qformer train RECIPE --start.vit {dest} --run RUN',
-        'lm': f'train over it: qformer train RECIPE --start.lm {dest} --run RUN',
-    }
-    return uses[use]
+    return use.format(run=dest)

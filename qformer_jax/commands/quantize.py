@@ -41,25 +41,24 @@ class Quantize:
 def quantize(options: Quantize) -> None:
     """Write the run and print the tables; raises UserError for a run that is a tower alone, or quantized already."""
     from ..atomic import check_new
-    from ..evaluation.quantization import TASK_OF
     from ..lock import one_writer
     from ..runs import run_dir
+    from ..training.stages import STAGES
 
     done = run_dir.finished(options.run, class_of(options.connector))
-    if done.run.stage not in TASK_OF:
+    stage = STAGES[done.run.stage]
+    if not stage.task:
+        judged = ', '.join(name for name, entry in STAGES.items() if entry.task)
         raise UserError(
             f"'{options.run}' is a '{done.run.stage}' run, for stages to start from, which need its weights as they "
-            f'are: quantize what they end with ({", ".join(TASK_OF)})'
+            f'are: quantize what they end with ({judged})'
         )
     dataset = _dataset(options, done)
     with one_writer(options.dest, options.wait):
         check_new(options.dest)
         _quantize(options, done.run.model.connector and done.run.model.connector.module)
     _judge(options, done, dataset)
-    use = (
-        f'evaluate {options.dest} --task retrieval' if done.run.stage == 'stage1' else f'caption {options.dest} PICTURE'
-    )
-    print(f'next: qformer {use}')
+    print(f'next: {stage.next_step.format(run=options.dest)}')
 
 
 def _quantize(options: Quantize, connector: type | None) -> None:
@@ -116,9 +115,9 @@ def _dataset(options: Quantize, done: Any) -> Any:
 
 
 def _task(done: Any) -> str:
-    from ..evaluation.quantization import TASK_OF
+    from ..training.stages import STAGES
 
-    return TASK_OF[done.run.stage]
+    return STAGES[done.run.stage].task
 
 
 def _judge(options: Quantize, done: Any, dataset: Any) -> None:

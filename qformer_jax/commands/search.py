@@ -119,10 +119,12 @@ def embed(options: Embed) -> None:
 
 def _load(run: Path, cache: Path | None = None) -> 'Blip2':
     from ..inference.blip2 import Blip2
+    from ..training.stages import STAGES
 
     model = Blip2.load(run, cache=cache)
-    stage = model.run.stage
-    if stage in ('stage2', 'instruct'):
-        raise UserError(f"'{run}' is a '{stage}' run: its queries have left the space that they shared with texts; "
-                        "give the 'stage1' run before it")  # fmt: skip
+    if STAGES[model.run.stage].generates:
+        raise UserError(
+            f"'{run}' is a '{model.run.stage}' run: its queries have left the space that they shared with texts; give "
+            "the 'stage1' run before it"
+        )
     return model

@@ -34,8 +34,7 @@ def train(arguments: list[str]) -> None:
         default=Train(default),
     )
     from ..training import loop
+    from ..training.stages import STAGES
 
     done = loop.train(options.config, options.run, options.wait, options.restart)
-    use = {'stage1': f'qformer evaluate {done.folder} --task retrieval'}
-    use |= dict.fromkeys(('stage2', 'instruct'), f'qformer caption {done.folder} PICTURE')
-    print(f'next: {use.get(done.run.stage, "train the next stage from it (qformer train)")}')
+    print(f'next: {STAGES[done.run.stage].next_step.format(run=done.folder)}')

@@ -11,7 +11,7 @@ from ..errors import UserError
 from . import mixture
 from .dataset import Dataset, Source
 from .grounding_tokenizer import with_location_tokens
-from .preprocess import Need, Row, RowMaker
+from .preprocess import Need, Row, RowFormat, RowMaker
 from .record_cache import RecordCache
 
 _READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # batches; one thread keeps a core for JAX
@@ -19,6 +19,7 @@ _READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # batche
 
 def batches(
     run: Run,
+    row_format: RowFormat,
     dataset: Dataset,
     split: str,
     *,
@@ -27,14 +28,14 @@ def batches(
     features: bool = True,
     devices: int = 1,
 ) -> grain.DatasetIterator:
-    """Return an endless iterator over batches of numpy arrays (B = batch_size / shard count) for the run's stage.
+    """Return an endless iterator over batches of numpy arrays (B = batch_size / shard count).
 
-    | stage           | keys                                                                    |
-    |-----------------|-------------------------------------------------------------------------|
-    | vision, stage1  | picture, `text`, `text_mask`                                            |
-    | language        | `lm_text`, `lm_mask`, `lm_target`                                       |
-    | stage2          | picture, `lm_text`, `lm_mask`, `lm_target`                              |
-    | instruct        | picture, `text`, `text_mask`, `lm_text`, `lm_mask`, `lm_target`         |
+    | format (of stage)            | keys                                                            |
+    |------------------------------|-----------------------------------------------------------------|
+    | CAPTIONS (vision, stage1)    | picture, `text`, `text_mask`                                    |
+    | PLAIN_TEXT (language)        | `lm_text`, `lm_mask`, `lm_target`                               |
+    | CAPTIONING (stage2)          | picture, `lm_text`, `lm_mask`, `lm_target`                      |
+    | INSTRUCTIONS (instruct)      | picture, `text`, `text_mask`, `lm_text`, `lm_mask`, `lm_target` |
 
     Picture: `image` uint8 [B, S, S, 3]; from a data set of videos `image` uint8 [B, F, S, S, 3], `frame_mask`; from one
     of features `features` float32 [B, P, V], `feature_mask`; with `features` False these two are left out, for somebody
@@ -54,13 +55,13 @@ def batches(
     if size % count:
         raise UserError(f'training.batch_size {size} does not divide among {count} hosts; choose a multiple of {count}')
     sources = [part.source(split) for part in dataset.parts]
-    useful = [_useful(run, source) for source in sources]
+    useful = [_useful(run, row_format, source) for source in sources]
     shares = mixture.shares(list(map(len, useful))) if training else []
     for source, positions, share in zip(sources, useful, shares, strict=False):
         if size * share > len(positions):
             raise UserError(f"training.batch_size {size} exceeds the {len(positions)} records of '{split}' that stage "
                             f'{run.stage} can use in {source.path}; lower it or add data')  # fmt: skip
-    parts = zip(useful, _row_makers(run, dataset, sources, training, features), strict=True)
+    parts = zip(useful, _row_makers(run, row_format, dataset, sources, training, features), strict=True)
     if training:
         rows = [_shuffled(*part, run.training.seed + number) for number, part in enumerate(parts)]
         local = _batched(grain.MapDataset.mix(rows, shares) if len(rows) > 1 else rows[0], size, shard)
@@ -74,27 +75,25 @@ def batches(
     return iter(local.to_iter_dataset(_READ_AHEAD))
 
 
-def needs(run: Run, dataset: Dataset, split: str) -> Iterator[tuple[str, Need]]:
+def needs(run: Run, row_format: RowFormat, dataset: Dataset, split: str) -> Iterator[tuple[str, Need]]:
     """Yield what every text that the run may read of a split needs, with the name of its record.
 
     Pictures are read, and not decoded. Raises UserError when a record is damaged.
     """
     sources = [part.source(split) for part in dataset.parts]
-    for source, maker in zip(sources, _row_makers(run, dataset, sources, True, False), strict=True):
-        for position in _useful(run, source):
+    for source, maker in zip(sources, _row_makers(run, row_format, dataset, sources, True, False), strict=True):
+        for position in _useful(run, row_format, source):
             record = source[position]
             yield from ((record.image_id, need) for need in maker.needs(record))
 
 
-def held_out_sizes(run: Run, dataset: Dataset, split: str, devices: int) -> list[int]:
+def held_out_sizes(run: Run, row_format: RowFormat, dataset: Dataset, split: str, devices: int) -> list[int]:
     """Return the rows of a batch of a held-out split, for each data set: `batch_size`, or fewer of a small split.
 
     They divide among the devices, unless there are fewer records than devices: then each device has all of them.
-    Raises UserError where the split is unknown, holds nothing that the stage reads, or one pair alone in stage 1.
+    Raises UserError where the split is unknown, or holds nothing that the stage reads.
     """
-    useful = [_useful(run, part.source(split)) for part in dataset.parts]
-    if run.stage == 'stage1' and min(map(len, useful)) < 2:
-        raise UserError(f"'{split}' holds one record that stage1 can use, and a pair needs a negative: widen the split")
+    useful = [_useful(run, row_format, part.source(split)) for part in dataset.parts]
     return _held_out_sizes(useful, run.training.batch_size, devices)
 
 
@@ -127,10 +126,10 @@ def _stack(rows: list[Row]) -> Row:
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def _useful(run: Run, source: Source) -> list[int]:
+def _useful(run: Run, row_format: RowFormat, source: Source) -> list[int]:
     """Return the positions of the records that hold what the stage reads."""
-    kinds = ['caption', 'question'] if run.stage == 'instruct' else ['caption']
-    kinds += ['phrase'] if _grid(run) and run.data.phrase_fraction else []
+    kinds = [*row_format.reads]
+    kinds += ['phrase'] if _grid(run, row_format) and run.data.phrase_fraction else []
     columns = [{'caption': 0, 'question': 1, 'phrase': 4}[kind] for kind in kinds]
     positions = np.flatnonzero((source.counts[:, columns] > 0).any(axis=1)).tolist()
     if not positions:
@@ -139,9 +138,9 @@ def _useful(run: Run, source: Source) -> list[int]:
     return positions
 
 
-def _grid(run: Run) -> int:
-    """Return the grid that boxes are said in, 0 in stages that ask for none; raises UserError where words lack."""
-    if run.stage not in ('stage2', 'instruct'):
+def _grid(run: Run, row_format: RowFormat) -> int:
+    """Return the grid that boxes are said in, 0 where no row asks for any; raises UserError where words lack."""
+    if not row_format.boxes:
         return 0
     if run.data.phrase_fraction and not run.model.grounding:
         raise UserError(f'data.phrase_fraction {run.data.phrase_fraction} asks for boxes, and the model has no words '
@@ -149,16 +148,18 @@ def _grid(run: Run) -> int:
     return run.model.grounding.grid if run.model.grounding else 0
 
 
-def _row_makers(run: Run, dataset: Dataset, sources: list[Source], training: bool, features: bool) -> list[RowMaker]:
+def _row_makers(
+    run: Run, row_format: RowFormat, dataset: Dataset, sources: list[Source], training: bool, features: bool
+) -> list[RowMaker]:
     size = run.model.vit.image_size if run.model.vit and not dataset.feature_shape else 0
-    rows = 0 if run.stage == 'language' else patches(run, dataset)
+    rows = patches(run, dataset) if row_format.pictures else 0
     _check_vocabularies(run, dataset)
     first, used = itertools.accumulate(map(len, sources), initial=0), [0]
     return [
         RowMaker(
-            stage=run.stage,
+            row_format=row_format,
             data=run.data,
-            memory=RecordCache(source, size > 0 and run.stage != 'language', features, used),
+            memory=RecordCache(source, size > 0 and row_format.pictures, features, used),
             first=number,
             image_size=size,
             max_frames=dataset.longest_video,
@@ -167,7 +168,7 @@ def _row_makers(run: Run, dataset: Dataset, sources: list[Source], training: boo
             lm_tokenizer=with_location_tokens(dataset.lm_tokenizer, run.model),
             training=training,
             reads_prompt=run.objective.instruction_aware,
-            grid=_grid(run),
+            grid=_grid(run, row_format),
         )
         for source, number in zip(sources, first, strict=False)  # `first` ends with the number of all records
     ]

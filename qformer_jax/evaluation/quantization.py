@@ -6,16 +6,14 @@ import numpy as np
 
 from ..data.dataset import Dataset
 from ..inference.blip2 import Blip2
+from ..training.stages import STAGES
 from . import vqa
 from .task import TASKS
-
-TASK_OF = {'stage1': 'retrieval', 'stage2': 'caption', 'instruct': 'vqa'}
-"""Stage of a run -> what it is judged by; a tower alone has none."""
 
 
 def evaluate(model: Blip2, dataset: Dataset, split: str) -> dict[str, float]:
     """Return the numbers of the run's task on a split; for `vqa` the answers' loss and perplexity too."""
-    task = TASK_OF[model.run.stage]
+    task = STAGES[model.run.stage].task
     numbers = dict(TASKS[task](model, dataset, split).numbers)
     if task == 'vqa':
         numbers['loss of the answers (nats/token)'] = loss = answer_loss(model, dataset, split)

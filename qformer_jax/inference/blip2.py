@@ -33,6 +33,7 @@ from ..models import blip2, connectors, query_count
 from ..objectives import contrastive
 from ..rules import flatten
 from ..runs import import_export, run_dir
+from ..training.stages import STAGES
 from ..typing import Bool, Float, Int, Params
 from . import decode, forward, stream
 from . import quantize as quantization
@@ -200,7 +201,7 @@ class Blip2:
         With `settings.num_return` > 1: so many captions of the first picture, best first, then those of the second...
         A temperature needs a `key`; what is drawn for a picture depends on its place in the list, not on the others.
         """
-        if self.run.stage == 'stage1':
+        if STAGES[self.run.stage].text_side:
             image_features = self.encode_images(pictures)
             settings = with_eos(settings, self.text_tokenizer.sep_id)
             texts = self._write(

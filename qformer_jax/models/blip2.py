@@ -129,10 +129,10 @@ class Blip2Module(nn.Module):
         do; the default is all (`nested.py`).
         """
         memory = self.qformer.project_image(self.add_frame_embedding(features, feature_mask), feature_mask)
-        memory = memory if picture is None else memory.take(picture)
+        memory = (memory if picture is None else memory.take(picture)).with_query_mask(query_mask)
         if text is None:
             text_mask = jnp.ones((features.shape[0], 0), bool)
-        mask = masks.bidirectional(self.config.qformer.num_queries, text_mask, query_mask)
+        mask = masks.bidirectional(self.config.qformer.num_queries, text_mask, memory.query_mask)
         return self.qformer(mask, image=memory, text=text, train=train, keep_attention=keep_attention)
 
     def soft_prefix(
@@ -150,9 +150,9 @@ class Blip2Module(nn.Module):
         """
         parts = []
         if self.config.qformer:
-            queries = self.query_features(features, feature_mask, text, text_mask, train, query_mask=query_mask).queries
-            part = Prefix.whole(self.lm_projection(queries))
-            parts.append(part if query_mask is None else part.replace(mask=part.mask & query_mask[None]))
+            out = self.query_features(features, feature_mask, text, text_mask, train, query_mask=query_mask)
+            vectors = self.lm_projection(out.queries)
+            parts.append(Prefix.whole(vectors) if query_mask is None else Prefix(vectors, out.query_mask))
         if self.config.connector:
             parts.append(self.connect(features, feature_mask))
         prefix = jax.tree.map(lambda *part: jnp.concatenate(part, axis=1), *parts)

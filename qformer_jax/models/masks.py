@@ -14,7 +14,7 @@ a row says what that position sees:
 Queries never see text in ITC and ITG, so both share one pass over the queries; the text rows of ITG then read that
 pass's keys and values. A pass over some of the rows takes those rows of the drawing and nothing else.
 
-Where some of the `queries` do not exist (None: all do), their columns are empty: nobody sees them.
+Where some of a picture's queries do not exist (`query_mask`; None: all do), their columns are empty: nobody sees them.
 
 Where queries look may be masked too. One global query g and four local ones l over features that are a class token c
 and a grid of 4 x 4 patches p, row by row:
@@ -36,29 +36,30 @@ from .pooling import cut, grid
 
 
 def _valid_keys(
-    num_queries: int, text_mask: Bool['B T'], query_mask: Bool['Q'] | None
+    num_queries: int, text_mask: Bool['B T'], query_mask: Bool['B Q'] | None
 ) -> tuple[Bool['S'], Bool['B 1 1 S']]:
     """Return which positions are text, and which positions exist (queries that do, and text that is not padding)."""
     batch, length = text_mask.shape
     is_text = jnp.arange(num_queries + length) >= num_queries
-    query_mask = jnp.ones(num_queries, bool) if query_mask is None else query_mask
-    query_mask = jnp.broadcast_to(query_mask[None], (batch, num_queries))
+    query_mask = jnp.ones((batch, num_queries), bool) if query_mask is None else query_mask
     return is_text, jnp.concatenate([query_mask, text_mask], axis=1)[:, None, None, :]
 
 
-def unimodal(num_queries: int, text_mask: Bool['B T'], query_mask: Bool['Q'] | None = None) -> Bool['B 1 S S']:
+def unimodal(num_queries: int, text_mask: Bool['B T'], query_mask: Bool['B Q'] | None = None) -> Bool['B 1 S S']:
     """Return the ITC mask: queries see queries, text sees text."""
     is_text, valid = _valid_keys(num_queries, text_mask, query_mask)
     return (is_text[:, None] == is_text[None, :])[None, None] & valid
 
 
-def bidirectional(num_queries: int, text_mask: Bool['B T'], query_mask: Bool['Q'] | None = None) -> Bool['B 1 S S']:
+def bidirectional(num_queries: int, text_mask: Bool['B T'], query_mask: Bool['B Q'] | None = None) -> Bool['B 1 S S']:
     """Return the ITM mask: everything sees everything that is not padding."""
     is_text, valid = _valid_keys(num_queries, text_mask, query_mask)
     return jnp.ones((1, 1, is_text.size, 1), bool) & valid
 
 
-def multimodal_causal(num_queries: int, text_mask: Bool['B T'], query_mask: Bool['Q'] | None = None) -> Bool['B 1 S S']:
+def multimodal_causal(
+    num_queries: int, text_mask: Bool['B T'], query_mask: Bool['B Q'] | None = None
+) -> Bool['B 1 S S']:
     """Return the ITG mask: queries see queries; text sees the queries and the text up to itself."""
     is_text, valid = _valid_keys(num_queries, text_mask, query_mask)
     position = jnp.arange(is_text.size)

@@ -42,6 +42,14 @@ class ImageMemory:
     """The mixtures at which the queries start; None: where they start for every picture."""
     residual: Float['B Q D'] | None = None
     """What the gate adds to the queries."""
+    query_mask: Bool['B Q'] | None = None
+    """Which of the picture's queries exist; None: all."""
+
+    def with_query_mask(self, query_mask: Bool['Q'] | None) -> 'ImageMemory':
+        """Return the memory of pictures of which only some queries exist (None: all)."""
+        if query_mask is None:
+            return self
+        return self.replace(query_mask=jnp.broadcast_to(query_mask, (len(self.mask), *query_mask.shape)))
 
     def take(self, rows: Int['C']) -> 'ImageMemory':
         """Return the memory of the pictures `rows`, in that order."""
@@ -58,6 +66,8 @@ class QformerOutput:
     """Self-attention keys and values of this pass's positions, one a layer."""
     hidden_states: tuple[Array, ...]
     """[B, S, D] after the embedding norm and after each layer."""
+    query_mask: Bool['B Q'] | None = None
+    """Which of the queries exist; None: all."""
     attention: tuple[Float['B H Q P'], ...] = ()
     """Where the queries look, one a layer that reads features; empty unless asked for."""
     self_attention: tuple[Float['B H S M'], ...] = ()
@@ -246,8 +256,9 @@ class Qformer(nn.Module):
         last = x[:, :num_queries]
         if image is not None and image.residual is not None:
             last += jnp.tanh(self.residual_gate).astype(self.dtype) * image.residual
+        query_mask = image.query_mask if image is not None else None
         weights = attention, self_attention
-        return QformerOutput(last, x[:, num_queries:], tuple(cache), tuple(hidden), *weights)
+        return QformerOutput(last, x[:, num_queries:], tuple(cache), tuple(hidden), query_mask, *weights)
 
     def embed_image(self, queries: Float['B Q D']) -> Float['B Q E']:
         """Return unit vectors of the queries in the space shared with text (float32)."""
@@ -261,9 +272,9 @@ class Qformer(nn.Module):
         """Return a unit vector of every text position in the shared space (float32)."""
         return _unit(self.text_projection(text))
 
-    def match(self, queries: Float['B Q D'], query_mask: Bool['Q'] | None = None) -> Float['B 2']:
+    def match(self, queries: Float['B Q D'], query_mask: Bool['B Q'] | None = None) -> Float['B 2']:
         """Return the ITM logits (not matched, matched), averaged over the queries that exist (float32; None: all)."""
-        where = None if query_mask is None else query_mask[None, :, None]
+        where = None if query_mask is None else query_mask[..., None]
         return at_least_float32(self.itm_head(queries)).mean(axis=1, where=where)
 
     def word_logits(self, text: Float['B T D']) -> Float['B T N']:

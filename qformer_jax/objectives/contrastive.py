@@ -12,6 +12,15 @@ from ..typing import Array, Bool, Float, Int
 
 
 @struct.dataclass
+class QueryEmbedding:
+    """A picture as texts are compared with it: the unit vectors of its queries, and which of these exist."""
+
+    vectors: Float['B Q E']
+    mask: Bool['B Q'] | None = None
+    """None: all."""
+
+
+@struct.dataclass
 class Itc:
     """The loss (nats; the mean of both directions), both logit matrices, and their losses row by row."""
 
@@ -24,10 +33,10 @@ class Itc:
     text_losses: Float['B']
 
 
-def similarity(image: Float['B Q E'], text: Float['C E'], query_mask: Bool['Q'] | None = None) -> Float['B C']:
+def similarity(image: Float['B Q E'], text: Float['C E'], query_mask: Bool['B Q'] | None = None) -> Float['B C']:
     """Return the cosine of each picture's best query, of those that exist (None: all), with each text."""
     cosine = jnp.einsum('bqe,ce->bqc', image, text, precision='highest')
-    return (cosine if query_mask is None else jnp.where(query_mask[None, :, None], cosine, -jnp.inf)).max(axis=1)
+    return (cosine if query_mask is None else jnp.where(query_mask[..., None], cosine, -jnp.inf)).max(axis=1)
 
 
 def positives(text: Int['B T'], image_id: Int['B'], rule: str) -> Bool['B B']:
@@ -47,23 +56,22 @@ def cross_entropy(logits: Float['B B'], positive: Bool['B B'], smoothing: float)
 
 
 def itc(
-    image: Float['B Q E'],
+    image: QueryEmbedding,
     text: Float['B E'],
     temperature: Array,
     positive: Bool['B B'],
     *,
     label_smoothing: float,
     gather_grad: str,
-    query_mask: Bool['Q'] | None = None,
 ) -> Itc:
-    """Return the contrastive loss over the whole (global) batch, from the queries that exist (None: all).
+    """Return the contrastive loss over the whole (global) batch, from the queries that exist.
 
     With `gather_grad='local'` each direction moves only the side that asks, since LAVIS gathers the other side without
     a gradient (goldens: 113 of 127 gradients differ between the two at equal loss).
     """
     fixed = jax.lax.stop_gradient if gather_grad == 'local' else (lambda x: x)
-    image_to_text = similarity(image, fixed(text), query_mask) / temperature
-    text_to_image = similarity(fixed(image), text, query_mask).T / temperature
+    image_to_text = similarity(image.vectors, fixed(text), image.mask) / temperature
+    text_to_image = similarity(fixed(image.vectors), text, image.mask).T / temperature
     image_losses = cross_entropy(image_to_text, positive, label_smoothing)
     text_losses = cross_entropy(text_to_image, positive.T, label_smoothing)
     loss = (image_losses.mean() + text_losses.mean()) / 2

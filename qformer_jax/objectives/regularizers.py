@@ -3,32 +3,30 @@
 CyCLIP (Goel et al. 2022, section 3) asks that similarities be the same both ways round and within both sides. It has
 one vector a picture; ours has one a query, so across sides a similarity is ITC's (the best query's), and within
 pictures it is that of the queries' mean. Intra-modal contrast takes two passes with other dropout as two views of one
-input (SimCSE, Gao et al. 2021, section 3). Where queries do not all exist (`query_mask`), the others count for nothing.
+input (SimCSE, Gao et al. 2021, section 3). Queries that do not exist count for nothing.
 """
 
 import jax.numpy as jnp
 
 from ..typing import Array, Bool, Float
-from .contrastive import cross_entropy, similarity
+from .contrastive import QueryEmbedding, cross_entropy, similarity
 
 
-def mean_query(image: Float['B Q E'], query_mask: Bool['Q'] | None = None) -> Float['B E']:
+def mean_query(image: QueryEmbedding) -> Float['B E']:
     """Return the unit vector in the direction of the mean of a picture's queries."""
-    mean = jnp.mean(image, axis=1, where=None if query_mask is None else query_mask[None, :, None])
+    mean = jnp.mean(image.vectors, axis=1, where=None if image.mask is None else image.mask[..., None])
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
 
-def cross_modal_consistency(
-    image: Float['B Q E'], text: Float['B E'], query_mask: Bool['Q'] | None = None
-) -> Float['']:
+def cross_modal_consistency(image: QueryEmbedding, text: Float['B E']) -> Float['']:
     """Return 1/B sum_jk (<image_j, text_k> - <image_k, text_j>)^2 (CyCLIP, equation 3)."""
-    across = similarity(image, text, query_mask)
+    across = similarity(image.vectors, text, image.mask)
     return jnp.square(across - across.T).sum() / across.shape[0]
 
 
-def in_modal_consistency(image: Float['B Q E'], text: Float['B E'], query_mask: Bool['Q'] | None = None) -> Float['']:
+def in_modal_consistency(image: QueryEmbedding, text: Float['B E']) -> Float['']:
     """Return 1/B sum_jk (<image_j, image_k> - <text_j, text_k>)^2 (CyCLIP, equation 4)."""
-    within = _cosines(mean_query(image, query_mask)) - _cosines(text)
+    within = _cosines(mean_query(image)) - _cosines(text)
     return jnp.square(within).sum() / within.shape[0]
 
 

@@ -6,8 +6,7 @@ from .. import config
 from ..config.ranges import MILLION, check_ranges
 from ..errors import UserError
 from ..models import connectors, query_count
-
-TERMS = ('itc', 'itm', 'itg', 'cross_modal', 'in_modal', 'intra_modal', 'static_queries')
+from .stages import STAGES, StageEntry, generating
 
 
 def _check_rates(run: config.Run) -> None:
@@ -18,27 +17,22 @@ def _check_rates(run: config.Run) -> None:
                             f'from 0 to {MILLION:,}, or None to freeze it')  # fmt: skip
 
 
-def _check_terms(run: config.Run) -> None:
-    weights = {name: getattr(run.objective, name) for name in TERMS}
+def _check_terms(run: config.Run, stage: StageEntry) -> None:
+    weights = {term.name: term.weight(run.objective) for term in stage.terms}
     if not any(weights.values()):
-        raise UserError(f'of the weights of stage 1 one must be above 0: objective has {weights}')
-    if run.objective.intra_modal and not run.model.qformer.dropout:
-        raise UserError(
-            'objective.intra-modal contrasts two passes with other dropout, and model.qformer.dropout is 0: set it'
-        )
-    if run.objective.static_queries and run.model.qformer.query_bank == 1:
-        raise UserError(
-            'objective.static-queries trains the bank of queries, and there is none: model.qformer.query-bank is 1'
-        )
+        raise UserError(f"of the weights of '{run.stage}' one must be above 0: objective has {weights}")
+    for term in stage.terms:
+        if term.weight(run.objective) and (why := term.refusal(run.model.qformer)):
+            raise UserError(f'objective.{term.name.replace("_", "-")} {why}')
 
 
-def _check_connector(run: config.Run) -> None:
+def _check_connector(run: config.Run, stage: StageEntry) -> None:
     """Refuse stages without anything between the towers, and a connector or a text where nothing reads it."""
-    m, connects = run.model, run.stage in ('stage2', 'instruct')
-    if connects and not (m.qformer or m.connector):
+    m = run.model
+    if stage.generates and not (m.qformer or m.connector):
         raise UserError(f"stage '{run.stage}' needs model.qformer or model.connector, and both are None")
-    if m.connector and not connects:
-        raise UserError(f"model.connector has no text side and learns in 'stage2' and 'instruct', not in '{run.stage}'")
+    if m.connector and not stage.generates:
+        raise UserError(f"model.connector has no text side and learns in {generating()}, not in '{run.stage}'")
     if m.connector:
         connectors.make(m.connector, 'float32')
     if m.time and not (m.qformer or m.connector):
@@ -47,17 +41,17 @@ def _check_connector(run: config.Run) -> None:
         raise UserError('objective.instruction-aware: the Q-Former reads the question, and model.qformer is None')
 
 
-def _check_nested(run: config.Run) -> None:
-    if run.objective.nested_queries and not (run.model.qformer and run.stage in ('stage1', 'stage2', 'instruct')):
+def _check_nested(run: config.Run, stage: StageEntry) -> None:
+    if run.objective.nested_queries and not (run.model.qformer and stage.trains_queries):
         raise UserError("objective.nested-queries draws how many of the Q-Former's queries exist, and there is none")
     if run.objective.nested_queries:
         query_count.check_alike(run.model.qformer)
 
 
-def _check_gates(run: config.Run) -> None:
+def _check_gates(run: config.Run, stage: StageEntry) -> None:
     gates, lm = run.model.gates, run.model.lm
-    if run.stage not in ('stage2', 'instruct'):
-        raise UserError(f"model.gates read pictures in 'stage2' and 'instruct', not in '{run.stage}'")
+    if not stage.generates:
+        raise UserError(f"model.gates read pictures in {generating()}, not in '{run.stage}'")
     if lm.encoder_decoder:
         raise UserError('model.gates stand between the blocks of a decoder, OPT or Llama, and this is T5: gates=None')
     if lm.width % gates.heads:
@@ -66,36 +60,19 @@ def _check_gates(run: config.Run) -> None:
 
 def check(run: config.Run) -> None:
     """Raise UserError for a configuration that cannot do what it says."""
-    needs = {
-        'vision': ('vit',),
-        'language': ('lm',),
-        'stage1': ('qformer',),
-        'stage2': ('lm',),
-        'instruct': ('lm',),
-    }
-    for part in needs[run.stage]:
+    stage = STAGES[run.stage]
+    for part in stage.needs:
         if getattr(run.model, part) is None:
             raise UserError(f"stage '{run.stage}' needs model.{part}, which is None")
     check_ranges(run)
     _check_rates(run)
-    _check_connector(run)
-    _check_nested(run)
+    _check_connector(run, stage)
+    _check_nested(run, stage)
     if run.model.gates:
-        _check_gates(run)
-    if run.model.lora and run.stage not in ('stage2', 'instruct'):
-        raise UserError(f"model.lora adapts a frozen language model in 'stage2' and 'instruct', not in '{run.stage}'")
-    if run.stage == 'stage1':
-        if run.model.qformer.text_side != 'full':
-            raise UserError(f"stage 'stage1' trains the text side: model.qformer.text-side is "
-                            f"'{run.model.qformer.text_side}', it must be 'full'")  # fmt: skip
-        _check_terms(run)
-    if run.stage == 'language' and run.model.lm.encoder_decoder:
-        raise UserError("stage 'language' trains a decoder-only language model, not T5: choose another one (model.lm)")
-    if run.stage == 'stage1' and run.training.accumulate > 1:
-        raise UserError(
-            'training.accumulate must be 1 in stage1: ITC and ITM draw their negatives from the batch, and a '
-            'micro-batch has fewer; use a smaller batch or more devices'
-        )
+        _check_gates(run, stage)
+    if run.model.lora and not stage.generates:
+        raise UserError(f"model.lora adapts a frozen language model in {generating()}, not in '{run.stage}'")
+    _check_stage(run, stage)
     if run.optimizer.schedule == 'lavis' and not run.optimizer.steps_per_epoch:
         raise UserError("optimizer.schedule 'lavis' needs optimizer.steps-per-epoch")
     if run.optimizer.schedule == 'cosine' and run.optimizer.warmup_steps >= run.training.steps:
@@ -103,9 +80,27 @@ def check(run: config.Run) -> None:
             f'optimizer.warmup-steps {run.optimizer.warmup_steps} must be below training.steps {run.training.steps}: '
             'the cosine comes after the warm-up'
         )
-    if run.stage == 'stage1' and run.training.batch_size < 2:
+    if stage.needs_negatives and run.training.batch_size < 2:
         raise UserError('training.batch-size must be at least 2: a pair needs a negative')
     _check_prompts(run.data)
+
+
+def _check_stage(run: config.Run, stage: StageEntry) -> None:
+    """Refuse a text side or a language model that the stage cannot train, and micro-batches that leave it too few."""
+    if stage.text_side and run.model.qformer.text_side != stage.text_side:
+        raise UserError(f"stage '{run.stage}' trains the text side: model.qformer.text-side is "
+                        f"'{run.model.qformer.text_side}', it must be '{stage.text_side}'")  # fmt: skip
+    if stage.terms:
+        _check_terms(run, stage)
+    if stage.decoder_only and run.model.lm.encoder_decoder:
+        raise UserError(
+            f"stage '{run.stage}' trains a decoder-only language model, not T5: choose another one (model.lm)"
+        )
+    if stage.needs_negatives and run.training.accumulate > 1:
+        raise UserError(
+            f'training.accumulate must be 1 in {run.stage}: ITC and ITM draw their negatives from the batch, and a '
+            'micro-batch has fewer; use a smaller batch or more devices'
+        )
 
 
 def _check_prompts(data: config.Data) -> None:

@@ -10,6 +10,7 @@ from ..data import pipeline
 from ..data.dataset import Dataset
 from ..data.preprocess import Need
 from ..errors import UserError
+from .stages import STAGES
 
 
 @dataclass
@@ -33,7 +34,7 @@ def check_data(run: config.Run, dataset: Dataset, devices: int) -> list[str]:
     """
     splits = [run.data.train_split]
     if run.data.validation_split:
-        pipeline.held_out_sizes(run, dataset, run.data.validation_split, devices)
+        _check_held_out(run, dataset, devices)
         splits.append(run.data.validation_split)
     said = []
     for split in splits:
@@ -42,10 +43,19 @@ def check_data(run: config.Run, dataset: Dataset, devices: int) -> list[str]:
     return said
 
 
+def _check_held_out(run: config.Run, dataset: Dataset, devices: int) -> None:
+    stage, split = STAGES[run.stage], run.data.validation_split
+    sizes = pipeline.held_out_sizes(run, stage.row_format, dataset, split, devices)
+    if stage.needs_negatives and min(sizes) < 2:
+        raise UserError(
+            f"'{split}' holds one record that {run.stage} can use, and a pair needs a negative: widen the split"
+        )
+
+
 def _lengths(run: config.Run, dataset: Dataset, split: str) -> dict[str, _Longest]:
     """Return the longest texts of a split by the field that bounds them."""
     console, found = Console(stderr=True), {}
-    needs = pipeline.needs(run, dataset, split)
+    needs = pipeline.needs(run, STAGES[run.stage].row_format, dataset, split)
     for name, need in track(needs, 'reading texts', None, console=console, disable=not console.is_terminal):
         if need.start >= need.length:
             raise UserError(

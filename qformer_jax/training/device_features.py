@@ -20,6 +20,7 @@ from ..data.preprocess import padded
 from ..data.record_cache import MACHINE
 from ..parallel.mesh import replicated
 from ..typing import Array, Bool, Float
+from .stages import STAGES
 
 _SHARE = 4  # a quarter of a device's memory at most
 
@@ -43,7 +44,7 @@ def _take(resident: DeviceFeatures, rows: Array) -> dict[str, Array]:
 
 def fits(run: config.Run, dataset: Dataset) -> bool:
     """Return whether a run reads features of the training split, and all of them fit a quarter of a device's memory."""
-    if run.stage == 'language' or not dataset.feature_shape:
+    if not (STAGES[run.stage].row_format.pictures and dataset.feature_shape):
         return False
     records = sum(len(part.source(run.data.train_split)) for part in dataset.parts)
     rows = pipeline.patches(run, dataset)

@@ -22,6 +22,7 @@ from ..rules import flatten, match
 from ..runs import weight_store
 from ..runs.run_dir import check_same_shapes, finished
 from ..typing import Params
+from .stages import STAGES
 
 
 def complete(run: config.Run, dataset: Dataset) -> config.Run:
@@ -44,7 +45,7 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
         ids = dataset.lm_tokenizer.vocab_size
         rows = _size('model.lm.vocab-size', m.lm.vocab_size, ids, spare=True)
         m = dataclasses.replace(m, lm=dataclasses.replace(m.lm, vocab_size=rows))
-    if run.stage == 'vision':
+    if 'word_head' in STAGES[run.stage].needs:
         m = dataclasses.replace(m, word_head=_size('model.word-head', m.word_head, words))
     return dataclasses.replace(run, model=m)
 
@@ -88,7 +89,7 @@ def inputs_of(run: config.Run, dataset: Dataset) -> dict[str, str]:
             if name not in digests:
                 raise UserError(f"run '{path}' holds no '{name}', only {sorted(digests)}: see start.{name}")
             inputs[name] = digests[name]
-    if run.stage != 'language':
+    if STAGES[run.stage].row_format.pictures:
         dataset.check_tower(inputs.get('vit'), run.model.vit)
         _check_fixed(run, dataset)
     parts = set(blip2.shapes(run.model))

@@ -32,6 +32,7 @@ from .check_data import check_data
 from .checkpoint import Checkpoints
 from .checksum import checksum
 from .logs import Log, Progress, draw_curves
+from .stages import STAGES
 
 
 def say(line: str) -> None:
@@ -119,9 +120,8 @@ def _prepare(
     state = jax.device_put(step.new_state(trainable, run), replicated(mesh))
     shard = (jax.process_index(), jax.process_count())
     features_on_device = device_features.load(run, dataset, mesh) if device_features.fits(run, dataset) else None
-    batches = pipeline.batches(
-        run, dataset, run.data.train_split, training=True, shard=shard, features=features_on_device is None
-    )
+    options = {'training': True, 'shard': shard, 'features': features_on_device is None}
+    batches = pipeline.batches(run, STAGES[run.stage].row_format, dataset, run.data.train_split, **options)
     resumed = checkpoints.restore(jax.tree.map(_abstract, state), batches)
     if resumed:
         state = resumed[0]
@@ -219,8 +219,8 @@ def validation(trainer: Trainer) -> dict[str, float]:
     run, parts, split = trainer.run, len(trainer.dataset.parts), trainer.run.data.validation_split
     shard, devices = (jax.process_index(), jax.process_count()), trainer.mesh.size
     options = {'training': False, 'shard': shard, 'devices': devices}
-    batches = pipeline.batches(run, trainer.dataset, split, **options)
-    sizes = pipeline.held_out_sizes(run, trainer.dataset, split, devices)
+    given = run, STAGES[run.stage].row_format, trainer.dataset, split
+    batches, sizes = pipeline.batches(*given, **options), pipeline.held_out_sizes(*given, devices)
     key = jax.random.key(run.training.seed)
     rows = []
     for n in range(run.training.validation_batches * parts):

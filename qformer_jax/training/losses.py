@@ -1,8 +1,7 @@
 """What each stage computes on a batch: the passes through the model, and the losses on what comes out.
 
-The loss of every stage takes the bound model, a batch (dict of arrays, see `data/pipeline.py`), a key for what is
-drawn, the objective, the devices over which the rows are split, `train` (dropout) and which queries exist (None: all).
-It returns `(loss, metrics)`, scalars in float32; losses are in nats. A stage reads what it needs of these.
+The loss of every stage takes the bound model, a batch (dict of arrays, see `data/pipeline.py`) and a `LossContext`.
+It returns `(loss, metrics)`, scalars in float32; losses are in nats.
 """
 
 import itertools
@@ -11,14 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from .. import config
 from ..models.blip2 import Blip2Module
 from ..models.layers import at_least_float32
-from ..objectives import captioning, regularizers
-from ..objectives.contrastive import positives
-from ..objectives.matching import Negatives
+from ..objectives import captioning
 from ..typing import Array, Bool, Float, Int
-from .stage1_forward import Alignment, align, unimodal
+from .loss_context import LossContext
+from .stage1_forward import align
+from .stage1_terms import TERMS, Aligned
 
 Batch = dict[str, Array]
 Result = tuple[Array, dict[str, Array]]
@@ -29,16 +27,7 @@ def _see(model: Blip2Module, batch: Batch) -> tuple[Float['B P V'], Bool['B P']]
     return model.vision_features(*given)
 
 
-def vision(
-    model: Blip2Module,
-    batch: Batch,
-    key: Array,
-    o: config.Objective,
-    *,
-    devices: int = 1,
-    train: bool = False,
-    query_mask: Bool['Q'] | None = None,
-) -> Result:
+def vision(model: Blip2Module, batch: Batch, context: LossContext) -> Result:
     """Pretrain a tower: which words does the picture's caption hold? (Joulin et al. 2016, multinomial form.)
 
     Target of a caption of n different words: 1/n on each. [CLS], at the start, and [SEP], the last real token, are no
@@ -54,42 +43,19 @@ def vision(
     return loss, {'loss': loss, 'accuracy': (rank < count[:, 0]).mean(dtype=jnp.float32)}
 
 
-def language(
-    model: Blip2Module,
-    batch: Batch,
-    key: Array,
-    o: config.Objective,
-    *,
-    devices: int = 1,
-    train: bool = False,
-    query_mask: Bool['Q'] | None = None,
-) -> Result:
+def language(model: Blip2Module, batch: Batch, context: LossContext) -> Result:
     """Pretrain a language model on plain text: predict each token from those before it."""
     hidden = model.lm(model.lm.embed(batch['lm_text']), batch['lm_mask']).hidden
-    return _lm_loss(model, hidden[:, :-1], batch['lm_text'][:, 1:], batch['lm_target'][:, 1:], _shards(o, devices))
+    return _lm_loss(model, hidden[:, :-1], batch['lm_text'][:, 1:], batch['lm_target'][:, 1:], context.shards)
 
 
-def generation(
-    model: Blip2Module,
-    batch: Batch,
-    key: Array,
-    o: config.Objective,
-    *,
-    devices: int = 1,
-    train: bool = False,
-    query_mask: Bool['Q'] | None = None,
-) -> Result:
+def generation(model: Blip2Module, batch: Batch, context: LossContext) -> Result:
     """Stages 2 and 3 (section 3.3): the language model reads [queries, prompt, target]; only the target counts."""
     features, mask = _see(model, batch)
-    question = (batch['text'], batch['text_mask']) if o.instruction_aware else (None, None)
-    prefix = model.soft_prefix(features, mask, *question, train=train, query_mask=query_mask)
+    question = (batch['text'], batch['text_mask']) if context.objective.instruction_aware else (None, None)
+    prefix = model.soft_prefix(features, mask, *question, train=context.train, query_mask=context.query_mask)
     hidden = model.target_hidden_states(prefix, batch['lm_text'], batch['lm_mask'], batch['lm_target'])
-    return _lm_loss(model, hidden, batch['lm_text'], batch['lm_target'], _shards(o, devices))
-
-
-def _shards(o: config.Objective, devices: int) -> int:
-    """Return how many parts of the batch have a mean over tokens of their own."""
-    return devices if o.token_mean == 'per_shard' else 1
+    return _lm_loss(model, hidden, batch['lm_text'], batch['lm_target'], context.shards)
 
 
 def _lm_loss(
@@ -138,66 +104,16 @@ def _leave_out(lm: nn.Module, hidden: Array, targets: Array, counts: Array) -> t
     return jnp.zeros(counts.shape, at_least_float32(hidden).dtype), jnp.zeros(counts.shape, bool)
 
 
-def stage1(
-    model: Blip2Module,
-    batch: Batch,
-    key: Array,
-    o: config.Objective,
-    *,
-    devices: int = 1,
-    train: bool = False,
-    query_mask: Bool['Q'] | None = None,
-    negatives: Negatives | None = None,
-    share_image_keys: bool | None = None,
-) -> Result:
-    """Align: the weighted sum of ITC, ITM, ITG (section 3.2) and regularizers; the last two options are `align`'s.
+def stage1(model: Blip2Module, batch: Batch, context: LossContext) -> Result:
+    """Align: the weighted sum of ITC, ITM, ITG (section 3.2) and regularizers.
 
     A term of weight 0 is not among the metrics either, and so XLA leaves its passes out.
     """
     features, mask = _see(model, batch)
-    features = model.add_frame_embedding(features, mask), mask
-    share = devices == 1 if share_image_keys is None else share_image_keys
-    options = {'shards': _shards(o, devices), 'share_image_keys': share, 'negatives': negatives}
-    options |= {'train': train, 'query_mask': query_mask}
-    out = align(model, *features, batch, key, o, **options)
-    terms = _main_terms(out) | _regularizers(model, features, batch, out, o, train, query_mask)
-    if o.static_queries:
-        again = _main_terms(align(model, *features, batch, key, o, **options, static=True))
-        terms['static_queries'] = sum(getattr(o, name) * term for name, term in again.items())
-    terms = {name: term for name, term in terms.items() if getattr(o, name)}
-    loss = sum(getattr(o, name) * term for name, term in terms.items())
-    accuracies = {'itc': out.itc.accuracy, 'itm': out.itm.accuracy, 'itg': out.itg.accuracy}
-    metrics = {f'{name}_accuracy': value for name, value in accuracies.items() if name in terms}
-    return loss, {'loss': loss, 'temperature': model.qformer.temperature} | terms | metrics
-
-
-def _main_terms(out: Alignment) -> dict[str, Float['']]:
-    return {'itc': out.itc.loss, 'itm': out.itm.loss, 'itg': out.itg.loss}
-
-
-def _regularizers(
-    model: Blip2Module,
-    features: tuple[Array, Array],
-    batch: Batch,
-    out: Alignment,
-    o: config.Objective,
-    train: bool,
-    query_mask: Bool['Q'] | None,
-) -> dict[str, Float['']]:
-    """Return the terms beside ITC; the second views of `intra_modal` are passes of their own."""
-    image, text = out.image_embedding, out.text_embedding
-    terms = {
-        'cross_modal': regularizers.cross_modal_consistency(image, text, query_mask),
-        'in_modal': regularizers.in_modal_consistency(image, text, query_mask),
-    }
-    if o.intra_modal:
-        again = unimodal(model.qformer, *features, batch, train=train, query_mask=query_mask)
-        temperature, positive = model.qformer.temperature, positives(batch['text'], batch['image_id'], o.positives)
-        pictures = [regularizers.mean_query(view, query_mask) for view in (image, again.image_embedding)]
-        views = pictures, (text, again.text_embedding)
-        terms['intra_modal'] = sum(regularizers.intra_modal(*pair, temperature, positive) for pair in views) / 2
-    return terms
-
-
-LOSSES = {'vision': vision, 'language': language, 'stage1': stage1, 'stage2': generation, 'instruct': generation}
-"""The loss of each stage."""
+    features = model.add_frame_embedding(features, mask)
+    aligned = Aligned(model, features, mask, batch, context, align(model, features, mask, batch, context))
+    terms = [term for term in TERMS if term.weight(context.objective)]
+    values = {term.name: term.value(aligned) for term in terms}
+    loss = sum(term.weight(context.objective) * values[term.name] for term in terms)
+    accuracies = {f'{term.name}_accuracy': term.accuracy(aligned) for term in terms if term.accuracy}
+    return loss, {'loss': loss, 'temperature': model.qformer.temperature} | values | accuracies

@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from .. import config
 from ..models import masks
 from ..models.blip2 import Blip2Module
-from ..models.layers import KeyValue
-from ..models.qformer import ImageMemory, Qformer
+from ..models.qformer import ImageMemory, Qformer, QformerOutput
 from ..objectives import captioning, contrastive, matching
-from ..objectives.contrastive import Itc
+from ..objectives.contrastive import Itc, QueryEmbedding
 from ..objectives.matching import Negatives
 from ..typing import Array, Bool, Float, Int
+from .loss_context import LossContext
 
 
 @struct.dataclass
@@ -26,11 +25,10 @@ class Unimodal:
     """What the queries make of pictures, and the text branch of texts, without reading each other."""
 
     memory: ImageMemory
-    queries: Float['B Q D']
-    cache: tuple[KeyValue, ...]
-    """The queries' keys and values, for text that reads on."""
+    image: QformerOutput
+    """The queries, and their keys and values for text that reads on."""
     text: Float['B T D']
-    image_embedding: Float['B Q E']
+    image_embedding: QueryEmbedding
     text_embedding: Float['B E']
 
 
@@ -65,7 +63,7 @@ class Alignment:
 
     queries: Float['B Q D']
     text: Float['B T D']
-    image_embedding: Float['B Q E']
+    image_embedding: QueryEmbedding
     text_embedding: Float['B E']
     itc: Itc
     itm: Matching
@@ -77,24 +75,21 @@ def unimodal(
     features: Float['B P V'],
     feature_mask: Bool['B P'],
     batch: dict[str, Array],
-    *,
-    train: bool = False,
-    static: bool = False,
-    query_mask: Bool['Q'] | None = None,
+    context: LossContext,
 ) -> Unimodal:
-    """Return what passes 1 and 2 give; `query_mask`: which queries do."""
+    """Return what passes 1 and 2 give."""
     text, num_queries = batch['text'], q.config.num_queries
-    memory = _remember(q, features, feature_mask, static)
-    mask = masks.unimodal(num_queries, batch['text_mask'], query_mask)
-    image = q(mask[:, :, :num_queries, :num_queries], image=memory, train=train)
-    alone = q(mask[:, :, num_queries:, num_queries:], text=text, train=train)
-    embedded = q.embed_image(image.queries), q.embed_text(alone.text)
-    return Unimodal(memory, image.queries, image.cache, alone.text, *embedded)
+    memory = _remember(q, features, feature_mask, context)
+    mask = masks.unimodal(num_queries, batch['text_mask'], memory.query_mask)
+    image = q(mask[:, :, :num_queries, :num_queries], image=memory, train=context.train)
+    alone = q(mask[:, :, num_queries:, num_queries:], text=text, train=context.train)
+    embedding = QueryEmbedding(q.embed_image(image.queries), image.query_mask)
+    return Unimodal(memory, image, alone.text, embedding, q.embed_text(alone.text))
 
 
-def _remember(q: Qformer, features: Float['B P V'], feature_mask: Bool['B P'], static: bool) -> ImageMemory:
-    memory = q.project_image(features, feature_mask)
-    return memory.replace(start=None) if static else memory
+def _remember(q: Qformer, features: Float['B P V'], feature_mask: Bool['B P'], context: LossContext) -> ImageMemory:
+    memory = q.project_image(features, feature_mask).with_query_mask(context.query_mask)
+    return memory.replace(start=None) if context.static_queries else memory
 
 
 def align(
@@ -102,37 +97,25 @@ def align(
     features: Float['B P V'],
     feature_mask: Bool['B P'],
     batch: dict[str, Array],
-    key: Array,
-    o: config.Objective,
-    *,
-    shards: int = 1,
-    share_image_keys: bool = True,
-    train: bool = False,
-    negatives: Negatives | None = None,
-    static: bool = False,
-    query_mask: Bool['Q'] | None = None,
+    context: LossContext,
 ) -> Alignment:
-    """Return what the four passes give.
-
-    `share_image_keys=False` projects the wrong pictures' features again, which moves less data when they live on other
-    devices. `negatives` replays a recorded draw; `static` starts the queries from the same vectors for every picture,
-    where they have a bank; `query_mask`: which queries do, None: all.
-    """
-    q, text, text_mask = model.qformer, batch['text'], batch['text_mask']
-    keys = unimodal(q, features, feature_mask, batch, train=train, static=static, query_mask=query_mask)
+    """Return what the four passes give."""
+    q, o, text, text_mask = model.qformer, context.objective, batch['text'], batch['text_mask']
+    keys = unimodal(q, features, feature_mask, batch, context)
     positive = contrastive.positives(text, batch['image_id'], o.positives)
     embedded = keys.image_embedding, keys.text_embedding
     rules = {'label_smoothing': o.label_smoothing, 'gather_grad': o.gather_grad}
-    itc = contrastive.itc(*embedded, q.temperature, positive, **rules, query_mask=query_mask)
+    itc = contrastive.itc(*embedded, q.temperature, positive, **rules)
+    negatives = context.negatives
     if negatives is None:
-        negatives = matching.draw_negatives(key, itc.image_to_text, itc.text_to_image, positive)
-    if share_image_keys:
+        negatives = matching.draw_negatives(context.key, itc.image_to_text, itc.text_to_image, positive)
+    if context.share_image_keys:
         wrong = keys.memory.take(negatives.image)
     else:
-        wrong = _remember(q, features[negatives.image], feature_mask[negatives.image], static)
-    itm = _match(q, keys.memory, wrong, text, text_mask, negatives, train, query_mask)
-    itg = caption(q, keys.cache, text, text_mask, o, shards=shards, train=train, query_mask=query_mask)
-    return Alignment(keys.queries, keys.text, *embedded, itc, itm, itg)
+        wrong = _remember(q, features[negatives.image], feature_mask[negatives.image], context)
+    itm = _match(q, keys.memory, wrong, text, text_mask, negatives, context.train)
+    itg = caption(q, keys.image, text, text_mask, context)
+    return Alignment(keys.image.queries, keys.text, *embedded, itc, itm, itg)
 
 
 def _match(
@@ -143,41 +126,33 @@ def _match(
     text_mask: Bool['B T'],
     negatives: Negatives,
     train: bool,
-    query_mask: Bool['Q'] | None,
 ) -> Matching:
     batch = text.shape[0]
     triple = jax.tree.map(lambda a, b: jnp.concatenate([a, b, a]), memory, wrong)
     text = jnp.concatenate([text, text, text[negatives.text]])
     text_mask = jnp.concatenate([text_mask, text_mask, text_mask[negatives.text]])
-    mask = masks.bidirectional(q.config.num_queries, text_mask, query_mask)
+    mask = masks.bidirectional(q.config.num_queries, text_mask, triple.query_mask)
     out = q(mask, image=triple, text=text, train=train)
     matched = (jnp.arange(3 * batch) < batch).astype(jnp.int32)
     counts = jnp.concatenate([jnp.ones(batch, bool), negatives.image_exists, negatives.text_exists])
-    logits = q.match(out.queries, query_mask)
+    logits = q.match(out.queries, out.query_mask)
     return Matching(out.hidden_states[-1], logits, matched, *matching.itm(logits, matched, counts))
 
 
 def caption(
-    q: Qformer,
-    cache: tuple[KeyValue, ...],
-    text: Int['B T'],
-    text_mask: Bool['B T'],
-    o: config.Objective,
-    *,
-    shards: int = 1,
-    train: bool = False,
-    query_mask: Bool['Q'] | None = None,
+    q: Qformer, image: QformerOutput, text: Int['B T'], text_mask: Bool['B T'], context: LossContext
 ) -> Captioning:
     """Read the text behind [DEC] (the row after the vocabulary), which takes the place of [CLS].
 
-    `cache` is what the queries' pass left of the picture; `query_mask`: which queries do.
+    `image` is the queries' pass, whose cache the text reads.
     """
     c = q.config
     text = text.at[:, 0].set(c.vocab_size)
-    rows = masks.multimodal_causal(c.num_queries, text_mask, query_mask)[:, :, c.num_queries :]
-    out = q(rows, text=text, prefix=cache, train=train)
+    rows = masks.multimodal_causal(c.num_queries, text_mask, image.query_mask)[:, :, c.num_queries :]
+    out = q(rows, text=text, prefix=image.cache, train=context.train)
     logits = q.word_logits(out.text)
     inner, targets, counts = logits[:, :-1], text[:, 1:], text_mask[:, 1:]
-    losses = captioning.token_losses(inner, targets, o.label_smoothing)
+    losses = captioning.token_losses(inner, targets, context.objective.label_smoothing)
     accuracy = captioning.token_accuracy(inner, targets, counts)
-    return Captioning(out.hidden_states, logits, text, captioning.token_mean(losses, counts, shards), accuracy)
+    loss = captioning.token_mean(losses, counts, context.shards)
+    return Captioning(out.hidden_states, logits, text, loss, accuracy)

@@ -22,7 +22,9 @@ from ..parallel.mesh import replicated
 from ..rules import merge
 from ..typing import Array, Float, Params
 from . import optimizer
-from .losses import LOSSES, Batch, Result
+from .loss_context import LossContext
+from .losses import Batch, Result
+from .stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,16 @@ def loss(
 ) -> Result:
     """Return the stage's loss and metrics; with nested queries, training draws how many exist."""
     dropout_key, draw_key = jax.random.split(key)
-    query_mask = None
-    if program.objective.nested_queries and train:
+    o, query_mask = program.objective, None
+    if o.nested_queries and train:
         query_mask = nested.draw(jax.random.fold_in(draw_key, 1), program.model.qformer.num_queries)
+    shards = mesh.size if o.token_mean == 'per_shard' else 1
+    context = LossContext(draw_key, o, train, shards, share_image_keys=mesh.size == 1, query_mask=query_mask)
     value, metrics = Blip2Module(program.model, jnp.dtype(program.dtype)).apply(
         {'params': effective_params(merge(trainable, frozen), program.model)},
         batch,
-        draw_key,
-        program.objective,
-        devices=mesh.size,
-        train=train,
-        query_mask=query_mask,
-        method=LOSSES[program.stage],
+        context,
+        method=STAGES[program.stage].loss,
         rngs={'dropout': dropout_key},
     )
     return value, metrics if query_mask is None else metrics | {'queries': query_mask.sum(dtype=jnp.float32)}

@@ -18,6 +18,7 @@ from ...models import blip2
 from ...objectives.matching import Negatives
 from ...rules import flatten, match, merge, split
 from ...training import losses, optimizer
+from ...training.loss_context import LossContext
 from ...typing import Array, Params
 from . import stage1
 from .case import Case, params_of
@@ -86,7 +87,7 @@ def _train(
     def loss(trainable: Params, image: Array, text: Array) -> tuple[Array, Arrays]:
         def run(model: blip2.Blip2Module) -> tuple[Array, Arrays]:
             negatives = Negatives(image, text, valid, valid)
-            return losses.stage1(model, batch, jax.random.key(0), objective, negatives=negatives)
+            return losses.stage1(model, batch, LossContext(jax.random.key(0), objective, negatives=negatives))
 
         return model.apply({'params': merge(trainable, frozen)}, method=run)
 

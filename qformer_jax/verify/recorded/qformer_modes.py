@@ -3,6 +3,7 @@
 Recorded features stand behind `ln_vision`.
 """
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -11,6 +12,7 @@ from ...convert import lavis
 from ...models import blip2, masks
 from ...models.qformer import ImageMemory, Qformer, QformerOutput
 from ...objectives import captioning
+from ...training.loss_context import LossContext
 from ...training.stage1_forward import caption
 from ...typing import Params
 from . import sizes
@@ -73,7 +75,7 @@ def _text(q: Qformer, x: Arrays) -> Arrays:
 
 def _captioning(q: Qformer, x: Arrays, queries: QformerOutput) -> Arrays:
     n, valid = q.config.num_queries, x['attention_mask'].astype(bool)
-    after = caption(q, queries.cache, x['input_ids'], valid, OBJECTIVE)
+    after = caption(q, queries, x['input_ids'], valid, LossContext(jax.random.key(0), OBJECTIVE))
     mask = masks.multimodal_causal(n, valid)
     at_once = q(mask, image=_memory(q, x, _everything(x)), text=after.text)
     losses = captioning.token_losses(after.logits[:, :-1], after.text[:, 1:], OBJECTIVE.label_smoothing)

@@ -9,6 +9,7 @@ from ...convert import lavis
 from ...models import blip2
 from ...objectives import contrastive, matching
 from ...rules import flatten
+from ...training.loss_context import LossContext
 from ...training.stage1_forward import Alignment, align
 from ...typing import Array, Params
 from . import sizes, texts
@@ -80,7 +81,8 @@ def run(model: blip2.Blip2Module, x: Arrays, mode: str, shards: int = 1) -> tupl
     objective = config.Objective(positives='diagonal', gather_grad=mode)
     image_features = features, jnp.ones(features.shape[:2], bool)
     key = jax.random.key(0)  # of a draw that does not take place
-    return features, align(model, *image_features, batch_of(x), key, objective, shards=shards, negatives=negatives)
+    context = LossContext(key, objective, shards=shards, negatives=negatives)
+    return features, align(model, *image_features, batch_of(x), context)
 
 
 def forward(c: config.Blip2Config, params: Params, x: Arrays, dtype: DTypeLike, mode: str) -> Arrays:
@@ -97,7 +99,7 @@ def _passes(out: Alignment) -> Arrays:
     return {
         'query_output': out.queries,
         'text_output': out.text,
-        'image_feats': out.image_embedding,
+        'image_feats': out.image_embedding.vectors,
         'text_feat': out.text_embedding,
         'itm_hidden': out.itm.hidden,
         'itm_logits': out.itm.logits,

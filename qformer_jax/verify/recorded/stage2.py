@@ -8,6 +8,7 @@ from ... import config
 from ...models import blip2
 from ...rules import flatten
 from ...training import losses
+from ...training.loss_context import LossContext
 from ...typing import Array, Params
 from .case import Case, named
 from .comparison import Arrays
@@ -44,7 +45,7 @@ def loss_and_gradients(
         def run(model: blip2.Blip2Module) -> Array:
             features, mask = vision_features(model, pixels)
             whole = batch | {'features': features, 'feature_mask': mask}
-            return losses.generation(model, whole, jax.random.key(0), config.Objective())[0]
+            return losses.generation(model, whole, LossContext(jax.random.key(0), config.Objective()))[0]
 
         return model.apply({'params': params | trained}, method=run)
 
