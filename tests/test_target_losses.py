@@ -7,9 +7,10 @@ import pytest
 from reference import assert_close
 
 from qformer_jax import config
+from qformer_jax.models import target_losses as module
 from qformer_jax.models.blip2 import Blip2Module
+from qformer_jax.models.target_losses import target_losses
 from qformer_jax.objectives import captioning
-from qformer_jax.training import losses
 
 LLAMA = config.LlamaConfig(
     vocab_size=30, width=8, depth=1, heads=2, kv_heads=1, head_width=4, mlp_width=12, max_positions=30, tied=True
@@ -50,7 +51,7 @@ def test_losses_and_gradients_are_those_of_the_whole_table(network, kind):
             found = nn.apply(function, model)({'params': params}, hidden, TARGETS, COUNTS[kind])
             return (found[0] * weights).sum(), found
 
-        both = (losses.target_losses, whole_table)
+        both = (target_losses, whole_table)
         return [jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(params, hidden, f) for f in both]
 
     ((_, found), slopes), ((_, wanted), wanted_slopes) = outcome(params, HIDDEN)
@@ -62,17 +63,17 @@ def test_losses_and_gradients_are_those_of_the_whole_table(network, kind):
 
 @pytest.mark.parametrize('kept, read', [([0, 0], []), ([3, 4], [4]), ([2, 9], [4, 4, 8]), ([17, 1], [4, 4, 4, 8])])
 def test_the_table_is_read_in_as_many_pieces_as_the_longest_target_needs(monkeypatch, kept, read):
-    widths, read_table = [], losses._read_table
+    widths, read_table = [], module._read_table
 
     def watched(lm, hidden, targets, counts):
         jax.debug.callback(lambda x: widths.append(x.shape[1]), hidden)
         return read_table(lm, hidden, targets, counts)
 
-    monkeypatch.setattr(losses, '_read_table', watched)
+    monkeypatch.setattr(module, '_read_table', watched)
     model = Blip2Module(config.Blip2Config(None, None, LLAMA))
     params = model.init(jax.random.key(0), method='init_all_parts')['params']
     counts = np.arange(20) >= 20 - np.array(kept)[:, None]  # at the right, as targets after a prompt
-    run = jax.jit(lambda hidden: nn.apply(losses.target_losses, model)({'params': params}, hidden, TARGETS[:2], counts))
+    run = jax.jit(lambda hidden: nn.apply(target_losses, model)({'params': params}, hidden, TARGETS[:2], counts))
     jax.block_until_ready(run(HIDDEN[:2]))
     jax.effects_barrier()
     assert sorted(widths) == read

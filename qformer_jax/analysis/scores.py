@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from .. import config
 from ..inference.forward import bound
 from ..models.blip2 import Blip2Module
-from ..training import losses
+from ..models.target_losses import target_losses
 from ..typing import Array, Bool, Float, Int, Params
 
 
@@ -52,7 +52,7 @@ def log_p(
     """Return log p of the target tokens under the language model; queries read `read`: ids and mask, or nothing."""
     prefix = model.soft_prefix(features, mask, *read)
     hidden = model.target_hidden_states(prefix, text, text_mask, target)
-    return -losses.target_losses(model, hidden, text, target)[0].sum(axis=1)
+    return -target_losses(model, hidden, text, target)[0].sum(axis=1)
 
 
 @partial(jax.jit, static_argnames=('model', 'score'))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..models import masks
 from ..models.blip2 import Blip2Module, Prefix
-from ..training import losses
+from ..models.target_losses import target_losses as losses_at_targets
 from ..typing import Bool, Float, Int, UInt8
 
 
@@ -152,4 +152,4 @@ def target_losses(
 ) -> Float['B T']:
     """Return the loss (nats) of each target token after [prefix, text so far]; zero elsewhere."""
     hidden = model.target_hidden_states(prefix, text, text_mask, target)
-    return losses.target_losses(model, hidden, text, target)[0]
+    return losses_at_targets(model, hidden, text, target)[0]
