@@ -12,6 +12,7 @@ RULES = (
     (r'test_grounding::test_an_exported_run.*', 'subprocess export'),
     (r'test_notebook::test_(it_shows|every_stage|pictures_find).*', 'notebook'),
     (r'test_mutants::test_a_mutant_is_noticed.*', 'mutant'),
+    (r'test_additions::test_an_addition_touches.*', 'training in a process'),
     # Recorded cases: float64, and the same computation at other sizes
     (r'test_verify::test_the_stored_noise.*', 'float64 compiles a second program'),
     (r'test_verify::.*\[(low_variance_.*|small_stage1|stage1_clip|stage1_world2|optim)\]', 'other recorded size'),
