@@ -83,7 +83,7 @@ def counted(c: config.Blip2Config) -> list[tuple[str, jax.ShapeDtypeStruct, int]
     vit, qformer, lm = c.vit, c.qformer, c.lm
     period = qformer.cross_attention_freq
     copies = {'vit': vit.depth, 'qformer': qformer.depth // period}
-    if lm and lm.family == 't5':
+    if lm and lm.encoder_decoder:
         copies |= {'lm/encoder': lm.depth, 'lm/decoder': lm.decoder_depth}
         lm = replace(lm, depth=1, decoder_depth=1)
     elif lm:
