@@ -1,9 +1,11 @@
 """Files and folders that appear whole or not at all: written beside, then renamed."""
 
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .errors import UserError, full_disk_as_user_error
@@ -28,10 +30,53 @@ def replacing(dest: Path) -> Iterator[Path]:
     """
     check_writable(dest.parent)
     dest.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=dest.parent, prefix='.writing-') as folder, full_disk_as_user_error(dest):
-        scratch = Path(folder) / dest.name
+    with scratch_folder(dest.parent) as folder, full_disk_as_user_error(dest):
+        scratch = folder / dest.name
         yield scratch
         os.replace(scratch, dest)
+
+
+@contextmanager
+def scratch_folder(parent: Path, prefix: str = '.writing-') -> Iterator[Path]:
+    """Lend a new folder in `parent`, which is gone at the end; first clear those that killed processes left there.
+
+    Each is locked by the process that uses it, so nobody clears another's. Raises UserError where none can be made.
+    """
+    with _locked(parent):  # nobody looks between the making of a folder and its lock
+        for left in parent.glob(f'{prefix}*'):
+            with _locked(left, wait=False) as free:
+                if free:
+                    shutil.rmtree(left, ignore_errors=True)
+        try:
+            folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        except OSError as error:
+            raise UserError(f"'{parent}' cannot be written ({error.strerror.lower()})") from error
+        lock = ExitStack()
+        lock.enter_context(_locked(folder))
+    with lock:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a folder; gives whether it is held: not where another has it, or the file system knows none."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # a moment later it is no longer there
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
 
 
 def write_text(dest: Path, text: str) -> None:

@@ -17,9 +17,9 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from ..atomic import scratch_folder
 from ..errors import UserError, full_disk_as_user_error
 from .records import pack_array, unpack_array
 
@@ -108,7 +109,7 @@ class Cache:
         """Keep the arrays in one new file, which appears when it is complete."""
         table, kept = b''.join(keys), {}
         with self._scratch() as scratch:
-            file = Path(scratch) / f'{hashlib.sha256(table).hexdigest()[:16]}.array_record'
+            file = scratch / f'{hashlib.sha256(table).hexdigest()[:16]}.array_record'
             with full_disk_as_user_error(self.folder):
                 writer = ArrayRecordWriter(str(file), _OPTIONS)
                 writer.write(table)
@@ -120,12 +121,12 @@ class Cache:
         self._read_keys(self.folder / file.name)
         return kept
 
-    def _scratch(self) -> tempfile.TemporaryDirectory:
+    def _scratch(self) -> AbstractContextManager[Path]:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            return tempfile.TemporaryDirectory(dir=self.folder, prefix='.writing-')
         except OSError as error:
             raise UserError(f"nothing can be kept in '{self.folder}': {error.strerror.lower()}") from error
+        return scratch_folder(self.folder)
 
     def _read_keys(self, file: Path) -> None:
         reader = ArrayRecordReader(str(file))

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from safetensors.numpy import load_file
 
+from ..atomic import scratch_folder
 from ..convert import safetensors_writer
 from ..convert.lazy_tensors import State, in_memory
 from ..errors import UserError, full_disk_as_user_error
@@ -36,8 +36,8 @@ def save(folder: Path, params: Params) -> str:
 def save_tensors(folder: Path, tensors: State, dtype: str | None = None) -> str:
     """Write tensors by path as `save` does, one at a time, floating ones as `dtype` if given."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as scratch, full_disk_as_user_error(folder):
-        written = Path(scratch) / 'weights'
+    with scratch_folder(folder) as scratch, full_disk_as_user_error(folder):
+        written = scratch / 'weights'
         digest = safetensors_writer.write(written, dict(sorted(tensors.items())), dtype)
         os.replace(written, path(folder, digest))  # also when it is there already: that heals a damaged copy
     return digest
@@ -84,8 +84,8 @@ def copy(source: Path, folder: Path, digest: str) -> None:
         return
     load(source, digest)  # checks them
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as scratch, full_disk_as_user_error(folder):
-        written = shutil.copy(path(source, digest), Path(scratch) / 'weights')
+    with scratch_folder(folder) as scratch, full_disk_as_user_error(folder):
+        written = shutil.copy(path(source, digest), scratch / 'weights')
         os.replace(written, path(folder, digest))
 
 
