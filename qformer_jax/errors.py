@@ -24,6 +24,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (nearest: '{matches[0]}')" if matches else ''
 
 
+def nearest_file(file: Path) -> str:
+    """Return the nearest name in the folder of a file that is missing, as `nearest` does."""
+    try:
+        return nearest(file.name, [sibling.name for sibling in file.parent.iterdir()])
+    except (OSError, ValueError):  # no such folder, or no name of one
+        return ''
+
+
 def command(function: Callable[[], object]) -> None:
     """Do what a command does; a number that it returns is its exit code; a stop or wrong input is said in one line."""
     try:

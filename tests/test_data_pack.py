@@ -2,6 +2,8 @@
 
 import errno
 import pickle
+import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -9,15 +11,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tyro
 from data_sets import feature_record, png, record, write_lines
+from PIL import Image
 from tensorflow_datasets.core import shuffle
 
 from qformer_jax import cli, recipes
+from qformer_jax.commands.parse import parse
+from qformer_jax.commands.train import Train
 from qformer_jax.data import pack as packing
+from qformer_jax.data import pipeline
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.pack import pack
 from qformer_jax.data.records import Record, pack_array, unpack_array
 from qformer_jax.errors import UserError
+from qformer_jax.training import init_params
+from qformer_jax.training.check import check
+from qformer_jax.training.check_data import check_data
+from qformer_jax.training.stages import STAGES
 
 RECORDS = [record(n, captions=n % 4, questions=(n + 1) % 3) for n in range(20)]
 
@@ -162,37 +173,68 @@ def test_a_second_pack_does_nothing_or_is_refused(packed, capsys):
 def test_what_was_written_is_said_on_stdout_only_once(tmp_path, capsys):
     pack({'train': RECORDS}, tmp_path / 'set')
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
     assert 'train 20 records' in lines[0]
-    assert lines[1].startswith('next: qformer train')
+    assert sum('wrote' in line for line in lines) == 1
 
 
-def test_how_long_captions_are_is_said(tmp_path, capsys):
-    """As stage 1 reads them: cleaned, with both marks; answers, and captions of other splits, are not counted."""
+def test_a_table_says_what_each_split_holds(tmp_path, capsys):
+    """Captions as stage 1 reads them: cleaned, with both marks; a vocabulary of `train` may lack words of `test`."""
     texts = ['a red half', '(A "red" half!)', 'a red half', 'a red half is half red', 'a half']
-    records = [replace(record(n), captions=(text,)) for n, text in enumerate(texts)]
-    test = [replace(record(9), captions=('half ' * 20,))]
-    pack({'train': records, 'test': test}, tmp_path / 'set', row_lengths=(32, 5, 4, 8, 5))
+    records = [replace(record(n, questions=n % 2), captions=(text,)) for n, text in enumerate(texts)]
+    test = [replace(record(9), captions=('half half half ж',)), record(8, captions=0, questions=0)]
+    pack({'train': records, 'test': test}, tmp_path / 'set', left_out=[tmp_path / 'a.png', tmp_path / 'b.png'])
     said = capsys.readouterr().out.splitlines()
-    assert said[1] == (
-        'captions of train: longest 8, median 5 tokens with [CLS] and [SEP]; of 5, those that a recipe cuts by its '
-        'data.max_text: 4: 4, 5: 1, 8: none, 32: none; so that none is cut, train with --data.max-text 8'
-    )
-    assert said[2].startswith('next: ')
-    pack({'train': records}, tmp_path / 'other', row_lengths=(8,))
-    assert capsys.readouterr().out.splitlines()[1].endswith('data.max_text: 8: none')
-    pack({'train': [record(n, captions=0) for n in range(2)]}, tmp_path / 'asked', row_lengths=(8,))
-    assert len(capsys.readouterr().out.splitlines()) == 2, 'nothing to say'
+    rows = {cells[0]: cells[1:] for line in said if len(cells := [c.strip() for c in line.strip('│').split('│')]) > 2}
+    assert rows['train'] == ['5', '5', '2', '0', '6 words, 8 tokens', '3 words, 5 tokens', '100.0%']
+    assert rows['test'] == ['2', '1', '1', '0', '4 words, 6 tokens', '4 words, 6 tokens', '75.0%']
+    assert said[-2:] == [
+        "1 of 2 records of 'test' have no text: no stage reads them",
+        f'left out: 2 files that no line names, such as {tmp_path / "a.png"}',
+    ]
 
 
-def test_the_command_counts_by_the_recipes(tmp_path, capsys):
-    write_lines(tmp_path / 'source', {'file': 'a.png', 'caption': 'a red half is on the left and black is there too'})
-    (tmp_path / 'source' / 'a.png').write_bytes(png('red'))
-    cli.run(['data', 'pack', 'folder', str(tmp_path / 'set'), '--path', str(tmp_path / 'source')])
-    said = capsys.readouterr().out
-    lengths = sorted({recipes.load(name)[0].data.max_text for name in recipes.names()})
-    rows = ', '.join(f'{row}: {1 if row < 14 else "none"}' for row in lengths)
-    assert 8 in lengths and f'data.max_text: {rows}; so that none is cut, train with --data.max-text 14' in said
+@pytest.mark.parametrize('name, why', [('dev set', 'may have letters'), ('all', 'stands for all splits'), ('a+b', '')])
+def test_a_split_that_nothing_can_ask_for_is_refused(name, why, tmp_path):
+    with pytest.raises(UserError, match=f"split '{re.escape(name)}': the name of a split {why}.*; rename its folder"):
+        pack({'train': RECORDS, name: RECORDS}, tmp_path / 'set')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('count', [3, 19, 24])
+@pytest.mark.parametrize('kind', ['folder', 'features'])
+def test_the_printed_commands_pass_what_is_checked_before_the_first_step(kind, count, tmp_path, capsys):
+    """On exactly this set: long captions and questions, few records; what they start from is not looked at."""
+    source = tmp_path / 'my source'
+    source.mkdir()
+    suffix = '.png' if kind == 'folder' else '.npy'
+    asked = [{'question': 'what is it that can be seen on the left here?', 'answers': ['a half']}]
+    lines = [{'file': f'{n}{suffix}', 'caption': 'a half ' * (n % 9 + 1), 'questions': asked} for n in range(count)]
+    for n, line in enumerate(lines):
+        if kind == 'folder':
+            pixels = np.full((8, 8, 3), n % 250, np.uint8)
+            pixels[0] = n // 250
+            Image.fromarray(pixels).save(source / line['file'])
+        else:
+            np.save(source / line['file'], np.full((2, 4), n, np.float32))
+    write_lines(source, *lines)
+    cli.run(['data', 'pack', kind, str(tmp_path / 'my set'), '--path', str(source)])
+    said = capsys.readouterr().out.partition('next: ')[2]
+    commands = [shlex.split(line)[1:] for line in said.splitlines()]
+    trained = [words for words in commands if words[0] == 'train']
+    assert [words[1].rpartition('_')[2] for words in trained][-4:] == ['stage1', 'language', 'stage2', 'instruct']
+    for words in trained:
+        default, _ = recipes.load(words[1])
+        run = parse(tyro.conf.AvoidSubcommands[Train], words[2:], prog='x', default=Train(default)).config
+        dataset = Dataset.open(run.data.path)
+        check(run)
+        assert check_data(init_params.complete(run, dataset), dataset, devices=1) == [], 'nothing is cut'
+        options = {'training': True, 'features': False}
+        next(pipeline.batches(init_params.complete(run, dataset), STAGES[run.stage].row_format, dataset,
+                              run.data.train_split, **options))  # fmt: skip
+    for words in (words for words in commands if words[0] == 'evaluate'):
+        split = words[words.index('--split') + 1] if '--split' in words else 'test'
+        assert len(dataset.source(split)) >= 1
+    assert sum(words[0] == 'evaluate' for words in commands) == 3
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):

@@ -1,5 +1,6 @@
 """Every source yields the records it holds, and says in one line what is wrong with the others."""
 
+import hashlib
 import io
 import json
 from itertools import islice
@@ -7,8 +8,9 @@ from itertools import islice
 import numpy as np
 import pytest
 from data_sets import png, write_lines
+from PIL import Image
 
-from qformer_jax.data import sources
+from qformer_jax.data import jsonl, sources
 from qformer_jax.data.jsonl import read_features
 from qformer_jax.data.sources import coco, easy_vqa, features, folder
 from qformer_jax.errors import UserError
@@ -358,3 +360,73 @@ def test_coco_with_a_missing_part_is_refused(coco_folder):
         list(coco(coco_folder)['train'])
     with pytest.raises(UserError, match='captions_'):
         coco(coco_folder / 'train2014')
+
+
+def flat_folder(root, count: int, lines_of: int = 1) -> list[dict]:
+    """Write so many pictures, each in so many lines; return the lines, in an order of their own."""
+    root.mkdir()
+    rows = []
+    for number in range(count):
+        pixels = np.full((4, 4, 3), number, np.uint8)
+        Image.fromarray(pixels).save(root / f'{number}.png')
+        rows += [{'file': f'{number}.png', 'caption': f'text {line}'} for line in range(lines_of)]
+    return rows
+
+
+def test_a_part_of_a_folder_without_splits_is_held_out_by_content(tmp_path, capsys):
+    """Neither names nor the order of lines decide, and a picture in several lines is in one part."""
+    rows = flat_folder(tmp_path / 'a', 40, lines_of=2)
+    parts = folder(write_lines(tmp_path / 'a', *rows))
+    images = {split: [record.image for record in records] for split, records in parts.items()}
+    assert {split: len(found) for split, found in images.items()} == {'train': 72, 'test': 8}
+    assert "held out: 4 of 40 contents as the split 'test', those whose SHA-256 is lowest" in capsys.readouterr().err
+    assert not set(images['train']) & set(images['test'])
+    lowest = sorted(hashlib.sha256(image).hexdigest() for image in {*images['train'], *images['test']})[:4]
+    assert {hashlib.sha256(image).hexdigest() for image in images['test']} == set(lowest)
+    flat_folder(tmp_path / 'b', 40)
+    for number in range(40):
+        (tmp_path / 'b' / f'{number}.png').rename(tmp_path / 'b' / f'{99 - number}.jpg')
+    renamed = [{'file': f'{99 - number}.jpg', 'caption': 'x'} for number in range(39, -1, -1)]
+    again = folder(write_lines(tmp_path / 'b', *renamed))
+    assert {record.image for record in again['test']} == set(images['test'])
+
+
+@pytest.mark.parametrize('share, count, held_out', [(0.0, 9, 0), (0.5, 9, 4), (0.01, 9, 2), (1.0, 9, 7), (0.1, 3, 0)])
+def test_how_much_is_held_out(share, count, held_out, tmp_path):
+    rows = flat_folder(tmp_path / 'a', count)
+    parts = folder(write_lines(tmp_path / 'a', *rows), share)
+    assert len(list(parts.get('test', ()))) == held_out
+    assert len(list(parts['train'])) == count - held_out
+
+
+def test_splits_of_ones_own_stay_as_they_are(tmp_path, capsys):
+    rows = flat_folder(tmp_path / 'train', 8)
+    write_lines(tmp_path / 'train', *rows)
+    assert len(list(folder(tmp_path)['train'])) == 8 and folder(tmp_path).keys() == {'train'}
+    assert not capsys.readouterr().err
+
+
+def test_files_that_no_line_names_are_found(tmp_path):
+    rows = flat_folder(tmp_path / 'train', 3)
+    write_lines(tmp_path / 'train', *rows[:1])
+    (tmp_path / 'train' / 'notes.txt').write_text('mine')
+    (tmp_path / 'train' / '.hidden.png').write_bytes(b'')
+    assert [file.name for file in jsonl.unnamed(tmp_path, {'.png'})] == ['1.png', '2.png']
+
+
+def test_a_missing_file_is_named_before_anything_is_held_out(tmp_path):
+    rows = flat_folder(tmp_path / 'a', 5)
+    (tmp_path / 'a' / '3.png').unlink()
+    with pytest.raises(UserError, match=r"3\.png: no such picture \(nearest: '.*line 4\)"):
+        folder(write_lines(tmp_path / 'a', *rows))
+
+
+def test_coco_pictures_stay_below_their_folder(tmp_path):
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'train').mkdir()
+    (tmp_path / 'a.png').write_bytes(png('red'))
+    tree = {'images': [{'id': 1, 'file_name': '../a.png'}], 'annotations': [{'image_id': 1, 'caption': 'x'}]}
+    (tmp_path / 'annotations' / 'captions_train.json').write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"image 1: '\.\./a\.png' may lie outside the folder"):
+        list(coco(tmp_path)['train'])
+    assert len(list(coco(tmp_path, allow_outside=True)['train'])) == 1

@@ -11,7 +11,7 @@ import pytest
 from qformer_jax import cli, recipes
 from qformer_jax.config import Run
 from qformer_jax.errors import UserError
-from qformer_jax.training import loop
+from qformer_jax.training import fit, loop
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = ROOT / 'docs' / 'architecture.md'
@@ -75,6 +75,7 @@ def parse(monkeypatch):
     load = cli.load
     monkeypatch.setattr(cli, 'load', lambda name: (load(name)[0], lambda _: None) if name != 'train' else load(name))
     monkeypatch.setattr(loop, 'train', checked)
+    monkeypatch.setattr(fit, 'split_option', lambda data, validation: '')
 
     def parse(line: str) -> None:
         words = [PLACEHOLDERS.get(word, word).removesuffix('...') for word in shlex.split(line)[1:]]

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from qformer_jax import cli, config
-from qformer_jax.data import transforms
+from qformer_jax.data import pictures
 from qformer_jax.data.pack import BYTE_BPE
 from qformer_jax.errors import UserError
 from qformer_jax.export import runner
@@ -241,7 +241,7 @@ def test_each_byte_of_what_the_folder_says_counts(copied):
     [
         (['absent.png'], 'error: absent.png: no such file'),
         (['a\n' + 'b' * 300], 'error: a\\nb'),
-        (['text.png', 'what?'], 'error: text.png: not a picture that Pillow can read; replace the file'),
+        (['text.png', 'what?'], 'error: text.png: not a picture that is read (AVIF, BMP, '),
         (['float.tiff'], 'error: float.tiff: grey of 32 bits or floats'),
         (['folder'], 'error: folder: a folder, and this model reads one picture'),
         (['picture.png', '--where', 'x'], 'error: this model has no words for boxes'),
@@ -281,7 +281,7 @@ def test_the_loader_reads_pictures_as_the_package_does(tmp_path):
     }
     for name, (image, options) in made.items():
         image.save(tmp_path / name, **options)
-        computed = transforms.decode((tmp_path / name).read_bytes())
+        computed = pictures.decode((tmp_path / name).read_bytes())
         np.testing.assert_array_equal(np.asarray(runner.upright(tmp_path / name)), np.asarray(computed), err_msg=name)
     assert runner.upright(tmp_path / 'turned.png').size == (9, 14)
 

@@ -33,8 +33,10 @@ def train(arguments: list[str]) -> None:
         description=card,
         default=Train(default),
     )
-    from ..training import loop
-    from ..training.stages import STAGES
+    from ..training import fit, loop
+    from ..training.stages import RETRIEVE, STAGES
 
     done = loop.train(options.config, options.run, options.wait, options.restart)
-    print(f'next: {STAGES[done.run.stage].next_step.format(run=done.folder)}')
+    step, data = STAGES[done.run.stage].next_step, done.run.data
+    split = fit.split_option(data.path, data.validation_split) if step == RETRIEVE else ''
+    print(f'next: {step.format(run=done.folder)}{split}')

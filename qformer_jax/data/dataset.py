@@ -242,7 +242,8 @@ class Dataset:
         except (ValueError, KeyError, AssertionError, NotImplementedError, RecursionError) as error:
             known = ', '.join(self._index)
             raise UserError(f"{self.path}: no split '{split}'{nearest(split, self._index)}; known are {known}, "
-                            "and parts of them such as 'train[10%:]'") from error  # fmt: skip
+                            "and parts of them such as 'train[10%:]'; name one (--split, or data.train-split and "
+                            'data.validation-split)') from error  # fmt: skip
 
 
 def _six_columns(rows: np.ndarray) -> np.ndarray:

@@ -11,10 +11,18 @@ A video is a list of pictures in place of `file`; it goes by the name of the fir
 
     {"frames": ["0003/0.png", "0003/1.png"], "caption": "a cat jumps"}
 
-The file is UTF-8 text; only a line feed ends a line.
+The file is UTF-8 text; only a line feed ends a line. Names of files are relative to it, and stay below its folder
+unless that is asked for (`allow_outside`); links are followed.
+
+Each sub folder is a split. A folder without sub folders is held out in part: the pictures (or arrays) whose SHA-256 is
+lowest, a tenth of them, become `test`. So a picture that stands in several lines is never in both parts, and neither
+the order of the lines nor the names of the files decide.
 """
 
-from collections.abc import Callable, Iterator
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,14 +31,17 @@ import numpy as np
 
 from .. import json_file
 from ..boxes import Box
-from ..errors import UserError, nearest
-from . import arrays
+from ..errors import UserError, nearest_file
+from ..hashing import sha256
+from . import arrays, pictures
 from .records import Record
-from .transforms import decode
 
 Read = TypeVar('Read')
 
+HELD_OUT = 0.1
+"""Share of a folder without splits that becomes `test`."""
 _LIST = 'captions.jsonl'
+_FEWEST = 4  # pictures of a folder that is held out in part: with fewer, neither part could be used
 _REMEDY = (
     'a line is such as {"file": "0001.jpg", "caption": "a cat", "questions": [{"question": "what is it?", "answers": '
     '["cat"]}], "phrases": [{"phrase": "a cat", "box": [0.1, 0.25, 0.5, 1.0]}]}'
@@ -70,48 +81,118 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
         return [] if self.caption is msgspec.UNSET else [self.caption]
 
 
-def folder(path: Path | str) -> dict[str, Iterator[Record]]:
-    """Return the pictures of a folder: one sub folder a split, or the folder itself as `train`.
+@dataclass(frozen=True)
+class _Part:
+    """What of a captions.jsonl is a split."""
 
-    Raises UserError, naming file and line, for bad JSON, missing captions, and missing or damaged pictures.
+    root: Path
+    """Folder of the file."""
+    lines: Collection[int] | None
+    """Numbers of its lines; None: all."""
+    allow_outside: bool
+    """Whether names may be absolute, or hold `..`."""
+
+    def file(self, where: str, name: str) -> Path:
+        """Return the file that a line names; raises UserError where that may lie outside the folder."""
+        check_below(name, where, self.allow_outside)
+        return self.root / name
+
+
+def folder(path: Path | str, held_out: float = HELD_OUT, allow_outside: bool = False) -> dict[str, Iterator[Record]]:
+    """Return the pictures of a folder: one sub folder a split, or the folder itself as `train` and `test`.
+
+    `held_out` is the share of `test` where the folder has no splits (0: none); a line on standard error says which.
+    `allow_outside` lets names be absolute or hold `..`. Raises UserError, naming file and line, for bad JSON, missing
+    captions, and missing or damaged pictures.
     """
-    return {split: _picture_records(root) for split, root in _split_folders(Path(path)).items()}
+    parts = _parts(Path(path), held_out, allow_outside, read_picture)
+    return {split: _picture_records(part) for split, part in parts.items()}
 
 
-def features(path: Path | str) -> dict[str, Iterator[Record]]:
+def features(path: Path | str, held_out: float = HELD_OUT, allow_outside: bool = False) -> dict[str, Iterator[Record]]:
     """Return the feature arrays of a folder: as `folder`, but every `file` is an `.npy` array of floats, [P, V].
 
     P may differ from file to file, V may not. Raises UserError for arrays of another kind or with values not finite.
     """
-    return {split: _feature_records(root) for split, root in _split_folders(Path(path)).items()}
+    parts = _parts(Path(path), held_out, allow_outside, read_features)
+    return {split: _feature_records(part) for split, part in parts.items()}
 
 
 def read_picture(file: Path) -> bytes:
     """Return the file's bytes as they are; raises UserError when it is missing or cannot be decoded to the end."""
-    if not _is_file(file):
-        raise UserError(f'{file}: no such picture{_near(file)}')
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f'{file}: {error.strerror.lower()}') from error
-    decode(data, str(file))
+    data = pictures.read(file)
+    pictures.decode(data, str(file))
     return data
 
 
 def read_features(file: Path) -> np.ndarray:
     """Return the array [P, V] of an .npy file; raises UserError when it is missing or holds anything else."""
     if not _is_file(file):
-        raise UserError(f'{file}: no such array{_near(file)}')
+        raise UserError(f'{file}: no such array{nearest_file(file)}')
     return arrays.read(file)
+
+
+def check_below(name: str, where: str, allow_outside: bool) -> None:
+    """Raise UserError for the name of a file that may lie outside the folder of the list that names it."""
+    if not allow_outside and (name.startswith('/') or '..' in Path(name).parts):
+        raise UserError(f"{where}: '{name}' may lie outside the folder; name files below it, or allow it by "
+                        '--allow-outside')  # fmt: skip
+
+
+def unnamed(path: Path, suffixes: Collection[str]) -> list[Path]:
+    """Return the files with one of these endings, below a folder or its splits, that no line of captions.jsonl names.
+
+    Names that begin with a dot are left out. Raises UserError as `folder` does.
+    """
+    found = []
+    for root in _split_folders(path).values():
+        named = {root / name for _, _, line in _lines(_Part(root, None, True)) for name in line.names}
+        files = (file for file in root.rglob('*') if not file.name.startswith('.') and file.suffix.lower() in suffixes)
+        found += sorted(file for file in files if file not in named)
+    return found
+
+
+def _parts(path: Path, held_out: float, allow_outside: bool, read: Callable[[Path], object]) -> dict[str, _Part]:
+    """Return the splits of a folder; `read` raises UserError for a file that is missing."""
+    splits = {name: _Part(root, None, allow_outside) for name, root in _split_folders(path).items()}
+    whole = splits.get('train')
+    return _hold_out(whole, held_out, read) if whole and whole.root == path else splits
+
+
+def _hold_out(whole: _Part, share: float, read: Callable[[Path], object]) -> dict[str, _Part]:
+    """Return `train` and `test` of a folder: the contents with the lowest SHA-256 are held out."""
+    numbers = defaultdict(list)
+    for number, where, line in _lines(whole) if share else ():
+        files = [whole.file(where, name) for name in line.names]
+        numbers[tuple(_at(where, lambda file=file: _content(file, read)) for file in files)].append(number)
+    if len(numbers) < _FEWEST:
+        return {'train': whole}
+    kept = min(max(2, round(share * len(numbers))), len(numbers) - 2)  # at least two of each: a pair needs another
+    test = {number for content in sorted(numbers)[:kept] for number in numbers[content]}
+    train = {number for each in numbers.values() for number in each} - test
+    rule = "the split 'test', those whose SHA-256 is lowest (--held-out 0 keeps all in train)"
+    print(f'held out: {kept} of {len(numbers)} contents as {rule}', file=sys.stderr)
+    return {name: replace(whole, lines=lines) for name, lines in (('train', train), ('test', test))}
+
+
+def _content(file: Path, read: Callable[[Path], object]) -> str:
+    """Return the SHA-256 of a file; what cannot be read, `read` says why."""
+    try:
+        if _is_file(file):
+            return sha256(file)
+    except OSError:
+        pass
+    read(file)
+    raise UserError(f'{file}: changed while it was read')
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
     if not path.is_dir():
-        raise UserError(f'{path}: no such folder{_near(path)}')
-    if (path / _LIST).is_file():
+        raise UserError(f'{path}: no such folder{nearest_file(path)}')
+    if _is_file(path / _LIST):
         return {'train': path}
     splits = {sub.name: sub for sub in sorted(path.iterdir()) if sub.is_dir() and not sub.name.startswith('.')}
-    without = [name for name, sub in splits.items() if not (sub / _LIST).is_file()]
+    without = [name for name, sub in splits.items() if not _is_file(sub / _LIST)]
     if not splits or without:
         where = f"sub folder '{without[0]}'" if without else 'it'
         raise UserError(f"{path}: no '{_LIST}' in {where}; write one line a picture: "
@@ -119,34 +200,37 @@ def _split_folders(path: Path) -> dict[str, Path]:
     return splits
 
 
-def _picture_records(root: Path) -> Iterator[Record]:
-    for where, line in _lines(root / _LIST):
-        known = tuple(_at(where, lambda name=name: read_picture(root / name)) for name in line.names)
+def _picture_records(part: _Part) -> Iterator[Record]:
+    for _, where, line in _lines(part):
+        files = [part.file(where, name) for name in line.names]
+        known = tuple(_at(where, lambda file=file: read_picture(file)) for file in files)
         kind = {'image': known[0]} if line.frames is msgspec.UNSET else {'frames': known}
         yield Record(image_id=line.names[0], **kind, **_texts(line))
 
 
-def _feature_records(root: Path) -> Iterator[Record]:
+def _feature_records(part: _Part) -> Iterator[Record]:
     width = None
-    for where, line in _lines(root / _LIST):
+    for _, where, line in _lines(part):
         if line.frames is not msgspec.UNSET:
             raise UserError(f'{where}: "frames" are pictures; an array [P, V] is a "file"')
-        array = _at(where, lambda name=line.file: read_features(root / name))
+        file = part.file(where, line.file)
+        array = _at(where, lambda file=file: read_features(file))
         width = width or array.shape[1]
         if array.shape[1] != width:
             raise UserError(f"{where}: '{line.file}' has {array.shape[1]} columns (V), the files before it {width}")
         yield Record(image_id=line.file, features=array, **_texts(line))
 
 
-def _lines(file: Path) -> Iterator[tuple[str, _Line]]:
-    """Yield ('FILE line N', checked line) of every line that is not blank."""
+def _lines(part: _Part) -> Iterator[tuple[int, str, _Line]]:
+    """Yield (number, 'FILE line N', checked line) of every line of the part that is not blank."""
+    file = part.root / _LIST
     with file.open('rb') as lines:  # read as bytes, they end at \n alone and not at what else Unicode calls an end
         for number, data in enumerate(lines, 1):
             where = f'{file} line {number}'
-            if (text := _text(where, data)).strip(' \t\r\n'):
+            if (part.lines is None or number in part.lines) and (text := _text(where, data)).strip(' \t\r\n'):
                 line = json_file.typed(json_file.parse(text, where, _REMEDY), _Line, where, _REMEDY)
                 _check(where, line)
-                yield where, line
+                yield number, where, line
 
 
 def _text(where: str, data: bytes) -> str:
@@ -212,10 +296,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name that is too long, or has NUL in it
         return False
-
-
-def _near(path: Path) -> str:
-    try:
-        return nearest(path.name, [sibling.name for sibling in path.parent.iterdir()])
-    except (OSError, ValueError):  # no such folder, or no name of one
-        return ''

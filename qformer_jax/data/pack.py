@@ -14,8 +14,6 @@ What lies in the folder:
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,13 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import json_file
-from ..atomic import check_writable, write_text
+from ..atomic import check_writable, scratch_folder, write_text
 from ..errors import UserError, full_disk_as_user_error
 from ..hashing import sha256
+from . import summary
 from .encoder import FILE, Encoder
 from .records import Record, pack_array
-from .tokenizers import LmTokenizer, TextTokenizer, clean_caption, train_byte_bpe, train_wordpiece
+from .tokenizers import LmTokenizer, TextTokenizer, train_byte_bpe, train_wordpiece
 
 CONTENT, INDEX, WORDPIECE, BYTE_BPE = 'content.txt', 'index.npz', 'wordpiece.json', 'byte_bpe.json'
 CHECKED = INDEX, WORDPIECE, BYTE_BPE, FILE
@@ -41,7 +40,10 @@ WORDPIECE_SIZE = 8192
 """Largest number of entries of the trained WordPiece vocabulary."""
 BYTE_BPE_SIZE = 8192
 """Largest number of entries of the trained byte BPE vocabulary."""
+WIDTH = 120
+"""Columns of the table that is printed."""
 _DIGEST = re.compile('[0-9a-f]{64}')
+_SPLIT = re.compile(r'[\w-]+')  # what tensorflow_datasets can read in a split's name
 _SHARD = 8192  # records a file, at most
 
 
@@ -51,47 +53,53 @@ def pack(
     text_tokenizer: Path | None = None,
     lm_tokenizer: Path | None = None,
     encoder: Encoder | None = None,
-    row_lengths: Iterable[int] = (),
+    left_out: Sequence[Path] = (),
 ) -> None:
-    """Write the data set into the new folder `out`, and print what was written.
+    """Write the data set into the new folder `out`, and print what it holds.
 
     A tokenizer that is not given (a file of BERT's or OPT's) is trained on the split `train`; `encoder` is the tower
-    that made the features, where ours did; with `row_lengths`, values of `data.max_text`, it is said how many captions
-    each would cut. A folder that holds the same records already is left as it is. Nothing appears at `out` before
-    everything is written. Raises UserError when `out` holds anything else, when a split is empty, when `train` is
-    missing or without text, and when the disk is full.
+    that made the features, where ours did; `left_out` are files that might have been meant, to be mentioned. A folder
+    that holds the same records already is left as it is. Nothing appears at `out` before everything is written. Raises
+    UserError when `out` holds anything else, when a split is empty or has a name that nothing can ask for, when `train`
+    is missing or without text, and when the disk is full.
     """
     out = Path(out)
-    if 'train' not in records_by_split:
-        raise UserError(f"no split 'train' among {', '.join(records_by_split) or 'none'}; tokenizers are trained on it")
+    _check_splits(list(records_by_split))
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / CONTENT).is_file()):
         raise UserError(f'{out}: exists and is not a packed data set; choose a new folder')
     text = TextTokenizer.load(text_tokenizer) if text_tokenizer else None
     lm = LmTokenizer.load(lm_tokenizer) if lm_tokenizer else None
     check_writable(out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f'{out.name}.unfinished-', dir=out.parent))
-    try:
-        with full_disk_as_user_error(out):
-            packed, tally = _write(records_by_split, scratch)
-            text, lm = text or _trained_wordpiece(tally), lm or _trained_byte_bpe(tally)
-            text.save(packed / WORDPIECE)
-            lm.save(packed / BYTE_BPE)
-            if encoder:
-                encoder.save(packed)
-            write_content(packed, tally.hash.hexdigest())
+    with scratch_folder(out.parent, f'{out.name}.unfinished-') as scratch, full_disk_as_user_error(out):
+        packed, tally = _write(records_by_split, scratch)
+        text, lm = text or _trained_wordpiece(tally), lm or _trained_byte_bpe(tally)
+        text.save(packed / WORDPIECE)
+        lm.save(packed / BYTE_BPE)
+        if encoder:
+            encoder.save(packed)
+        write_content(packed, tally.hash.hexdigest())
         counts = ', '.join(f'{split} {len(rows)} records' for split, rows in tally.index.items())
-        summary = f'{counts}; vocabularies: WordPiece {text.vocab_size}, byte BPE {lm.vocab_size}'
+        what = f'{counts}; vocabularies: WordPiece {text.vocab_size}, byte BPE {lm.vocab_size}'
         given = [name for name, file in ((WORDPIECE, text_tokenizer), (BYTE_BPE, lm_tokenizer)) if file]
-        _publish(packed, out, summary, given)
-        if row_lengths and tally.captions:
-            print(_caption_lengths(tally.captions, text, row_lengths))
-        more = f' --start.vit {encoder.run} --data.crop-scale 1 1 --data.no-flip' if encoder else ''
-        if encoder and encoder.vit.taps:
-            more += ' --model.vit.taps ' + ' '.join(map(str, encoder.vit.taps))
-        print(f'next: qformer train RECIPE --run RUN --data.path {out}{more}')
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _publish(packed, out, what, given)
+    if encoder:
+        more = ' --model.vit.taps ' + ' '.join(map(str, encoder.vit.taps)) if encoder.vit.taps else ''
+        print(f'next: qformer train RECIPE --run RUN --data.path {out} --start.vit {encoder.run} '
+              f'--data.crop-scale 1 1 --data.no-flip{more}')  # fmt: skip
+        return
+    Console(width=WIDTH).print(summary.table(tally.index, tally.captions, text))
+    for line in summary.notes(tally.index, left_out):
+        print(line)
+
+
+def _check_splits(names: Sequence[str]) -> None:
+    if 'train' not in names:
+        raise UserError(f"no split 'train' among {', '.join(names) or 'none'}; tokenizers are trained on it")
+    for name in names:
+        if name == 'all' or not _SPLIT.fullmatch(name):
+            why = 'stands for all splits together' if name == 'all' else 'may have letters, digits, _ and - alone'
+            raise UserError(f"split '{name}': the name of a split {why}; rename its folder")
 
 
 def record_features(earlier: bool = False) -> tfds.features.FeaturesDict:
@@ -145,13 +153,13 @@ def encode(record: Record) -> dict[str, Any]:
 
 
 class _Tally:
-    """What is gathered while records pass: the index, the content's hash, and the texts of `train`."""
+    """What is gathered while records pass: the index, the content's hash, captions, and all texts of `train`."""
 
     def __init__(self, progress: Progress):
         self.index: dict[str, list[tuple[int, ...]]] = {}
         self.hash = hashlib.sha256()
         self.texts: list[str] = []
-        self.captions: list[str] = []  # those among the texts
+        self.captions: dict[str, list[str]] = {}
         self._progress, self._tasks = progress, {}
 
     def add(self, split: str, record: Record, example: dict[str, Any]) -> None:
@@ -162,13 +170,12 @@ class _Tally:
             shape = record.features.shape
         self.index.setdefault(split, []).append((*said, *shape, len(record.phrases), len(record.frames)))
         self.hash.update(repr((split, _hashed(example))).encode())
+        self.captions.setdefault(split, []).extend(record.captions)
         if split == 'train':
             answers = (a for accepted in record.answers for a in dict.fromkeys(accepted))
             phrases = (phrase for phrase, _ in record.phrases)
-            captions = [caption.lower() for caption in record.captions]
-            self.captions += captions
-            self.texts += captions
-            self.texts += (text.lower() for text in (*record.questions, *answers, *phrases))
+            texts = (*record.captions, *record.questions, *answers, *phrases)
+            self.texts += (text.lower() for text in texts)
         if split not in self._tasks:
             self._tasks[split] = self._progress.add_task(split, total=None)
         self._progress.advance(self._tasks[split])
@@ -177,18 +184,6 @@ class _Tally:
 def _hashed(example: dict[str, Any]) -> list[Any]:
     """Return what the content's hash is of: a record without phrases and frames has that of before there were any."""
     return [value for key, value in example.items() if value or key not in ('frames', 'phrases', 'boxes')]
-
-
-def _caption_lengths(captions: Sequence[str], tokenizer: TextTokenizer, row_lengths: Iterable[int]) -> str:
-    """Return how long the captions of `train` are as stage 1 reads them, and how many a row of each length cuts."""
-    lengths = np.array([len(tokenizer.ids(clean_caption(caption))) + 2 for caption in captions])
-    cut = {row: int((lengths > row).sum()) for row in sorted(set(row_lengths))}
-    rows = ', '.join(f'{row}: {count or "none"}' for row, count in cut.items())
-    advice = f'; so that none is cut, train with --data.max-text {lengths.max()}' if any(cut.values()) else ''
-    return (
-        f'captions of train: longest {lengths.max()}, median {np.median(lengths):g} tokens with [CLS] and [SEP]; of '
-        f'{len(lengths)}, those that a recipe cuts by its data.max_text: {rows}{advice}'
-    )
 
 
 def _trained_wordpiece(tally: _Tally) -> TextTokenizer:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from PIL import Image
 
 from .dataset import Source
+from .pictures import decode
 from .records import Record
-from .transforms import decode
 
 MACHINE = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 """Bytes of memory that this machine has."""

@@ -11,7 +11,7 @@ import msgspec
 
 from .. import json_file
 from ..errors import UserError
-from .jsonl import features, folder, read_picture
+from .jsonl import check_below, features, folder, read_picture
 from .records import Record
 
 __all__ = ['coco', 'easy_vqa', 'features', 'folder']
@@ -109,11 +109,12 @@ def _easy_caption(pairs: list[tuple[str, str]]) -> tuple[str, ...]:
     return (f'a {colours.pop()} {shapes.pop()}',) if len(colours) == len(shapes) == 1 else ()
 
 
-def coco(path: Path | str) -> dict[str, Iterator[Record]]:
+def coco(path: Path | str, allow_outside: bool = False) -> dict[str, Iterator[Record]]:
     """Return COCO captions (`annotations/captions_NAME.json`, pictures in `NAME/`), with VQAv2's questions if present.
 
     VQAv2's files are `annotations/*NAME_questions.json` and `*NAME_annotations.json`; all ten answers are kept. The
-    split is the leading word of NAME: `train` of `train2017`. Raises UserError for what is missing or unreadable.
+    split is the leading word of NAME: `train` of `train2017`. `allow_outside` lets pictures lie outside `NAME/`. Raises
+    UserError for what is missing or unreadable.
     """
     path = Path(path)
     files = sorted((path / 'annotations').glob('captions_*.json'))
@@ -125,17 +126,18 @@ def coco(path: Path | str) -> dict[str, Iterator[Record]]:
         split = (_SPLIT.match(name) or [name])[0]
         if split in splits:
             raise UserError(f"{file}: a second file for split '{split}'; move one of them away")
-        splits[split] = _coco_records(file, path / name)
+        splits[split] = _coco_records(file, path / name, allow_outside)
     return splits
 
 
-def _coco_records(file: Path, pictures: Path) -> Iterator[Record]:
+def _coco_records(file: Path, pictures: Path, allow_outside: bool) -> Iterator[Record]:
     tree = json_file.read(file, _Captions, _FETCH)
     images = _by_id(tree.images, 'id', file, 'image')
     captions, questions = _captions(tree, images, file), _vqa(file.parent, pictures.name, images)
     for number, image in images.items():
         if not image.file_name:
             raise UserError(f'{file}: image {number} has an empty file_name; write it, or remove the image')
+        check_below(image.file_name, f'{file}: image {number}', allow_outside)
         yield Record(
             image_id=image.file_name,
             image=read_picture(pictures / image.file_name),

@@ -74,6 +74,7 @@ class TextTokenizer:
         tokenizer.encode_special_tokens = True  # a "[SEP]" that a user types is text
         self._tokenizer = tokenizer
         self.pad_id, self.cls_id, self.sep_id = (_special(tokenizer, name) for name in ('[PAD]', '[CLS]', '[SEP]'))
+        self.unknown_id = tokenizer.token_to_id('[UNK]')
         self.vocab_size = tokenizer.get_vocab_size()
         self.dec_id = self.vocab_size
         self._ids = lru_cache(_REMEMBERED)(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)

@@ -10,6 +10,7 @@ JAX_COMPILATION_CACHE_DIR=FOLDER keeps that for the next start. A damaged file i
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -24,6 +25,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from safetensors.flax import load_file
 from tokenizers import Tokenizer
+
+FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')  # of pictures, by Pillow's names
 
 
 def clean(text, blank):
@@ -92,10 +95,13 @@ def upright(file):
     """Return a picture in RGB as training read it: turned as its EXIF says, 16-bit grey scaled to 8 bits."""
     check_existing(file)
     try:
-        image = Image.open(file)
+        Image.init()
+        image = Image.open(
+            io.BytesIO(Path(file).read_bytes()), formats=[kind for kind in FORMATS if kind in Image.OPEN]
+        )
         image.load()
     except Exception as error:  # of bytes that anybody may have written
-        raise Refused(f'{file}: not a picture that Pillow can read; replace the file') from error
+        raise Refused(f'{file}: not a picture that is read ({", ".join(FORMATS)}), or damaged') from error
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
         grey, stored = (np.asarray(image, np.uint32) * 255 + 32767) // 65535, image
         image = Image.fromarray(grey.astype(np.uint8))

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from ..data import pictures
 from ..data.tokenizers import clean_caption
 from ..errors import UserError
 from ..objectives import contrastive
@@ -94,7 +94,7 @@ def picture_files(paths: Sequence[Path], suffix: str = '') -> list[Path]:
 
     `suffix` '.npy' takes feature arrays instead. Raises UserError when a path does not exist or nothing is left.
     """
-    known = {suffix} if suffix else {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    known = {suffix} if suffix else pictures.suffixes()
     found, left = [], []
     for path in paths:
         if not path.exists():

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import QformerConfig
+from ..data import pictures
 from ..data.arrays import checked
 from ..data.jsonl import read_features
 from ..data.preprocess import padded
@@ -144,12 +145,4 @@ def _pixels(picture: Picture, size: int) -> np.ndarray:
     name = str(picture) if isinstance(picture, str | Path) else 'the picture'
     if not isinstance(picture, str | Path | bytes | Image.Image):
         raise UserError(f'a picture is a file, its bytes or a PIL image, not {type(picture).__name__}')
-    if isinstance(picture, str | Path):
-        try:
-            picture = Path(picture).read_bytes()
-        except (OSError, ValueError) as error:  # a ValueError: of a name with NUL
-            raise UserError(f'{name}: {(getattr(error, "strerror", None) or str(error)).lower()}') from error
-    try:
-        return eval_image(picture, size)
-    except UserError as error:
-        raise UserError(str(error).replace('the picture', name, 1)) from error
+    return eval_image(pictures.read(Path(picture)) if isinstance(picture, str | Path) else picture, size, name)

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from .. import boxes
 from ..atomic import replacing
-from ..data import transforms
+from ..data import pictures
 from ..data.tokenizers import phrase_prompt
 from ..errors import UserError
 from .blip2 import Blip2
@@ -31,7 +31,7 @@ def locate(
 
 def draw(picture: Path, said: dict[str, tuple[boxes.Box, ...]], out: Path) -> None:
     """Write the picture with the boxes of each phrase in a colour of its own, and the phrase at each."""
-    image = transforms.decode(picture.read_bytes(), str(picture))
+    image = pictures.decode(pictures.read(picture), str(picture))
     larger = max(1, -(-SHORTEST // min(image.size)))
     image = image.resize((image.width * larger, image.height * larger), Image.Resampling.BICUBIC)
     pen, across = ImageDraw.Draw(image), (image.width - 1, image.height - 1)

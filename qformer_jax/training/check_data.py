@@ -14,7 +14,7 @@ from .stages import STAGES
 
 
 @dataclass
-class _Longest:
+class Longest:
     """The texts of one kind of row so far."""
 
     count: int = 0
@@ -38,7 +38,7 @@ def check_data(run: config.Run, dataset: Dataset, devices: int) -> list[str]:
         splits.append(run.data.validation_split)
     said = []
     for split in splits:
-        for field, longest in _lengths(run, dataset, split).items():
+        for field, longest in lengths(run, dataset, split).items():
             said += _check_share(run, split, field, longest)
     return said
 
@@ -52,45 +52,45 @@ def _check_held_out(run: config.Run, dataset: Dataset, devices: int) -> None:
         )
 
 
-def _lengths(run: config.Run, dataset: Dataset, split: str) -> dict[str, _Longest]:
-    """Return the longest texts of a split by the field that bounds them."""
+def lengths(run: config.Run, dataset: Dataset, split: str) -> dict[str, Longest]:
+    """Return the longest texts of a split by the field that bounds them, such as `max_text`; reads all its records."""
     console, found = Console(stderr=True), {}
     needs = pipeline.needs(run, STAGES[run.stage].row_format, dataset, split)
     for name, need in track(needs, 'reading texts', None, console=console, disable=not console.is_terminal):
         if need.start >= need.length:
             raise UserError(
-                f"data.{_option(need.field)} is {need.length}, and what stands before the answer of '{name}' takes "
-                f'{need.start} tokens: give --data.{_option(need.field)} {need.tokens}, or more'
+                f"data.{option(need.field)} is {need.length}, and what stands before the answer of '{name}' takes "
+                f'{need.start} tokens: give --data.{option(need.field)} {need.tokens}, or more'
             )
-        _add(found.setdefault(need.field, _Longest()), name, need)
+        _add(found.setdefault(need.field, Longest()), name, need)
     return found
 
 
-def _add(longest: _Longest, name: str, need: Need) -> None:
+def _add(longest: Longest, name: str, need: Need) -> None:
     longest.count += 1
     longest.cut += need.tokens > need.length
     if need.tokens > longest.tokens:
         longest.tokens, longest.record = need.tokens, name
 
 
-def _check_share(run: config.Run, split: str, field: str, longest: _Longest) -> list[str]:
+def _check_share(run: config.Run, split: str, field: str, longest: Longest) -> list[str]:
     """Return a line about texts that are cut, if there are any; raises UserError when they are too many."""
     if not longest.cut:
         return []
-    share, option, length = longest.cut / longest.count, _option(field), getattr(run.data, field)
+    share, name, length = longest.cut / longest.count, option(field), getattr(run.data, field)
     line = (
         f"{longest.cut:,} of {longest.count:,} texts of '{split}' ({share:.1%}) are longer than the {length} tokens of "
-        f"data.{option}, which cuts them; the longest, of '{longest.record}', has {longest.tokens}"
+        f"data.{name}, which cuts them; the longest, of '{longest.record}', has {longest.tokens}"
     )
     if share > run.data.cut_texts:
         raise UserError(
-            f'{line}. That is more than data.cut-texts allows ({run.data.cut_texts:.1%}): give --data.{option} '
-            f'{longest.tokens}{_positions(run, field, longest.tokens)}, or --data.cut-texts 1 to have them cut'
+            f'{line}. That is more than data.cut-texts allows ({run.data.cut_texts:.1%}): give --data.{name} '
+            f'{longest.tokens}{positions(run, field, longest.tokens)}, or --data.cut-texts 1 to have them cut'
         )
     return [line]
 
 
-def _positions(run: config.Run, field: str, tokens: int) -> str:
+def positions(run: config.Run, field: str, tokens: int) -> str:
     """Return the option that a model with too few positions needs beside a longer row."""
     qformer = run.model.qformer
     if field == 'max_text' and qformer and tokens > qformer.max_positions:
@@ -98,5 +98,5 @@ def _positions(run: config.Run, field: str, tokens: int) -> str:
     return ''
 
 
-def _option(field: str) -> str:
+def option(field: str) -> str:
     return field.replace('_', '-')

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from PIL import Image
 
-from ...data import tokenizers, transforms
+from ...data import pictures, tokenizers, transforms
 from ...errors import UserError
 from ...models import vit
 from ...typing import Array, Params
@@ -82,7 +82,7 @@ def _mode(case: Case, name: str) -> str:
 
 def _picture(case: Case, name: str) -> Image.Image:
     raw = case.array(f'{name}.rgb' if _mode(case, name) == 'P' else f'{name}.raw')
-    return transforms.decode(Image.fromarray(raw))
+    return pictures.decode(Image.fromarray(raw))
 
 
 def _trained(case: Case, size: int) -> np.ndarray:
