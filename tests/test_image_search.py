@@ -192,3 +192,15 @@ def test_a_model_without_heads_is_refused(aligned, folder):
     model = dataclasses.replace(aligned, run=small.change(aligned.run, 'model', qformer=qformer))
     with pytest.raises(UserError, match=r"no heads of ITC and ITM \(its text side is 'reads'\)"):
         model.similarity(picture_files([folder])[:1], [TEXT])
+
+
+def test_pictures_behind_links_to_folders_are_found_once(tmp_path):
+    (tmp_path / 'elsewhere' / 'inside').mkdir(parents=True)
+    (tmp_path / 'searched').mkdir()
+    for folder in ('elsewhere', 'elsewhere/inside'):
+        small.draw_picture('red', 'square').save(tmp_path / folder / 'a.png')
+    (tmp_path / 'searched' / 'linked').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'elsewhere' / 'back').symlink_to(tmp_path / 'searched')
+    (tmp_path / 'elsewhere' / 'again').symlink_to(tmp_path / 'elsewhere' / 'inside')
+    found = picture_files([tmp_path / 'searched'])
+    assert sorted({file.resolve() for file in found}) == sorted(file.resolve() for file in found) and len(found) == 2

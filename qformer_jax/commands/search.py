@@ -1,5 +1,6 @@
 """`qformer search` and `qformer embed`: pictures found by text, and the vectors that find them."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,7 +55,7 @@ def search(options: Search) -> None:
         score = '' if hit.score is None else f'{hit.score:.4f}'
         view.add_row(str(place), str(hit.file), score, f'{hit.cosine:.4f}')
     Console().print(view)
-    print(f'index: {index}; next: qformer caption {options.run} {hits[0].file}')
+    print(f'index: {index}; next: qformer caption {shlex.quote(str(options.run))} {shlex.quote(str(hits[0].file))}')
 
 
 def _hits(options: Search, index: Path) -> list:

@@ -5,8 +5,9 @@
 Another Q-Former over the same tower finds the features (what an entry depends on: `inference/feature_cache.py`).
 """
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +90,16 @@ class Gallery:
         ]
 
 
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder, those behind links to folders too, each folder once: links may make circles."""
+    entered = {os.path.realpath(folder)}
+    for root, inside, names in os.walk(folder, followlinks=True):
+        places = {os.path.realpath(os.path.join(root, name)): name for name in sorted(inside, reverse=True)}
+        inside[:] = sorted(name for place, name in places.items() if place not in entered)
+        entered |= places.keys()
+        yield from (Path(root, name) for name in names)
+
+
 def picture_files(paths: Sequence[Path], suffix: str = '') -> list[Path]:
     """Return the pictures among files and folders (with what is in them), sorted within a folder; says what it leaves.
 
@@ -99,7 +110,7 @@ def picture_files(paths: Sequence[Path], suffix: str = '') -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f'{path}: no such file or folder')
-        inside = sorted(p for p in path.rglob('*') if p.is_file() and not p.name.startswith('.'))
+        inside = sorted(p for p in _below(path) if p.is_file() and not p.name.startswith('.'))
         found += [p for p in inside if p.suffix.lower() in known] if path.is_dir() else [path]
         left += [p for p in inside if p.suffix.lower() not in known]
     if left:
