@@ -85,6 +85,21 @@ def test_a_bad_line_inside_is_named_and_a_fresh_run_keeps_nothing(tmp_path):
     assert logs.records(tmp_path) == []
 
 
+def test_what_is_not_finite_is_null_and_earlier_logs_are_read(tmp_path):
+    """JSON knows no NaN: jq, pandas and browsers refuse it."""
+    log = logs.Log(tmp_path, -1)
+    log.write(1, 'train', {'loss': math.nan, 'accuracy': 0.5}, {'seconds': math.inf})
+    log.close()
+    line = '{"step": 1, "kind": "train", "loss": null, "accuracy": 0.5, "timing": {"seconds": null}}\n'
+    assert (tmp_path / 'log.jsonl').read_text() == line
+    earlier = '{"step": 1, "kind": "train", "loss": NaN, "accuracy": 0.5, "timing": {"seconds": -Infinity}}\n'
+    (tmp_path / 'log.jsonl').write_text(earlier)
+    assert logs.records(tmp_path) == [json.loads(line)]
+    logs.Log(tmp_path, 1).close()
+    assert (tmp_path / 'log.jsonl').read_text() == line, 'written anew when the run resumes'
+    assert any(math.isnan(value) for name, _, value in events(tmp_path) if name == 'train/loss')
+
+
 def test_the_curves_are_drawn_one_panel_a_loss(tmp_path):
     write(logs.Log(tmp_path, -1), range(1, 90))
     log = logs.Log(tmp_path, 90)

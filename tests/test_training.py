@@ -208,13 +208,20 @@ def one_array(number: int, value: float) -> Record:
     return Record(image_id=f'{number}', features=array, captions=(f'number {number}',))
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, capsys):
     data = feature_data(tmp_path / 'data', range(1))
     run = poisoned_run(data)
     done = loop.train(run, tmp_path / 'run')
     records = logs.records(tmp_path / 'run')
-    bad = [not np.isfinite(r['loss']) for r in records]
+    bad = [r['loss'] is None for r in records]
     assert sum(bad) == 3, 'each epoch of two batches meets the poisoned array once'
+    first = json.loads((tmp_path / 'run' / 'skipped.json').read_text())
+    assert first['step'] == bad.index(True) + 1 and '0' in first['records'] and len(first['records']) == 4
+    said = capsys.readouterr().err
+    assert (
+        f'3 of 6 steps were skipped, since their gradients were not finite; the first was step {first["step"]}' in said
+    )
+    assert f'of the records {", ".join(first["records"])} ({tmp_path / "run" / "skipped.json"})' in said
     assert [r['skipped'] for r in records] == np.cumsum(bad).tolist()
     assert all(np.isfinite(x).all() for x in flatten(run_dir.load_components(done)).values())
 
@@ -222,7 +229,10 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
 def test_too_many_skipped_steps_stop_the_run_naming_a_tensor(tmp_path):
     data = feature_data(tmp_path / 'data', range(8))
     run = change(poisoned_run(data), 'training', max_skipped=2)
-    with pytest.raises(UserError, match=r"step 3: 3 steps .*max-skipped is 2\); first bad tensor: 'lm_projection/"):
+    with pytest.raises(
+        UserError,
+        match=r"step 3: 3 steps .*max-skipped is 2\); first bad tensor: 'lm_projection/.*'; the first was step 1, of",
+    ):
         loop.train(run, tmp_path / 'run')
     assert len(logs.records(tmp_path / 'run')) == 3
 

@@ -1,7 +1,7 @@
 """From a packed data set to batches; order, epochs, sharding and exact resume are grain's."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import grain
 import numpy as np
@@ -85,6 +85,14 @@ def needs(run: Run, row_format: RowFormat, dataset: Dataset, split: str) -> Iter
         for position in _useful(run, row_format, source):
             record = source[position]
             yield from ((record.image_id, need) for need in maker.needs(record))
+
+
+def names(dataset: Dataset, split: str, positions: Iterable[int]) -> list[str]:
+    """Return the names of records by a batch's `image_id`: their positions, the splits one after the other."""
+    sources = [part.source(split) for part in dataset.parts]
+    ends = np.cumsum([len(source) for source in sources])
+    which = [int(np.searchsorted(ends, position, side='right')) for position in positions]
+    return [sources[n][int(p) - int(ends[n]) + len(sources[n])].image_id for n, p in zip(which, positions, strict=True)]
 
 
 def held_out_sizes(run: Run, row_format: RowFormat, dataset: Dataset, split: str, devices: int) -> list[int]:

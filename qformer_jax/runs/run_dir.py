@@ -3,7 +3,7 @@
     RUN/run.json         configuration, digests of what the run reads, and the fingerprint of both
     RUN/finished.json    written last: digests of the components in the weight store, SHA-256 of the tokenizers
     RUN/wordpiece.json, byte_bpe.json     the tokenizers
-    RUN/log.jsonl, checkpoints/, tensorboard/, loss.png, evaluation/
+    RUN/log.jsonl, checkpoints/, tensorboard/, loss.png, skipped.json, evaluation/
     weights/DIGEST.safetensors            the weight store, beside the runs
 
 Nothing in a run is code, and nothing in it names code: a connector of one's own comes from whoever uses the run.
@@ -28,10 +28,10 @@ from ..rules import flatten
 from ..typing import Params
 from . import weight_store
 
-RUN, FINISHED, LOG = 'run.json', 'finished.json', 'log.jsonl'
+RUN, FINISHED, LOG, SKIPPED = 'run.json', 'finished.json', 'log.jsonl', 'skipped.json'
 _COPY_IT = 'copy the file again from where the run was made'
-_WRITTEN = ('checkpoints', 'tensorboard', 'evaluation', 'loss.png', FINISHED, LOG, 'wordpiece.json', 'byte_bpe.json',
-            'provenance.json', RUN)  # fmt: skip
+_WRITTEN = ('checkpoints', 'tensorboard', 'evaluation', 'loss.png', FINISHED, LOG, SKIPPED, 'wordpiece.json',
+            'byte_bpe.json', 'provenance.json', RUN)  # fmt: skip
 """What runs write, in the order in which it can be removed: half of it is no run that could go on."""
 
 

@@ -12,6 +12,9 @@ from ..data.preprocess import Need
 from ..errors import UserError
 from .stages import STAGES
 
+SAMPLE = 64
+"""Records that are looked at to see whether there is more than one image."""
+
 
 @dataclass
 class Longest:
@@ -36,11 +39,25 @@ def check_data(run: config.Run, dataset: Dataset, devices: int) -> list[str]:
     if run.data.validation_split:
         _check_held_out(run, dataset, devices)
         splits.append(run.data.validation_split)
-    said = []
+    said = _check_variety(run, dataset)
     for split in splits:
         for field, longest in lengths(run, dataset, split).items():
             said += _check_share(run, split, field, longest)
     return said
+
+
+def _check_variety(run: config.Run, dataset: Dataset) -> list[str]:
+    """Return a warning where the records to train on all hold the same image, by a sample of them."""
+    if not STAGES[run.stage].row_format.pictures:
+        return []
+    source = dataset.source(run.data.train_split)
+    contents = set()
+    for position in range(0, len(source), -(-len(source) // SAMPLE)):
+        record = source[position]
+        contents.add(record.image or record.frames or (record.features.shape, record.features.tobytes()))
+        if len(contents) > 1:
+            return []
+    return [f"warning: all records of '{run.data.train_split}' hold the same image: nothing of images is learned"]
 
 
 def _check_held_out(run: config.Run, dataset: Dataset, devices: int) -> None:

@@ -1,13 +1,14 @@
 """The log of a run: one JSON line a record, TensorBoard events and a picture derived from it, and the progress bar."""
 
 import json
+import math
 import os
 import shutil
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ class Log:
         kept = [record for record in records(folder) if record['step'] <= step]
         folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / 'log.jsonl.tmp'
-        scratch.write_text(''.join(json.dumps(record) + '\n' for record in kept))
+        scratch.write_text(''.join(map(_line, kept)))
         os.replace(scratch, folder / 'log.jsonl')
         shutil.rmtree(folder / 'tensorboard', ignore_errors=True)
         from tensorboardX import FileWriter  # imports torch where that is installed: seconds
@@ -49,7 +50,7 @@ class Log:
     ) -> None:
         """Append one record and flush it; `timing` holds what differs between two equal runs (seconds, rates)."""
         record = {'step': step, 'kind': kind, **values, 'timing': timing}
-        self._file.write(json.dumps(record) + '\n')
+        self._file.write(_line(record))
         self._file.flush()
         self._add_events(record)
 
@@ -64,13 +65,29 @@ class Log:
         # One event a record: an event a value took half a millisecond of each step, six times as long.
         from tensorboardX.proto.summary_pb2 import Summary
 
-        tagged = [Summary.Value(tag=f'{record["kind"]}/{name}', simple_value=value) for name, value in values.items()]
+        kind = record['kind']
+        tagged = [
+            Summary.Value(tag=f'{kind}/{name}', simple_value=math.nan if value is None else value)
+            for name, value in values.items()
+        ]
         self._events.add_summary(Summary(value=tagged), record['step'])
+
+
+def _line(record: dict) -> str:
+    """Return a record as a line of JSON, which knows no NaN and no infinity: they are null."""
+    return json.dumps(_finite(record), allow_nan=False) + '\n'
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def records(folder: Path) -> list[dict]:
     """Return the records of `folder/log.jsonl`, without a torn last line; [] when there is no log.
 
+    A number that was not finite is None; earlier versions wrote NaN and Infinity as they are, and are read, too.
     Raises UserError when another line is no record.
     """
     path = folder / 'log.jsonl'
@@ -78,7 +95,7 @@ def records(folder: Path) -> list[dict]:
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            found.append(_finite(json.loads(line)))
         except ValueError as error:
             if number < len(lines):
                 raise UserError(f'{path}, line {number}: not a JSON record; remove that line') from error
@@ -122,7 +139,7 @@ def _draw_loss(axes: Axes, log: list[dict], name: str) -> None:
 
 def _points(log: list[dict], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (steps, values) of the finite values of one kind."""
-    found = [(r['step'], r[name]) for r in log if r['kind'] == kind and name in r and np.isfinite(r[name])]
+    found = [(r['step'], r[name]) for r in log if r['kind'] == kind and r.get(name) is not None]
     steps, values = np.array(found, float).reshape(-1, 2).T
     return steps, values
 

@@ -26,7 +26,7 @@ from ..parallel.mesh import check_batch, data_mesh, put_batch, replicated
 from ..rules import flatten, split, unflatten
 from ..runs import run_dir, weight_store
 from ..typing import Params
-from . import device_features, init_params, language_model, step
+from . import device_features, first_step, init_params, language_model, skipped_steps, step
 from .check import check
 from .check_data import check_data
 from .checkpoint import Checkpoints
@@ -78,6 +78,9 @@ def _train(run: config.Run, folder: Path, restart: str, mesh: Mesh) -> run_dir.F
             _steps(trainer, log)
         checkpoints.wait()
         done = _finish(trainer)
+    if skipped := int(trainer.state.optimizer.total_notfinite):
+        say(f'{skipped} of {run.training.steps} steps were skipped, since their gradients were not finite; '
+            f'{skipped_steps.first(folder)}')  # fmt: skip
     files = folder / run_dir.FINISHED, draw_curves(folder), folder / run_dir.LOG, folder / 'tensorboard'
     say('wrote ' + ', '.join(map(str, files)))
     return done
@@ -97,6 +100,8 @@ class Trainer:
     frozen: Params
     frozen_checksum: str
     batches: Iterator
+    guesses: dict[str, tuple[float, str]]
+    """What the losses of the first step would be for a network that knows nothing."""
     features_on_device: device_features.DeviceFeatures | None
     """What the batches leave out; None where they hold everything."""
     checkpoints: Checkpoints
@@ -145,6 +150,7 @@ def _prepare(
         frozen,
         checksum(frozen),
         batches,
+        {} if resumed else first_step.expected(run, sources),
         features_on_device,
         checkpoints,
     )
@@ -163,7 +169,10 @@ def _steps(trainer: Trainer, log: Log) -> None:
     with Progress(run.stage, total, first) as progress, _signals() as stop:
         for number in range(first + 1, total + 1):
             began = time.perf_counter()
-            batch = put_batch(trainer.mesh, next(trainer.batches))
+            rows = next(trainer.batches)
+            if number == 1:
+                _say_before(trainer, rows)
+            batch = put_batch(trainer.mesh, rows)
             batch = trainer.features_on_device.join(batch) if trainer.features_on_device else batch
             waited = time.perf_counter() - began
             trainer.state, metrics = step.train_step(
@@ -171,7 +180,8 @@ def _steps(trainer: Trainer, log: Log) -> None:
             )
             if pending:
                 _record(trainer, log, progress, names, *pending)
-            pending = (number, metrics, {'data_wait': waited, 'seconds': time.perf_counter() - began})
+            timing = {'data_wait': waited, 'seconds': time.perf_counter() - began}
+            pending = (number, metrics, timing, rows['image_id'])
             due = number % run.training.checkpoint_every == 0 or number == total
             if due or stop:
                 _record(trainer, log, progress, names, *pending)
@@ -183,20 +193,40 @@ def _steps(trainer: Trainer, log: Log) -> None:
                 raise Stopped(f'{stop[0]}: stopped after step {number} of {total}; the same command continues')
 
 
-def _record(trainer: Trainer, log: Log, progress: Progress, names: list[str], number: int, metrics, timing) -> None:
-    """Fetch one step's metrics, write and show them; raises UserError when too many steps were not finite."""
+def _say_before(trainer: Trainer, rows: dict[str, np.ndarray]) -> None:
+    """Say what the first step can be judged by."""
+    if STAGES[trainer.run.stage].needs_negatives:
+        say(first_step.say_negatives(trainer.run, rows))
+    if trainer.guesses:
+        say(first_step.say_expected(trainer.guesses))
+
+
+def _record(
+    trainer: Trainer, log: Log, progress: Progress, names: list[str], number: int, metrics, timing, ids: np.ndarray
+) -> None:
+    """Fetch one step's metrics, write and show them; raises UserError when too many steps were not finite.
+
+    `ids` are the positions of the step's records.
+    """
     metrics = jax.device_get(metrics)
     nonfinite = metrics.pop('bad')
     skipped = int(metrics['skipped'])
     values = {name: float(value) for name, value in metrics.items()}
     log.write(number, 'train', values, timing)
+    if number == 1 and trainer.guesses:
+        say(first_step.say_seen(trainer.guesses, values))
+    if nonfinite.any():
+        skipped_steps.note(
+            trainer.folder, number, pipeline.names(trainer.dataset, trainer.run.data.train_split, ids.tolist())
+        )
     rate = trainer.run.training.batch_size / timing['seconds']
     progress.update(number, values['loss'], rate, timing['data_wait'] / timing['seconds'])
     if skipped > trainer.run.training.max_skipped:
         culprit = names[int(np.argmax(nonfinite))] if nonfinite.any() else 'none this step'
         raise UserError(
             f'step {number}: {skipped} steps had gradients that are not finite (training.max-skipped is '
-            f"{trainer.run.training.max_skipped}); first bad tensor: '{culprit}'"
+            f"{trainer.run.training.max_skipped}); first bad tensor: '{culprit}'; "
+            f'{skipped_steps.first(trainer.folder)}'
         )
 
 

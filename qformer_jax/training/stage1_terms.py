@@ -1,5 +1,6 @@
 """The loss terms of stage 1, one entry each: what the weights of `config.Objective` weigh."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ class LossTerm:
     """In nats."""
     accuracy: Callable[[Aligned], Float['']] | None = None
     """Another metric, NAME_accuracy."""
+    guess: Callable[[config.Run], tuple[float, str]] | None = None
+    """What it is for a network that knows nothing, in nats, and what that number is; None: nothing can be said."""
     refusal: Callable[[config.QformerConfig], str] = lambda qformer: ''
     """Says why a Q-Former cannot have this term; empty: it can."""
 
@@ -77,10 +80,30 @@ def _without_bank(qformer: config.QformerConfig) -> str:
     return '' if there else 'trains the bank of queries, and there is none: model.qformer.query-bank is 1'
 
 
+def guess_of_words(count: int) -> tuple[float, str]:
+    """Return the loss of a guess among so many words, and what it is."""
+    return math.log(count), f'ln {count:,}, the words'
+
+
 TERMS = (
-    LossTerm('itc', lambda aligned: aligned.out.itc.loss, lambda aligned: aligned.out.itc.accuracy),
-    LossTerm('itm', lambda aligned: aligned.out.itm.loss, lambda aligned: aligned.out.itm.accuracy),
-    LossTerm('itg', lambda aligned: aligned.out.itg.loss, lambda aligned: aligned.out.itg.accuracy),
+    LossTerm(
+        'itc',
+        lambda aligned: aligned.out.itc.loss,
+        lambda aligned: aligned.out.itc.accuracy,
+        guess=lambda run: (math.log(run.training.batch_size), f'ln {run.training.batch_size:,}, the texts of a step'),
+    ),
+    LossTerm(
+        'itm',
+        lambda aligned: aligned.out.itm.loss,
+        lambda aligned: aligned.out.itm.accuracy,
+        guess=lambda run: (math.log(3) - 2 / 3 * math.log(2), 'one row in three matches'),
+    ),
+    LossTerm(
+        'itg',
+        lambda aligned: aligned.out.itg.loss,
+        lambda aligned: aligned.out.itg.accuracy,
+        guess=lambda run: guess_of_words(run.model.qformer.vocab_size),
+    ),
     LossTerm('cross_modal', _cross_modal),
     LossTerm('in_modal', _in_modal),
     LossTerm('intra_modal', _intra_modal, refusal=_without_dropout),

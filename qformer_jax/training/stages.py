@@ -14,7 +14,7 @@ from ..models.blip2 import Blip2Module
 from . import losses
 from .loss_context import LossContext
 from .losses import Batch, Result
-from .stage1_terms import TERMS, LossTerm
+from .stage1_terms import TERMS, LossTerm, guess_of_words
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class StageEntry:
     """What to do with a run that was converted from a published checkpoint."""
     task: str = ''
     """The evaluation task that judges its runs; empty: a tower alone has none."""
+    guess: Callable[[config.Run], dict[str, tuple[float, str]]] = lambda run: {}
+    """Metric -> what it is for a network that knows nothing, in nats, and what that number is."""
     terms: tuple[LossTerm, ...] = ()
     """The terms that the weights of `config.Objective` weigh, one of which must be above 0."""
     text_side: str = ''
@@ -54,6 +56,11 @@ CAPTION = 'qformer caption {run} PICTURE'
 RETRIEVE = 'qformer evaluate {run} --task retrieval'
 GO_ON = 'train the next stage from it (qformer train)'
 
+
+def _among_tokens(run: config.Run) -> dict[str, tuple[float, str]]:
+    return {'loss': guess_of_words(run.model.lm.vocab_size)}
+
+
 STAGES: dict[config.Stage, StageEntry] = {
     'vision': StageEntry(
         needs=('vit', 'word_head'),
@@ -61,6 +68,7 @@ STAGES: dict[config.Stage, StageEntry] = {
         loss=losses.vision,
         next_step=GO_ON,
         next_step_converted='train over it: qformer train RECIPE --start.vit {run} --run RUN',
+        guess=lambda run: {'loss': guess_of_words(run.model.word_head)},
     ),
     'language': StageEntry(
         needs=('lm',),
@@ -68,6 +76,7 @@ STAGES: dict[config.Stage, StageEntry] = {
         loss=losses.language,
         next_step=GO_ON,
         next_step_converted='train over it: qformer train RECIPE --start.lm {run} --run RUN',
+        guess=_among_tokens,
         decoder_only=True,
     ),
     'stage1': StageEntry(
@@ -76,6 +85,7 @@ STAGES: dict[config.Stage, StageEntry] = {
         loss=losses.stage1,
         next_step=RETRIEVE,
         next_step_converted=RETRIEVE + ' --data DATA',
+        guess=lambda run: {term.name: term.guess(run) for term in TERMS if term.guess and term.weight(run.objective)},
         task='retrieval',
         terms=TERMS,
         text_side='full',
@@ -87,6 +97,7 @@ STAGES: dict[config.Stage, StageEntry] = {
         loss=losses.generation,
         next_step=CAPTION,
         next_step_converted=CAPTION,
+        guess=_among_tokens,
         task='caption',
         generates=True,
     ),
@@ -96,6 +107,7 @@ STAGES: dict[config.Stage, StageEntry] = {
         loss=losses.generation,
         next_step=CAPTION,
         next_step_converted=CAPTION,
+        guess=_among_tokens,
         task='vqa',
         generates=True,
     ),
