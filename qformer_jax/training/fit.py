@@ -9,8 +9,8 @@ from ..config.ranges import MILLION
 from ..data import pipeline
 from ..data.dataset import Dataset
 from ..errors import UserError
-from .check_data import lengths, option, positions
-from .init_params import complete
+from .check_data import option, positions
+from .init_params import complete, with_lengths
 from .stages import STAGES
 
 FEW = 20
@@ -47,11 +47,9 @@ def fitting(run: config.Run, dataset: Dataset) -> list[str]:
         held_out = 'test' if 'test' in dataset.splits and records('test') > 1 else ''
         words.append(f'--data.train-split train --data.validation-split {held_out or repr("")}')
         data = dataclasses.replace(data, train_split='train', validation_split=held_out)
-    longest: dict[str, int] = {}
-    endless = dataclasses.replace(run, data=dataclasses.replace(data, max_text=MILLION, max_lm_text=MILLION))
-    for split in filter(None, (data.train_split, data.validation_split)):
-        for field, found in lengths(endless, dataset, split).items():
-            longest[field] = max(found.tokens, longest.get(field, 0))
+    endless = dataclasses.replace(run, data=dataclasses.replace(data, max_text=0, max_lm_text=0))
+    found = with_lengths(endless, dataset).data
+    longest = {field: getattr(found, field) for field in ('max_text', 'max_lm_text')}
     for field, tokens in longest.items():
         if tokens > getattr(data, field):
             words.append(f'--data.{option(field)} {tokens}{positions(run, field, tokens)}')

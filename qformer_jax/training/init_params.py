@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from .. import config
+from ..config.ranges import MILLION
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..models import blip2, quantized, vocab_extension
@@ -22,6 +23,7 @@ from ..rules import flatten, match
 from ..runs import weight_store
 from ..runs.run_dir import check_same_shapes, finished
 from ..typing import Params
+from .check_data import lengths
 from .stages import STAGES
 
 
@@ -47,7 +49,21 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
         m = dataclasses.replace(m, lm=dataclasses.replace(m.lm, vocab_size=rows))
     if 'word_head' in STAGES[run.stage].needs:
         m = dataclasses.replace(m, word_head=_size('model.word-head', m.word_head, words))
-    return dataclasses.replace(run, model=m)
+    return with_lengths(dataclasses.replace(run, model=m), dataset)
+
+
+def with_lengths(run: config.Run, dataset: Dataset) -> config.Run:
+    """Return the run with the lengths of texts that are given as 0: those of the longest that it reads."""
+    open_fields = [name for name in ('max_text', 'max_lm_text') if not getattr(run.data, name)]
+    if not open_fields:
+        return run
+    endless = dataclasses.replace(run, data=dataclasses.replace(run.data, **dict.fromkeys(open_fields, MILLION)))
+    longest = {name: getattr(config.Data(), name) for name in open_fields}  # of texts that the stage does not read
+    for number, split in enumerate(filter(None, (run.data.train_split, run.data.validation_split))):
+        for name, found in lengths(endless, dataset, split).items():
+            if name in open_fields:
+                longest[name] = max(found.tokens, longest[name] if number else 0)
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, **longest))
 
 
 def _feature_width(run: config.Run, dataset: Dataset) -> int:

