@@ -29,7 +29,8 @@ def parse(kind: Any, arguments: list[str], **options: Any) -> Any:
 
 def _option(path: str) -> str:
     """Return the option of a field: groups of options have no name on the command line, a recipe's parts have."""
-    return f'--{path.removeprefix("config.") if path.startswith("config.") else path.rpartition(".")[2]}'
+    name = path.removeprefix('config.') if path.startswith('config.') else path.rpartition('.')[2]
+    return f'--{name.replace("_", "-")}'
 
 
 def _one_line(box: str) -> str:

@@ -47,7 +47,7 @@ Rate = Annotated[float, Range(0, 10)]
 """A learning rate."""
 
 
-def check_ranges(part: Any, name: Callable[[str], str] = str) -> None:
+def check_ranges(part: Any, name: Callable[[str], str] = lambda path: path.replace('_', '-')) -> None:
     """Raise UserError for a number of a dataclass, or of one inside it, that is out of its range.
 
     `name` makes what the user knows a field by from its path: `training.steps`.
@@ -55,7 +55,7 @@ def check_ranges(part: Any, name: Callable[[str], str] = str) -> None:
     for path, value, allowed in _numbers(part):
         if value not in allowed:
             limit = f' and at most {LARGEST:,}' if value > allowed.most == LARGEST else ''
-            raise UserError(f'{name(path).replace("_", "-")} is {value}, it must be {allowed}{limit}')
+            raise UserError(f'{name(path)} is {value}, it must be {allowed}{limit}')
 
 
 def _numbers(part: Any, prefix: str = '') -> Iterator[tuple[str, int | float, Range]]:

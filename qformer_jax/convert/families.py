@@ -34,8 +34,8 @@ class PublishedFamily:
     """(its tensors in a file of LAVIS, the model that the user wants) -> configuration."""
     question_prompt: tuple[str, ...] = Data.question_prompt
     """How BLIP-2 asks it (Li et al. 2023, section 4.1)."""
-    plain: Callable[[State], State] = lambda state: state
-    """Tensors as some files name them -> as the class does."""
+    plain: Callable[[State, Json], State] = lambda state, hf_config: state
+    """(tensors as some files name them, their `config.json`) -> as the class does."""
 
 
 FAMILIES = {
@@ -58,6 +58,7 @@ FAMILIES = {
         lavis_prefix='t5',
         read_lavis=t5.read_lavis,
         question_prompt=('Question: {question} Short answer:',),
+        plain=t5.plain,
     ),
     'llama': PublishedFamily(
         'LlamaForCausalLM',

@@ -3,20 +3,23 @@
 `.safetensors`, folders of them with Hugging Face's index, `.pth` / `.pt` / `.bin` of PyTorch, `.onnx`, `.gguf`.
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from .. import json_file
 from ..errors import UserError
 from .lazy_tensors import FLOATS, Tensor
 
 KINDS = '.safetensors, .pth, .pt, .bin, .onnx, .gguf, or a folder of .safetensors or .bin'
 _DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'BOOL': 'bool'}
 _DTYPES |= {f'I{bits}': f'int{bits}' for bits in (8, 16, 32, 64)} | {f'U{bits}': f'uint{bits}' for bits in (8, 16, 32)}
+_BESIDE = re.compile(r'(training_args|optimizer|scheduler|scaler|rng_state\w*|random_states\w*)\.(bin|pth)')
+"""What transformers' `Trainer` and accelerate write beside the weights."""
 _INNER = ('model', 'state_dict', 'module')  # where training scripts put the state dict: LAVIS, Lightning, DeepSpeed
 
 
@@ -41,17 +44,25 @@ def files_of(path: Path) -> list[Path]:
         for index in sorted(path.glob(pattern)):
             return _files_of_index(index)
     for pattern in ('*.safetensors', '*.bin', '*.pth', '*.gguf', '*.onnx'):
-        found = sorted(path.glob(pattern))
+        found = sorted(file for file in path.glob(pattern) if file.is_file() and not _BESIDE.fullmatch(file.name))
         if found:
             return found
     raise UserError(f"folder '{path}' holds no checkpoint; known kinds: {KINDS}")
 
 
+class _Index(msgspec.Struct):
+    """What an index of shards holds, as far as it is read."""
+
+    weight_map: dict[str, str]
+
+
 def _files_of_index(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f'{index} is not an index of shards: {error}') from error
+    names = sorted(set(json_file.read(index, _Index, 'fetch it again').weight_map.values()))
+    if not names:
+        raise UserError(f'{index} names no shards: fetch it again')
+    for name in names:
+        if Path(name).name != name or '\0' in name:
+            raise UserError(f"{index} names a shard '{name}', which is no file beside it: fetch it again")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(f'{index} names {len(names)} shards, but {missing[0]} is missing ({len(missing)} in all)')
@@ -110,10 +121,24 @@ def _torch(file: Path) -> dict[str, Tensor]:
             tree = tree[inner]
     if not isinstance(tree, dict) or not any(isinstance(value, torch.Tensor) for value in tree.values()):
         raise UserError(f'{file} holds no state dict (names to tensors), at the top or under {", ".join(_INNER)}')
-    odd = [name for name, value in tree.items() if not isinstance(value, torch.Tensor)]
-    if odd:
-        raise UserError(f"{file}: '{odd[0]}' is a {type(tree[odd[0]]).__name__}, not a tensor")
+    for name, value in tree.items():
+        if not isinstance(name, str):
+            raise UserError(f'{file}: a key of its state dict is {name!r:.40}, a {type(name).__name__}: expected text')
+        if not isinstance(value, torch.Tensor):
+            raise UserError(f"{file}: '{name}' is a {type(value).__name__}, not a tensor")
+        _check_plain(torch, name, value, file)
     return {name: _of_torch(torch, value) for name, value in tree.items()}
+
+
+def _check_plain(torch, name: str, value, file: Path) -> None:
+    """Raise UserError for a tensor that is no array of numbers that the file holds."""
+    dtype = str(value.dtype).removeprefix('torch.')
+    if dtype not in _DTYPES.values():
+        raise UserError(f"{file}: '{name}' is {dtype}: weights must be {', '.join(FLOATS)}")
+    if value.layout != torch.strided or value.device.type != 'cpu':
+        raise UserError(f"{file}: '{name}' is {value.layout} on '{value.device}': expected a plain tensor")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise UserError(f"{file}: '{name}' {list(value.shape)} is more than the file holds of it: save a whole copy")
 
 
 def _load(torch, file: Path):

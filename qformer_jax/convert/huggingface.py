@@ -7,11 +7,14 @@ Their `post_layernorm` has the epsilon of the tower's norms, 1e-6 (transformers 
 `ln_vision` and ours have 1e-5: set `model.vision_model.post_layernorm.eps = 1e-5` to compare digits.
 """
 
+import re
+
 import numpy as np
 
 from .. import config
 from .bert import LM_HEAD, WORD_PATHS, attention, feed_forward, fresh
 from .families import published_family
+from .lazy_tensors import State
 from .table import (
     CONVOLUTION,
     SPLIT_LAST_ROW,
@@ -27,12 +30,22 @@ from .table import (
     prefixed,
 )
 
+LANGUAGE_MODEL = 'language_model.'
+"""What the names of a language model's tensors begin with."""
+_FUSED = re.compile(r'vision_model\.encoder\.layers\.\d+\.self_attn\.qkv\.bias')
+
 
 def _without_key(bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     query, key, value = np.split(bias, 3)
     if key.any():
         raise ValueError("its middle third, the bias of keys, must be zero, or the tower's attention_bias be 'all'")
     return query, value
+
+
+def has_key_bias(state: State) -> bool:
+    """Return whether a tower in a file of theirs, whose biases are fused, has a bias on keys that is not zero."""
+    fused = [x for key, x in state.items() if _FUSED.fullmatch(key) and len(x.shape) == 1 and x.shape[0] % 3 == 0]
+    return any(np.split(x.read(), 3)[1].any() for x in fused)
 
 
 SPLIT_QV = Transform(_without_key, lambda query, value: np.concatenate([query, np.zeros_like(query), value]))
@@ -106,7 +119,7 @@ def language_model_alone(c: config.LmConfig) -> Table:
 
 def language_model(c: config.LmConfig) -> Table:
     """Return the rows of a language model inside BLIP-2, and of the projection to it."""
-    return (*linear('language_projection', 'lm_projection'), *prefixed(language_model_alone(c), 'language_model.'))
+    return (*linear('language_projection', 'lm_projection'), *prefixed(language_model_alone(c), LANGUAGE_MODEL))
 
 
 def blip2(c: config.Blip2Config) -> Table:

@@ -1,13 +1,17 @@
 """Hugging Face's `config.json` <-> our configuration; a language model's part of it is its family's."""
 
-import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from .. import config
+from .. import config, json_file
 from ..errors import UserError, nearest
 from . import bert
-from .config_fields import Fields, Json, read_fields, require, write_fields
+from .config_fields import Fields, Json, read_fields, require, section, value, write_fields
 from .families import FAMILIES, published_family
+
+Part = TypeVar('Part')
 
 _VIT: Fields = (
     ('image_size', 'image_size', 224),
@@ -17,6 +21,7 @@ _VIT: Fields = (
     ('heads', 'num_attention_heads', 16),
     ('mlp_width', 'intermediate_size', 6144),
     ('norm_eps', 'layer_norm_eps', 1e-6),
+    ('activation', 'hidden_act', 'gelu'),
 )
 _BERT: Fields = (
     ('width', 'hidden_size', 768),
@@ -30,7 +35,10 @@ _QFORMER: Fields = (
     *_BERT,
     ('cross_attention_freq', 'cross_attention_frequency', 2),
     ('feature_width', 'encoder_hidden_size', 1408),
+    ('dropout', 'hidden_dropout_prob', 0.1),
 )
+_KEY_BIAS = 'key_bias'
+"""Field of our own in `vision_config`: true where a tower has a bias on keys, which may be zero. Theirs always has."""
 _DINOV2: Fields = (
     ('image_size', 'image_size', 224),
     ('patch_size', 'patch_size', 14),
@@ -43,12 +51,10 @@ _DINOV2: Fields = (
 
 def read(path: Path) -> Json:
     """Return a `config.json`; raises UserError when it is none."""
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f'{path} is not JSON ({error}): fetch it again') from error
+    found = json_file.read(path, dict[str, Any], 'fetch it again')
     if 'model_type' not in found:
         raise UserError(f"{path} names no 'model_type': is it a model of Hugging Face?")
+    value(found, 'model_type', str, '')
     return found
 
 
@@ -58,7 +64,7 @@ def model_of(hf_config: Json) -> config.Blip2Config:
     alone = {'vit': None, 'qformer': None, 'lm': None}
     if kind in ('blip-2', 'instructblip'):
         return _blip2(hf_config, kind)
-    if kind in [*FAMILIES]:  # it may be no text
+    if kind in FAMILIES:
         return config.Blip2Config(**alone | {'lm': language_model_of(hf_config)})
     if kind == 'bert':
         return config.Blip2Config(**alone | {'qformer': _bert_of(hf_config)})
@@ -69,42 +75,59 @@ def model_of(hf_config: Json) -> config.Blip2Config:
 
 
 def _blip2(hf_config: Json, kind: str) -> config.Blip2Config:
-    vision, qformer = hf_config.get('vision_config', {}), hf_config.get('qformer_config', {})
-    require(vision, 'hidden_act', 'gelu')
-    require(vision, 'qkv_bias', True)
-    words = qformer.get('vocab_size', bert.WORDS)  # [DEC] is one of them, unless they are BERT's own number
-    retrieves = 'Blip2ForImageTextRetrieval' in (hf_config.get('architectures') or ())
+    retrieves = 'Blip2ForImageTextRetrieval' in (value(hf_config, 'architectures', list[str] | None, None) or ())
     text_side = 'reads' if kind == 'instructblip' else 'retrieval' if retrieves else 'none'
-    c = config.QformerConfig(
-        **read_fields(_QFORMER, qformer),
-        num_queries=hf_config.get('num_query_tokens', 32),
-        embed_width=hf_config.get('image_text_hidden_size', 256),
-        vocab_size=words if words == bert.WORDS else words - 1,
+    c = replace(
+        _part(hf_config, 'qformer_config', _qformer_of),
+        num_queries=value(hf_config, 'num_query_tokens', int, 32),
+        embed_width=value(hf_config, 'image_text_hidden_size', int, 256),
         text_side=text_side,
     )
-    vit = config.VitConfig(**read_fields(_VIT, vision))
-    return config.Blip2Config(vit, c, None if retrieves else language_model_of(hf_config.get('text_config', {})))
+    lm = None if retrieves else _part(hf_config, 'text_config', language_model_of)
+    return config.Blip2Config(_part(hf_config, 'vision_config', _eva_of), c, lm)
+
+
+def _part(hf_config: Json, name: str, read: Callable[[Json], Part]) -> Part:
+    """Return what `read` makes of a part; raises UserError that names it."""
+    found = section(hf_config, name)
+    try:
+        return read(found)
+    except UserError as error:
+        raise UserError(f'{name}: {error}') from None
+
+
+def _eva_of(hf_config: Json) -> config.VitConfig:
+    require(hf_config, 'qkv_bias', True)
+    biased = 'all' if value(hf_config, _KEY_BIAS, bool, False) else 'query_value'
+    return read_fields(_VIT, hf_config, config.VitConfig, attention_bias=biased)
+
+
+def _qformer_of(hf_config: Json) -> config.QformerConfig:
+    require(hf_config, 'hidden_act', 'gelu')
+    words = value(hf_config, 'vocab_size', int, bert.WORDS)  # [DEC] is one of them, unless they are BERT's own number
+    rows = words if words == bert.WORDS else words - 1
+    return read_fields(_QFORMER, hf_config, config.QformerConfig, vocab_size=rows)
 
 
 def language_model_of(hf_config: Json) -> config.LmConfig:
     """Return our configuration of a language model's; raises UserError for a variant that has no place here."""
-    kind = hf_config.get('model_type', 'opt')
-    if kind not in [*FAMILIES]:
+    kind = value(hf_config, 'model_type', str, 'opt')
+    if kind not in FAMILIES:
         raise UserError(f"no table for a language model of type '{kind}'; known: {', '.join(FAMILIES)}")
     return FAMILIES[kind].read_config(hf_config)
 
 
 def _bert_of(hf_config: Json) -> config.QformerConfig:
     require(hf_config, 'hidden_act', 'gelu')
-    return config.QformerConfig(**read_fields(_BERT, hf_config), vocab_size=hf_config.get('vocab_size', bert.WORDS))
+    words = value(hf_config, 'vocab_size', int, bert.WORDS)
+    return read_fields(_BERT, hf_config, config.QformerConfig, vocab_size=words)
 
 
 def _dinov2_of(hf_config: Json) -> config.VitConfig:
     require(hf_config, 'hidden_act', 'gelu')
     require(hf_config, 'use_swiglu_ffn', False)
-    fields = read_fields(_DINOV2, hf_config)
-    mlp_width = int(fields['width'] * hf_config.get('mlp_ratio', 4))
-    return config.VitConfig(**fields, mlp_width=mlp_width, attention_bias='all', layer_scale=True, final_norm=True)
+    vit = read_fields(_DINOV2, hf_config, config.VitConfig, attention_bias='all', layer_scale=True, final_norm=True)
+    return replace(vit, mlp_width=vit.width * value(hf_config, 'mlp_ratio', int, 4))
 
 
 def of_model(c: config.Blip2Config) -> Json:
@@ -113,13 +136,14 @@ def of_model(c: config.Blip2Config) -> Json:
         return of_language_model(c.lm)
     q = c.qformer
     head = {'none': 'Blip2ForConditionalGeneration', 'retrieval': 'Blip2ForImageTextRetrieval'}
-    qformer = write_fields(_QFORMER, q) | {'vocab_size': q.vocab_size + 1}
+    qformer = write_fields(_QFORMER, q) | {'vocab_size': q.vocab_size + 1, 'attention_probs_dropout_prob': q.dropout}
+    key_bias = {_KEY_BIAS: True} if c.vit.attention_bias == 'all' else {}
     found = {
         'architectures': [head.get(q.text_side, 'InstructBlipForConditionalGeneration')],
         'model_type': 'instructblip' if q.text_side == 'reads' else 'blip-2',
         'num_query_tokens': q.num_queries,
         'image_text_hidden_size': q.embed_width,
-        'vision_config': write_fields(_VIT, c.vit) | {'qkv_bias': True, 'hidden_act': 'gelu'},
+        'vision_config': write_fields(_VIT, c.vit) | {'qkv_bias': True} | key_bias,
         'qformer_config': qformer | {'use_qformer_text_input': q.text_side == 'retrieval'},
     }
     if q.text_side == 'reads':

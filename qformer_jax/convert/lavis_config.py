@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .. import config, presets
 from .families import FAMILIES
-from .lavis_sizes import count_layers, heads_of
+from .lavis_sizes import count_layers, heads_of, shape_of
 from .lazy_tensors import State
 
 
@@ -37,8 +37,9 @@ def vit_of(state: State, like: config.VitConfig | None) -> config.VitConfig:
     else:
         published, patch, table, up = presets.VIT_G, 'patch_embed.proj.weight', 'pos_embed', 'mlp.fc1.weight'
         block = 'blocks.'
-    width, _, patch_size, _ = state[patch].shape
-    grid = round((state[table].shape[-2] - 1) ** 0.5)
+    width, _, patch_size, _ = shape_of(state, patch, 4)
+    *_, positions, _ = shape_of(state, table, 2 if table == 'positional_embedding' else 3)
+    grid = max(round((positions - 1) ** 0.5), 1)
     return replace(
         published,
         image_size=grid * patch_size,
@@ -46,7 +47,7 @@ def vit_of(state: State, like: config.VitConfig | None) -> config.VitConfig:
         width=width,
         depth=count_layers(state, block),
         heads=heads_of('vit', width, {published.width: published.heads}, like),
-        mlp_width=state[f'{block}0.{up}'].shape[0],
+        mlp_width=shape_of(state, f'{block}0.{up}', 2)[0],
     )
 
 
@@ -60,36 +61,40 @@ def published_depth(found: config.VitConfig) -> int:
 
 
 def _qformer_of(state: State, like: config.QformerConfig | None) -> config.QformerConfig:
-    bert = inside(state, 'Qformer.bert.')
-    _, queries, width = state['query_tokens'].shape
+    bert, published = inside(state, 'Qformer.bert.'), presets.QFORMER_G
+    _, queries, width = shape_of(state, 'query_tokens', 3)
     layer = 'encoder.layer.'
     reads = [i for i in range(count_layers(bert, layer)) if f'{layer}{i}.crossattention.self.key.weight' in bert]
-    words, text_side = bert.get('embeddings.word_embeddings.weight'), 'none'
-    if words is not None:
-        text_side = 'full' if 'temp' in state else 'reads'
-    published = presets.QFORMER_G
+    words, text_side, rows = 'embeddings.word_embeddings.weight', 'none', published.vocab_size
+    if words in bert:
+        text_side, rows = 'full' if 'temp' in state else 'reads', shape_of(bert, words, 2)[0] - 1
     return replace(
         published,
-        feature_width=bert[f'{layer}0.crossattention.self.key.weight'].shape[1],
+        feature_width=shape_of(bert, f'{layer}0.crossattention.self.key.weight', 2)[1],
         num_queries=queries,
         width=width,
         depth=count_layers(bert, layer),
         heads=heads_of('qformer', width, {published.width: published.heads}, like),
-        mlp_width=bert[f'{layer}0.intermediate_query.dense.weight'].shape[0],
+        mlp_width=shape_of(bert, f'{layer}0.intermediate_query.dense.weight', 2)[0],
         cross_attention_freq=reads[1] if len(reads) > 1 else count_layers(bert, layer),
-        vocab_size=words.shape[0] - 1 if words is not None else published.vocab_size,
+        vocab_size=rows,
         max_positions=_positions(bert, published),
-        embed_width=state['vision_proj.weight'].shape[0] if 'vision_proj.weight' in state else published.embed_width,
+        embed_width=shape_of(state, 'vision_proj.weight', 2)[0]
+        if 'vision_proj.weight' in state
+        else published.embed_width,
         text_side=text_side,
     )
 
 
 def _positions(bert: State, published: config.QformerConfig) -> int:
     """Return the rows of the position table, of which stage 2 keeps only the buffer that counts them."""
-    for key in ('embeddings.position_embeddings.weight', 'embeddings.position_ids'):
-        if key in bert:
-            return max(bert[key].shape[0], bert[key].shape[-1] if key.endswith('ids') else 0)
-    return published.max_positions
+    if 'embeddings.position_embeddings.weight' in bert:
+        return shape_of(bert, 'embeddings.position_embeddings.weight', 2)[0]
+    return (
+        shape_of(bert, 'embeddings.position_ids', 2)[1]
+        if 'embeddings.position_ids' in bert
+        else published.max_positions
+    )
 
 
 def _language_model_of(state: State, like: config.LmConfig | None) -> config.LmConfig | None:

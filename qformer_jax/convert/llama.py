@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from .. import config, presets
-from .config_fields import Fields, Json, read_fields, require, write_fields
-from .lavis_sizes import count_layers, heads_of
+from .config_fields import Fields, Json, read_fields, require, value, write_fields
+from .lavis_sizes import count_layers, heads_of, shape_of
 from .lazy_tensors import State
 from .table import Derived, Ignored, Row, Table, Transform, linear, norm
 
@@ -106,14 +106,18 @@ def read_config(hf_config: Json) -> config.LlamaConfig:
     require(hf_config, 'attention_bias', False)
     require(hf_config, 'mlp_bias', False)
     require(hf_config, 'rope_scaling', None)
-    rope = hf_config.get('rope_parameters') or {}  # where transformers 5 keeps what was rope_theta
+    rope = (
+        value(hf_config, 'rope_parameters', dict | None, None) or {}
+    )  # where transformers 5 keeps what was rope_theta
     require(rope, 'rope_type', 'default')
-    fields = read_fields(_FIELDS, hf_config)
-    return config.LlamaConfig(
-        **fields,
-        kv_heads=hf_config.get('num_key_value_heads') or fields['heads'],
-        head_width=hf_config.get('head_dim') or fields['width'] // fields['heads'],
-        rope_base=rope.get('rope_theta', hf_config.get('rope_theta', 10000.0)),
+    base = value(hf_config, 'rope_theta', float, 10000.0)
+    found = read_fields(_FIELDS, hf_config, config.LlamaConfig, rope_base=value(rope, 'rope_theta', float, base))
+    kv_heads = value(hf_config, 'num_key_value_heads', int | None, None)
+    head_width = value(hf_config, 'head_dim', int | None, None)
+    return replace(
+        found,
+        kv_heads=found.heads if kv_heads is None else kv_heads,
+        head_width=found.width // found.heads if head_width is None else head_width,
     )
 
 
@@ -129,16 +133,16 @@ def write_config(c: config.LlamaConfig) -> Json:
 
 def read_lavis(state: State, like: config.LmConfig | None) -> config.LlamaConfig:
     """Return a Llama as LAVIS reads it, Vicuna: as many heads of keys as of queries, and Vicuna's constants."""
-    rows, width = state['model.embed_tokens.weight'].shape
+    rows, width = shape_of(state, 'model.embed_tokens.weight', 2)
     heads = heads_of('lm', width, {x.width: x.heads for x in (presets.VICUNA_7B, presets.VICUNA_13B)}, like)
-    head_width = state['model.layers.0.self_attn.q_proj.weight'].shape[0] // heads
+    head_width = shape_of(state, 'model.layers.0.self_attn.q_proj.weight', 2)[0] // heads
     return replace(
         like if isinstance(like, config.LlamaConfig) else presets.VICUNA_7B,
         vocab_size=rows,
         width=width,
         depth=count_layers(state, 'model.layers.'),
         heads=heads,
-        kv_heads=state['model.layers.0.self_attn.k_proj.weight'].shape[0] // head_width,
+        kv_heads=shape_of(state, 'model.layers.0.self_attn.k_proj.weight', 2)[0] // head_width,
         head_width=head_width,
-        mlp_width=state['model.layers.0.mlp.gate_proj.weight'].shape[0],
+        mlp_width=shape_of(state, 'model.layers.0.mlp.gate_proj.weight', 2)[0],
     )

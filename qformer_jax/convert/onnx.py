@@ -47,7 +47,13 @@ def _names(graph: GraphProto) -> dict[str, str]:
 
 
 def _tensor(name: str, proto: TensorProto, path: Path) -> tuple[str, Tensor]:
-    shape, dtype = tuple(proto.dims), np.dtype(helper.tensor_dtype_to_np_dtype(proto.data_type))
+    shape = tuple(proto.dims)
+    if min(shape, default=0) < 0:
+        raise UserError(f"{path}: '{proto.name}' has the shape {list(shape)}: fetch it again")
+    try:
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(proto.data_type))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: '{proto.name}' is of the type {proto.data_type}, which ONNX does not have") from None
     linear = name.removesuffix('.MatMul')
     if linear == name or len(shape) != 2:
         return name, Tensor(shape, dtype, partial(_values, proto, path))

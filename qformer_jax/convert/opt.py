@@ -1,8 +1,10 @@
 """OPT as Hugging Face's `OPTForCausalLM` has it: weights and configuration."""
 
+from dataclasses import replace
+
 from .. import config
-from .config_fields import Fields, Json, read_fields, require, write_fields
-from .lavis_sizes import count_layers, heads_of
+from .config_fields import Fields, Json, read_fields, require, value, write_fields
+from .lavis_sizes import count_layers, heads_of, shape_of
 from .lazy_tensors import State
 from .table import Derived, Ignored, Row, Table, linear, norm
 
@@ -34,7 +36,7 @@ def opt(c: config.OptConfig) -> Table:
     return table
 
 
-def plain(state: State) -> State:
+def plain(state: State, hf_config: Json) -> State:
     """Return an OPT's tensors as `OPTForCausalLM` names them: some files hold the model without its head."""
     return {f'model.{key}' if key.startswith('decoder.') else key: tensor for key, tensor in state.items()}
 
@@ -46,7 +48,6 @@ _FIELDS: Fields = (
     ('heads', 'num_attention_heads', 12),
     ('mlp_width', 'ffn_dim', 3072),
     ('max_positions', 'max_position_embeddings', 2048),
-    ('embed_width', 'word_embed_proj_dim', 0),
     ('norm_first', 'do_layer_norm_before', True),
 )
 
@@ -55,9 +56,9 @@ def read_config(hf_config: Json) -> config.OptConfig:
     """Return our configuration of a `config.json`; raises UserError for a variant that has no place here."""
     require(hf_config, 'activation_function', 'relu')
     require(hf_config, '_remove_final_layer_norm', False)
-    fields = read_fields(_FIELDS, hf_config)
-    projects = fields['embed_width'] not in (None, fields['width'])
-    return config.OptConfig(**fields | {'embed_width': fields['embed_width'] if projects else 0})
+    embed_width = value(hf_config, 'word_embed_proj_dim', int | None, None) or 0
+    found = read_fields(_FIELDS, hf_config, config.OptConfig, embed_width=embed_width)
+    return replace(found, embed_width=0) if embed_width == found.width else found
 
 
 def write_config(c: config.OptConfig) -> Json:
@@ -71,12 +72,12 @@ _PUBLISHED_HEADS = {768: 12, 1024: 16, 2048: 32, 2560: 32, 4096: 32, 5120: 40, 7
 
 def read_lavis(state: State, like: config.LmConfig | None) -> config.OptConfig:
     """Return the configuration of an OPT inside LAVIS's class."""
-    rows, width = state['model.decoder.embed_tokens.weight'].shape
+    rows, width = shape_of(state, 'model.decoder.embed_tokens.weight', 2)
     return config.OptConfig(
         vocab_size=rows,
         width=width,
         depth=count_layers(state, 'model.decoder.layers.'),
         heads=heads_of('lm', width, _PUBLISHED_HEADS, like),
-        mlp_width=state['model.decoder.layers.0.fc1.weight'].shape[0],
-        max_positions=state['model.decoder.embed_positions.weight'].shape[0] - 2,
+        mlp_width=shape_of(state, 'model.decoder.layers.0.fc1.weight', 2)[0],
+        max_positions=shape_of(state, 'model.decoder.embed_positions.weight', 2)[0] - 2,
     )

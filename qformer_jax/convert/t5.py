@@ -1,11 +1,13 @@
 """T5 1.1 and Flan-T5 as Hugging Face's `T5ForConditionalGeneration` has them: weights and configuration."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from .. import config
 from ..errors import UserError
-from .config_fields import Fields, Json, read_fields, require, write_fields
-from .lavis_sizes import count_layers
+from .config_fields import Fields, Json, read_fields, require, value, write_fields
+from .lavis_sizes import count_layers, shape_of
 from .lazy_tensors import State
 from .table import Derived, Ignored, Row, Table, linear, norm
 
@@ -62,6 +64,21 @@ def t5(c: config.T5Config) -> Table:
     return T5
 
 
+def plain(state: State, hf_config: Json) -> State:
+    """Return a T5's tensors with an output table, which is the token table where a file has none of its own.
+
+    Raises UserError for such a file whose `config.json` asks for outputs scaled as the first T5's are: ours are not.
+    """
+    if 'lm_head.weight' in state or 'shared.weight' not in state:
+        return state
+    if hf_config.get('scale_decoder_outputs', hf_config.get('tie_word_embeddings', True)):  # transformers 5, and 4
+        raise UserError(
+            "the file has no 'lm_head.weight', and config.json scales the outputs of the token table in its place "
+            '(scale_decoder_outputs, or tie_word_embeddings before transformers 5), which T5 here does not'
+        )
+    return {**state, 'lm_head.weight': state['shared.weight']}
+
+
 _FIELDS: Fields = (
     ('vocab_size', 'vocab_size', 32128),
     ('width', 'd_model', 512),
@@ -79,12 +96,12 @@ _ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh'}
 def read_config(hf_config: Json) -> config.T5Config:
     """Return our configuration of a `config.json`; raises UserError for a variant that has no place here."""
     require({'feed_forward_proj': 'relu'} | hf_config, 'feed_forward_proj', 'gated-gelu')
-    activation = hf_config.get('dense_act_fn', 'gelu_new')
+    activation = value(hf_config, 'dense_act_fn', str, 'gelu_new')
     if activation not in _ACTIVATIONS:
-        raise UserError(f"dense_act_fn is '{activation}', but T5 here has {' or '.join(_ACTIVATIONS)}")
-    fields = read_fields(_FIELDS, hf_config)
-    decoder_depth = hf_config.get('num_decoder_layers', fields['depth'])
-    return config.T5Config(**fields, decoder_depth=decoder_depth, activation=_ACTIVATIONS[activation])
+        raise UserError(f"config.json has dense_act_fn '{activation}', but T5 here has {' or '.join(_ACTIVATIONS)}")
+    found = read_fields(_FIELDS, hf_config, config.T5Config, activation=_ACTIVATIONS[activation])
+    decoder_depth = value(hf_config, 'num_decoder_layers', int | None, None)
+    return replace(found, decoder_depth=found.depth if decoder_depth is None else decoder_depth)
 
 
 def write_config(c: config.T5Config) -> Json:
@@ -100,16 +117,16 @@ def write_config(c: config.T5Config) -> Json:
 
 def read_lavis(state: State, like: config.LmConfig | None) -> config.T5Config:
     """Return the configuration of a T5 inside LAVIS's class."""
-    bias = state['encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight'].shape
-    query = state['encoder.block.0.layer.0.SelfAttention.q.weight'].shape
+    bias = shape_of(state, 'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight', 2)
+    query = shape_of(state, 'encoder.block.0.layer.0.SelfAttention.q.weight', 2)
     return config.T5Config(
-        vocab_size=state['shared.weight'].shape[0],
+        vocab_size=shape_of(state, 'shared.weight', 2)[0],
         width=query[1],
         depth=count_layers(state, 'encoder.block.'),
         decoder_depth=count_layers(state, 'decoder.block.'),
         heads=bias[1],
         head_width=query[0] // bias[1],
-        mlp_width=state['encoder.block.0.layer.1.DenseReluDense.wi_0.weight'].shape[0],
+        mlp_width=shape_of(state, 'encoder.block.0.layer.1.DenseReluDense.wi_0.weight', 2)[0],
         buckets=bias[0],
         max_distance=like.max_distance if isinstance(like, config.T5Config) else config.T5Config().max_distance,
     )

@@ -104,7 +104,10 @@ class Work:
         computed, exact = (self.compute(self.params, dtype, failed) for dtype in ('float32', 'float64'))
 
         def note(row: ReportRow) -> str:
-            gaps = (difference(x, exact[row.name]) / row.scale for x in (computed[row.name], expected[row.name]))
+            if np.isnan(expected[row.name]).any():
+                return 'NaN was recorded'
+            unit = row.scale or 1.0
+            gaps = (difference(x, exact[row.name]) / unit for x in (computed[row.name], expected[row.name]))
             return 'float64 is {:.1e} of the scale from ours, {:.1e} from the recorded'.format(*gaps)
 
         return [dataclasses.replace(row, note=note(row)) if row.name in failed else row for row in rows]
