@@ -15,14 +15,16 @@ from reference import CLIP, EVA, OPT, QFORMER, T5
 from safetensors.numpy import load_file, save_file
 
 from qformer_jax import cli, config, presets, recipes
-from qformer_jax.convert import bert, files, lavis, lavis_config, safetensors_writer
+from qformer_jax.convert import bert, files, lavis, lavis_config, published, safetensors_writer
 from qformer_jax.convert.assemble import assemble
 from qformer_jax.convert.lazy_tensors import Tensor, in_memory, read_all
 from qformer_jax.convert.recognise import NOTHING, without_dec
 from qformer_jax.convert.table import NewlyInitialized, to_jax
 from qformer_jax.errors import UserError
 from qformer_jax.inference.blip2 import Blip2
+from qformer_jax.models import blip2
 from qformer_jax.models.vit import resize_positions
+from qformer_jax.rules import flatten
 from qformer_jax.runs import import_export, run_dir
 
 LAVIS = reference.GOLDENS / 'lavis'
@@ -397,3 +399,217 @@ def test_safetensors_need_no_torch():
         f'open_checkpoint(Path({str(recorded("stage1"))!r})); sys.exit("torch" in sys.modules)'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+DEMO = config.Blip2Config(
+    dataclasses.replace(presets.TINY_VIT, depth=2),
+    dataclasses.replace(presets.TINY_QFORMER, feature_width=64, vocab_size=30, depth=2),
+    dataclasses.replace(presets.TINY_OPT, vocab_size=50, depth=2),
+)
+"""What the demo's runs are made of, a little shallower."""
+
+
+def demo(reads: bool = False, **parts) -> import_export.Model:
+    """Return a run of the demo's kind, with random parameters, and other parts."""
+    model = dataclasses.replace(DEMO, **parts)
+    draw, shapes = np.random.default_rng(0), flatten(blip2.shapes(model))
+    arrays = {path: draw.normal(size=x.shape).astype(np.float32) for path, x in shapes.items()}
+    run = config.Run('stage2', model, objective=config.Objective(instruction_aware=reads))
+    return import_export.Model(run, in_memory(arrays), (), ())
+
+
+def other(part: str, **fields) -> dict:
+    """Return a part of the demo's model with other fields."""
+    return {part: dataclasses.replace(getattr(DEMO, part), **fields)}
+
+
+def assert_returns(model: import_export.Model, folder) -> None:
+    """Fail unless what is written for Hugging Face is read back as the same model, to the last bit."""
+    _, left_out = import_export.export_checkpoint(model, folder, 'huggingface')
+    back = import_export.read([folder])
+    want = {path: x for path, x in read_all(model.tensors).items() if path not in left_out}
+    assert back.run.model == published.for_huggingface(model.run.model, model.reads).model
+    assert back.reads == model.reads
+    assert_same(read_all(back.tensors), want)
+
+
+@pytest.mark.parametrize(
+    'reads, parts',
+    [
+        (False, {'lm': None}),
+        (False, {}),
+        (True, {}),
+        (False, {'lm': T5}),
+        (True, {'lm': dataclasses.replace(T5, activation='gelu_tanh')}),
+        (True, {'lm': reference.LLAMA}),
+        (False, {'lm': dataclasses.replace(reference.LLAMA, tied=True, rope_base=5e4, norm_eps=1e-5)}),
+        (False, other('lm', embed_width=16, norm_first=False)),
+        (False, {'vit': None, 'qformer': None}),
+        (False, other('vit', attention_bias='query_value', activation='quick_gelu', norm_eps=1e-5)),
+        (True, other('qformer', dropout=0.3, norm_eps=1e-6, vocab_size=30522)),
+    ],
+)
+def test_a_run_returns_from_hugging_face_as_it_was(reads, parts, tmp_path):
+    assert_returns(demo(reads, **parts), tmp_path / 'theirs')
+
+
+def test_a_bias_of_keys_that_is_zero_returns_too(tmp_path):
+    """A fresh tower's are; without our mark in `config.json`, only weights could tell."""
+    model = demo()
+    arrays = read_all(model.tensors)
+    keys = {path: np.zeros_like(x) for path, x in arrays.items() if path.endswith('/attention/key/bias')}
+    assert_returns(dataclasses.replace(model, tensors=in_memory(arrays | keys)), tmp_path / 'zero')
+    import_export.export_checkpoint(demo(), tmp_path / 'unmarked', 'huggingface')
+    change_config(tmp_path / 'unmarked', ('vision_config', 'key_bias'), None)
+    assert import_export.read([tmp_path / 'unmarked']).run.model.vit.attention_bias == 'all'
+
+
+def test_a_lora_returns_merged(tmp_path):
+    plain = demo()
+    tuned = dataclasses.replace(plain.run.model, lora=config.LoraConfig(rank=2))
+    tensors = demo(lora=tuned.lora).tensors
+    merged = import_export._merge(tensors, tuned, plain.run.model)
+    assert_returns(dataclasses.replace(plain, tensors=merged), tmp_path / 'theirs')
+
+
+@pytest.mark.parametrize(
+    'parts, kind, message',
+    [
+        (other('vit', patch_bias=False), 'huggingface', r'model\.vit\.patch-bias False does: theirs has True'),
+        (other('vit', final_norm=True), 'huggingface', r'model\.vit\.final-norm True'),
+        (other('vit', position_resize='align_corners'), 'huggingface', r'model\.vit\.position-resize align_corners'),
+        (other('qformer', feature_norm_eps=1e-3), 'huggingface', r'model\.qformer\.feature-norm-eps 0\.001'),
+        (other('qformer', vocab_size=30521), 'huggingface', r'model\.qformer\.vocab-size 30521 and \[DEC\]'),
+        ({'vit': None}, 'huggingface', r'here model\.vit is None'),
+        ({}, 'lavis', r"LAVIS's computes what model\.vit\.attention-bias all does: theirs has query_value"),
+        (other('vit', attention_bias='query_value', norm_eps=1e-5), 'lavis', r'model\.vit\.norm-eps 1e-05'),
+        (
+            other('vit', attention_bias='query_value') | other('qformer', norm_eps=1e-6),
+            'lavis',
+            r'qformer\.norm-eps 1e-06',
+        ),
+    ],
+)
+def test_what_they_cannot_say_is_refused_with_its_field(parts, kind, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        import_export.export_checkpoint(demo(**parts), tmp_path / 'theirs.safetensors', kind)
+    assert list(tmp_path.iterdir()) == []
+
+
+def change_config(folder, path: tuple[str, ...], value) -> None:
+    """Put a value into a `config.json`; None: remove it."""
+    tree = json.loads((folder / 'config.json').read_text())
+    part = tree
+    for name in path[:-1]:
+        part = part[name]
+    if value is None:
+        del part[path[-1]]
+    else:
+        part[path[-1]] = value
+    (folder / 'config.json').write_text(json.dumps(tree))
+
+
+def test_a_t5_whose_head_is_its_token_table_is_read(tmp_path):
+    """As transformers 5 saves it, alone and inside BLIP-2."""
+    for name, parts, prefix, where in (
+        ('alone', {'vit': None, 'qformer': None}, '', ()),
+        ('whole', {}, 'language_model.', ('text_config',)),
+    ):
+        model = demo(lm=T5, **parts)
+        import_export.export_checkpoint(model, tmp_path / name, 'huggingface')
+        state = load_file(tmp_path / name / 'model.safetensors')
+        del state[f'{prefix}lm_head.weight']
+        save_file(state, tmp_path / name / 'model.safetensors')
+        change_config(tmp_path / name, (*where, 'tie_word_embeddings'), True)
+        with pytest.raises(UserError, match=r"no 'lm_head\.weight', and config\.json scales the outputs"):
+            import_export.read([tmp_path / name])
+        change_config(tmp_path / name, (*where, 'scale_decoder_outputs'), False)
+        found = import_export.read([tmp_path / name]).tensors
+        np.testing.assert_array_equal(found['lm/lm_head/kernel'].read(), found['lm/word_embedding'].read().T)
+        np.testing.assert_array_equal(found['lm/word_embedding'].read(), model.tensors['lm/word_embedding'].read())
+
+
+@pytest.mark.parametrize(
+    'path, value, message',
+    [
+        (('model_type',), 3, 'model_type 3: expected a text'),
+        (('vision_config',), 'x', "vision_config 'x': expected an object"),
+        (('text_config',), [], r'text_config \[\]: expected an object'),
+        (('architectures',), 'Blip2', r'architectures'),
+        (('num_query_tokens',), 2.5, 'num_query_tokens 2.5: expected a whole number'),
+        (('vision_config', 'image_size'), [28, 28], r'vision_config: .*image_size \[28, 28\]: expected a whole number'),
+        (('vision_config', 'num_attention_heads'), 0, 'num_attention_heads is 0, it must be at least 1'),
+        (('vision_config', 'hidden_act'), 'relu', "hidden_act 'relu'"),
+        (('qformer_config', 'num_hidden_layers'), -1, 'qformer_config: .*num_hidden_layers is -1'),
+        (('qformer_config', 'layer_norm_eps'), float('nan'), 'layer_norm_eps is nan'),
+        (('text_config', 'ffn_dim'), True, 'text_config: .*ffn_dim True: expected a whole number'),
+        (('text_config', 'word_embed_proj_dim'), 'x', "word_embed_proj_dim 'x'"),
+        (('text_config', 'model_type'), 'gpt2', "language model of type 'gpt2'"),
+    ],
+)
+def test_an_odd_config_is_refused_with_its_field(path, value, message, tmp_path):
+    import_export.export_checkpoint(demo(), tmp_path / 'theirs', 'huggingface')
+    change_config(tmp_path / 'theirs', path, value)
+    with pytest.raises(UserError, match=rf'theirs.*{message}'):
+        import_export.read([tmp_path / 'theirs'])
+
+
+@pytest.mark.parametrize('text', ['', 'null', '[]', '[' * 10_000, '{"model_type": null}', '\x00'])
+def test_a_config_or_index_that_is_none_is_refused(text, tmp_path):
+    import_export.export_checkpoint(demo(), tmp_path / 'theirs', 'huggingface')
+    (tmp_path / 'theirs' / 'config.json').write_text(text)
+    with pytest.raises(UserError, match=r'config\.json'):
+        import_export.read([tmp_path / 'theirs'])
+    (tmp_path / 'theirs' / 'model.safetensors.index.json').write_text(text)
+    with pytest.raises(UserError, match=r'index\.json'):
+        import_export.read([tmp_path / 'theirs'])
+
+
+@pytest.mark.parametrize(
+    'shards, message', [({}, 'names no shards'), ({'x': '../a'}, 'no file beside it'), ({'x': 3}, 'Expected `str`')]
+)
+def test_an_index_names_files_beside_it(shards, message, tmp_path):
+    (tmp_path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': shards}))
+    with pytest.raises(UserError, match=message):
+        files.open_checkpoint(tmp_path)
+
+
+def test_a_trainers_folder_is_its_weights(tmp_path):
+    torch = pytest.importorskip('torch', reason='.bin is its format')
+    torch.save({'x': torch.ones(3)}, tmp_path / 'pytorch_model.bin')
+    torch.save(argparse.Namespace(lr=1e-3), tmp_path / 'training_args.bin')
+    torch.save({'state': {}}, tmp_path / 'optimizer.bin')
+    assert files.open_checkpoint(tmp_path).keys() == {'x'}
+
+
+def test_odd_entries_of_a_state_dict_are_named(tmp_path):
+    torch = pytest.importorskip('torch', reason='.pth is its format')
+    x = torch.ones(2, 2)
+    entries = [
+        ({3: x}, 'key of its state dict is 3, a int'),
+        ({'a': x, 'b': None}, "'b' is a NoneType"),
+        ({'a': x.to(torch.float8_e4m3fn)}, "'a' is float8_e4m3fn: weights must be"),
+        ({'a': x.to_sparse()}, r"'a' is torch\.sparse_coo"),
+        ({'a': x.to('meta')}, "on 'meta'"),
+        ({'a': x[0, :1].expand(10**12)}, 'is more than the file holds'),
+    ]
+    for state, message in entries:
+        torch.save(state, tmp_path / 'model.pth')
+        with pytest.raises(UserError, match=message):
+            files.open_checkpoint(tmp_path / 'model.pth')
+
+
+@pytest.mark.parametrize('case, part', [('stage1', 'Qformer'), ('opt_stage2', 'opt_model'), ('t5_stage2', 't5_model')])
+def test_a_lavis_file_without_a_tensor_is_no_traceback(case, part, tmp_path):
+    """Nor one with an empty or flat tensor: it is refused, or, of a second name or a bias, read."""
+    state = load_file(recorded(case))
+    names = [name for name in state if name.startswith(part)]
+    refused = 0
+    for name in names[:: len(names) // 12]:
+        for odd in ({}, {name: state[name].reshape(-1)}, {name: state[name][:0]}):
+            save_file({key: x for key, x in state.items() if key != name} | odd, tmp_path / 'part.safetensors')
+            try:
+                import_export.read([tmp_path / 'part.safetensors'], LIKE[case])
+            except UserError:
+                refused += 1
+    assert refused > len(names[:: len(names) // 12])

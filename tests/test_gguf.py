@@ -209,6 +209,30 @@ def test_a_file_that_is_cut_off_or_foreign_is_refused(path):
         reader.read(path.parent / 'other.gguf')
 
 
+def test_lengths_that_a_file_only_states_are_not_believed(path):
+    """Each bit of the lengths of the header's lists and texts: refused at once, where the package's reader counts."""
+    whole, message = path.read_bytes(), r'model\.gguf is no GGUF file, or only a part of one|is damaged|does not state'
+    at = whole.index(b'tokenizer.ggml.tokens') + len(b'tokenizer.ggml.tokens') + 8
+    assert int.from_bytes(whole[at : at + 8], 'little') == len(WORDS)
+    for bit in range(10, 64, 6):
+        data = bytearray(whole)
+        data[at + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=message):
+            reader.config_of(path, reader.read(path))
+
+
+def test_numbers_of_another_kind_are_refused(tmp_path):
+    fields = header(C) | {'llama.attention.head_count': 'two'}
+    path = write(tmp_path / 'model.gguf', stored(C, random_model(C)), fields)
+    with pytest.raises(UserError, match=r'llama\.attention\.head_count is damaged: Expected `int`'):
+        assemble([path])
+    path.unlink()
+    write(path, stored(C, random_model(C)), header(C) | {'llama.attention.head_count': 0})
+    with pytest.raises(UserError, match=r'model\.gguf: lm\.heads is 0, it must be at least 1'):
+        assemble([path])
+
+
 def test_without_the_package_its_name_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, 'gguf', None)
     with pytest.raises(UserError, match=r"pip install 'qformer_jax\[gguf\]'"):

@@ -91,6 +91,25 @@ def test_a_file_that_is_cut_off_or_foreign_is_refused(path):
         read(path.parent / 'other.onnx')
 
 
+def test_odd_tensors_are_named(path):
+    whole = onnx.load(path)
+
+    def damaged(change, message):
+        model = onnx.ModelProto.FromString(whole.SerializeToString())
+        change(model.graph.initializer[0])
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(UserError, match=message):
+            read(path)['tower.layer.0.fc.bias'].read()
+
+    damaged(lambda x: setattr(x, 'data_type', 99), r"model\.onnx: 'tower\.layer\.0\.fc\.bias' is of the type 99")
+    damaged(lambda x: x.dims.__setitem__(0, -3), r'has the shape \[-3\]')
+    damaged(lambda x: x.dims.__setitem__(0, 2**40), 'cannot be read')
+    damaged(lambda x: setattr(x, 'raw_data', b'x'), 'cannot be read')
+    path.write_bytes(whole.SerializeToString().replace(b'tower.layer.0.fc.bias', b'tower.layer.\xff.fc.bias'))
+    with pytest.raises(UserError, match='damaged names'):
+        read(path)
+
+
 TOWER = config.VitConfig(
     image_size=28,
     width=12,

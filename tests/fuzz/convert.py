@@ -101,7 +101,7 @@ def _write_gguf(path: Path) -> None:
     writer.add_key_length(c.head_width)
     writer.add_layer_norm_rms_eps(c.norm_eps)
     writer.add_tokenizer_model('gpt2')
-    words = [chr(97 + i) for i in range(26)] + ['ab', 'cd', 'ef', 'gh']
+    words = ['</s>', '<pad>', *map(chr, range(97, 121)), 'ab', 'cd', 'ef', 'gh']
     writer.add_token_list(words)
     writer.add_token_types([gguf.TokenType.NORMAL] * len(words))
     writer.add_token_merges(['a b', 'c d', 'e f', 'g h'])
@@ -132,7 +132,7 @@ def cases(home: Path, draw: random.Random) -> Iterator[tuple[str, mutations.Verd
         kind = draw.choice(sorted(MODELS))
         shutil.rmtree(whole, ignore_errors=True)
         shutil.copytree(home / kind, whole)
-        file = draw.choice(sorted(file for file in whole.iterdir() if file.name != import_export.PROVENANCE))
+        file = draw.choice(sorted(file for file in whole.iterdir() if not file.name.endswith(import_export.PROVENANCE)))
         mutation = draw.choice(_mutations(file))
         verdict = mutation(file, draw)
         yield f'{kind}/{file.name}: {mutation.__name__}', verdict, partial(read, kind, whole)
