@@ -554,6 +554,28 @@ def test_an_odd_config_is_refused_with_its_field(path, value, message, tmp_path)
         import_export.read([tmp_path / 'theirs'])
 
 
+@pytest.mark.parametrize(
+    'lm, path, value, message',
+    [
+        (reference.LLAMA, 'head_dim', 11, 'heads of width 11'),
+        (reference.LLAMA, 'num_key_value_heads', 3, '4 heads of width 12 over 3 of keys'),
+        (reference.LLAMA, 'num_key_value_heads', 0, 'kv-heads is 0'),
+        (reference.LLAMA, 'rope_parameters', [], r'rope_parameters \[\]'),
+        (T5, 'relative_attention_num_buckets', 1, 'buckets is 1'),
+        (T5, 'relative_attention_max_distance', 4, 'max-distance 4'),
+        (T5, 'vocab_size', 0, 'no rows'),
+        (T5, 'num_decoder_layers', 999, 'lm/decoder has 2 blocks in the file, but its decoder_depth should be 999'),
+        (T5, 'num_layers', 999, 'lm/encoder has 2 blocks in the file, but its depth should be 999'),
+        (OPT, 'num_hidden_layers', 999, 'lm has 2 blocks in the file, but its depth should be 999'),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(lm, path, value, message, tmp_path):
+    import_export.export_checkpoint(demo(vit=None, qformer=None, lm=lm), tmp_path / 'theirs', 'huggingface')
+    change_config(tmp_path / 'theirs', (path,), value)
+    with pytest.raises(UserError, match=rf'theirs.*{message}'):
+        import_export.read([tmp_path / 'theirs'])
+
+
 @pytest.mark.parametrize('text', ['', 'null', '[]', '[' * 10_000, '{"model_type": null}', '\x00'])
 def test_a_config_or_index_that_is_none_is_refused(text, tmp_path):
     import_export.export_checkpoint(demo(), tmp_path / 'theirs', 'huggingface')

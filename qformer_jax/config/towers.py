@@ -183,6 +183,13 @@ class T5Config:
     norm_eps: float = 1e-6
     """Epsilon of every RMSNorm."""
 
+    def __post_init__(self):
+        if self.buckets < 4 or self.max_distance <= self.buckets // 2:
+            raise UserError(
+                f'model.lm.buckets is {self.buckets} and max-distance {self.max_distance}: there must be at least 4, '
+                'and the distance more than half as many'
+            )
+
     @property
     def input_width(self) -> int:
         """Width of what the model reads: token vectors and the soft prefix."""

@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from .. import config
+from ..errors import UserError
 from ..typing import Array, Bool, Float, Int
 from . import masks
 from .kv_cache import KVCache, LmOutput, place, write
@@ -41,13 +42,21 @@ def turn(x: Float['B T H K'], rotation: Float['B T k 2']) -> Float['B T H K']:
 
 
 class LlamaAttention(nn.Module):
-    """Attention over turned queries and keys; keys are kept turned, so a cache needs no positions."""
+    """Attention over turned queries and keys; keys are kept turned, so a cache needs no positions.
+
+    Raises UserError where heads of keys do not divide those of queries, or a head does not consist of pairs.
+    """
 
     config: config.LlamaConfig
     dtype: DTypeLike
 
     def setup(self):
         c = self.config
+        if c.heads % c.kv_heads or c.head_width % 2:
+            raise UserError(
+                f'{"/".join(self.path)}: {c.heads} heads of width {c.head_width} over {c.kv_heads} of keys: the width '
+                'must be even, and each head of keys serve the same number'
+            )
         self.query = dense(c.heads * c.head_width, self.dtype, use_bias=False)
         self.key = dense(c.kv_heads * c.head_width, self.dtype, use_bias=False)
         self.value = dense(c.kv_heads * c.head_width, self.dtype, use_bias=False)
