@@ -10,6 +10,8 @@ from pathlib import Path
 
 from .errors import UserError, full_disk_as_user_error
 
+_USED = '.used'  # in a scratch folder, locked while a process uses it; not the folder: another may be made in it
+
 
 @contextmanager
 def all_or_nothing(dest: Path) -> Iterator[Path]:
@@ -44,7 +46,7 @@ def scratch_folder(parent: Path, prefix: str = '.writing-') -> Iterator[Path]:
     """
     with _locked(parent):  # nobody looks between the making of a folder and its lock
         for left in parent.glob(f'{prefix}*'):
-            with _locked(left, wait=False) as free:
+            with _locked(left / _USED, wait=False) as free:
                 if free:
                     shutil.rmtree(left, ignore_errors=True)
         try:
@@ -52,7 +54,7 @@ def scratch_folder(parent: Path, prefix: str = '.writing-') -> Iterator[Path]:
         except OSError as error:
             raise UserError(f"'{parent}' cannot be written ({error.strerror.lower()})") from error
         lock = ExitStack()
-        lock.enter_context(_locked(folder))
+        lock.enter_context(_locked(folder / _USED))
     with lock:
         try:
             yield folder
@@ -61,11 +63,14 @@ def scratch_folder(parent: Path, prefix: str = '.writing-') -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a folder; gives whether it is held: not where another has it, or the file system knows none."""
+def _locked(place: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a folder, or of a file that need not exist.
+
+    Gives whether it is held: not where another process has it, or the file system knows no locks.
+    """
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # a moment later it is no longer there
+        descriptor = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT)
+    except OSError:  # a moment later its folder is no longer there
         yield False
         return
     try:

@@ -10,7 +10,7 @@ from ..data import pipeline
 from ..data.dataset import Dataset
 from ..errors import UserError
 from .check_data import option, positions
-from .init_params import complete, with_lengths
+from .init_params import complete, longest
 from .stages import STAGES
 
 FEW = 20
@@ -47,10 +47,7 @@ def fitting(run: config.Run, dataset: Dataset) -> list[str]:
         held_out = 'test' if 'test' in dataset.splits and records('test') > 1 else ''
         words.append(f'--data.train-split train --data.validation-split {held_out or repr("")}')
         data = dataclasses.replace(data, train_split='train', validation_split=held_out)
-    endless = dataclasses.replace(run, data=dataclasses.replace(data, max_text=0, max_lm_text=0))
-    found = with_lengths(endless, dataset).data
-    longest = {field: getattr(found, field) for field in ('max_text', 'max_lm_text')}
-    for field, tokens in longest.items():
+    for field, tokens in longest(dataclasses.replace(run, data=data), dataset).items():
         if tokens > getattr(data, field):
             words.append(f'--data.{option(field)} {tokens}{positions(run, field, tokens)}')
     if (count := records(data.train_split)) < run.training.batch_size:

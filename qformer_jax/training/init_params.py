@@ -26,6 +26,9 @@ from ..typing import Params
 from .check_data import lengths
 from .stages import STAGES
 
+LENGTHS = 'max_text', 'max_lm_text'
+"""Fields of `config.Data` that bound texts."""
+
 
 def complete(run: config.Run, dataset: Dataset) -> config.Run:
     """Fill in the sizes that depend on the data set (given as 0), and check the ones that were given."""
@@ -54,16 +57,22 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
 
 def with_lengths(run: config.Run, dataset: Dataset) -> config.Run:
     """Return the run with the lengths of texts that are given as 0: those of the longest that it reads."""
-    open_fields = [name for name in ('max_text', 'max_lm_text') if not getattr(run.data, name)]
-    if not open_fields:
+    wanted = [name for name in LENGTHS if not getattr(run.data, name)]
+    if not wanted:
         return run
-    endless = dataclasses.replace(run, data=dataclasses.replace(run.data, **dict.fromkeys(open_fields, MILLION)))
-    longest = {name: getattr(config.Data(), name) for name in open_fields}  # of texts that the stage does not read
-    for number, split in enumerate(filter(None, (run.data.train_split, run.data.validation_split))):
-        for name, found in lengths(endless, dataset, split).items():
-            if name in open_fields:
-                longest[name] = max(found.tokens, longest[name] if number else 0)
-    return dataclasses.replace(run, data=dataclasses.replace(run.data, **longest))
+    found = longest(run, dataset)
+    known = {name: found.get(name, getattr(config.Data(), name)) for name in wanted}  # the default: nobody reads it
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, **known))
+
+
+def longest(run: config.Run, dataset: Dataset) -> dict[str, int]:
+    """Return the tokens of the longest texts that a run reads, by the field that bounds them; reads all records."""
+    endless = dataclasses.replace(run, data=dataclasses.replace(run.data, **dict.fromkeys(LENGTHS, MILLION)))
+    found: dict[str, int] = {}
+    for split in filter(None, (run.data.train_split, run.data.validation_split)):
+        for name, texts in lengths(endless, dataset, split).items():
+            found[name] = max(texts.tokens, found.get(name, 0))
+    return found
 
 
 def _feature_width(run: config.Run, dataset: Dataset) -> int:

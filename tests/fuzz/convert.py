@@ -179,7 +179,7 @@ def entry(file: Path, draw: random.Random) -> mutations.Verdict:
     odd = (
         None, 3, 'x', [x], {key: x}, x.double(), x.to(torch.int32), x.to(torch.complex64), x.to(torch.float8_e4m3fn),
         x[None], x[:0], x.reshape(-1), torch.zeros(()), x.to_sparse(), x.to('meta'), x.flatten()[:1].expand(10**12),
-        torch.nn.Parameter(x), x * np.nan,
+        torch.nn.Parameter(x, False), x * np.nan,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
