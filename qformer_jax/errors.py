@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import io
 import os
 import shutil
 import sys
@@ -16,6 +17,10 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """A signal asked a run to stop; it saved a checkpoint first, and the same command continues it (exit code 0)."""
+
+
+_NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+"""What only the user can change, wherever it is met; any other error of the system is a fault of ours."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -33,18 +38,33 @@ def nearest_file(file: Path) -> str:
 
 
 def command(function: Callable[[], object]) -> None:
-    """Do what a command does; a number that it returns is its exit code; a stop or wrong input is said in one line."""
+    """Do what a command does; a number that it returns is its exit code; a stop or wrong input is said in one line.
+
+    Nothing is said where nobody reads any more (`qformer --help | head -1`). Names of files that are no text in the
+    terminal's encoding are shown with escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in tests, it is something else
+            stream.reconfigure(errors='backslashreplace')
     try:
         if isinstance(code := function(), int):
             sys.exit(code)
+    except BrokenPipeError:
+        pass
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
     except UserError as error:
         sys.exit(_complain(str(error)))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _NOT_OURS:
             raise
-        sys.exit(_complain(f'disk full: could not write {error.filename or ""}'))
+        reason = 'disk full: could not write' if error.errno == errno.ENOSPC else f'{error.strerror.lower()}:'
+        sys.exit(_complain(f'{reason} {error.filename or ""}'))
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # Python flushes once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: str) -> int:

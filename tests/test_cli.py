@@ -1,5 +1,7 @@
 """What `qformer` says of itself: help, version and recipes, at once and of one table; how it is called and imported."""
 
+import errno
+import os
 import platform
 import re
 import subprocess
@@ -13,7 +15,7 @@ import small
 import qformer_jax
 from qformer_jax import cli, recipes
 from qformer_jax.commands import COMMANDS, GROUPS
-from qformer_jax.errors import UserError
+from qformer_jax.errors import UserError, command
 from qformer_jax.inference import blip2
 
 HELP = Path(__file__).parent / 'goldens' / 'help.txt'
@@ -127,3 +129,37 @@ def test_the_package_has_the_model_when_it_is_named():
     assert qformer_jax.__all__ == ['Blip2'] and {'Blip2', '__version__'} <= set(dir(qformer_jax))
     with pytest.raises(AttributeError, match="module 'qformer_jax' has no attribute 'Blip3'"):
         _ = qformer_jax.Blip3
+
+
+@pytest.mark.parametrize('words', [['--help'], ['train'], ['parts']])
+def test_a_pipe_that_nobody_reads_is_a_quiet_end(words):
+    """`qformer --help | true`: in a shell the reader is gone before anything is written. (rich ends with 1.)"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, '-m', 'qformer_jax', *words], cwd=small.ROOT, stdout=writing, stderr=-1)
+    os.close(writing)
+    assert done.returncode in (0, 1) and done.stderr == b''
+
+
+def test_names_that_are_no_text_are_shown_with_escapes():
+    code = "from qformer_jax.errors import command; command(lambda: print('caf\\udce9', '\\u00e9'))"
+    strict = os.environ | {'PYTHONIOENCODING': 'utf-8:strict'}
+    done = subprocess.run([sys.executable, '-c', code], cwd=small.ROOT, stdout=-1, env=strict, check=True)
+    assert done.stdout == b'caf\\udce9 \xc3\xa9\n'
+
+
+@pytest.mark.parametrize(
+    'number, said', [(errno.EROFS, 'read-only file system: a/b'), (errno.EACCES, 'permission denied: a/b')]
+)
+def test_what_only_the_user_can_change_is_one_line(number, said, capsys):
+    def fail():
+        raise OSError(number, os.strerror(number), 'a/b')
+
+    with pytest.raises(SystemExit) as stop:
+        command(fail)
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    with pytest.raises(FileNotFoundError):
+        command(lambda: Path('nowhere/at/all').read_text())
