@@ -10,6 +10,9 @@ VIT_G = VitConfig()
 VIT_G_364 = VitConfig(image_size=364)
 """ViT-g as fine-tuned on COCO: 677 positions."""
 
+VIT_G_490 = VitConfig(image_size=490)
+"""ViT-g as fine-tuned on VQAv2: 1,226 positions."""
+
 VIT_L = VitConfig(
     width=1024,
     depth=22,  # LAVIS builds 23 layers and drops the last

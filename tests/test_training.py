@@ -263,6 +263,7 @@ def test_bfloat16_holds_frozen_weights_and_trains_in_float32(pictures, line, tmp
 @pytest.mark.parametrize('stage', small.STAGES)
 def test_a_second_training_of_the_same_shape_compiles_nothing(stage, pictures, tmp_path):
     """Other folder, other seed, other learning rates: all of them are data, and the programs are there."""
+    jax.clear_caches()  # of tests before this one
     run = change(recipe(stage, pictures, steps=8), 'data', validation_split='test')
     first, again, wider = tmp_path / 'first', tmp_path / 'again', tmp_path / 'wider'
     with compiled() as programs:
