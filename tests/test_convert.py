@@ -635,3 +635,14 @@ def test_a_lavis_file_without_a_tensor_is_no_traceback(case, part, tmp_path):
             except UserError:
                 refused += 1
     assert refused > len(names[:: len(names) // 12])
+
+
+@pytest.mark.parametrize(
+    'stage, kept', [('stage2', ['wordpiece.json', 'byte_bpe.json']), ('stage1', ['wordpiece.json'])]
+)
+def test_tokenizers_go_to_hugging_face_and_back(stage, kept, line, tmp_path):
+    cli.run(['convert', str(line / stage), str(tmp_path / 'theirs'), '--to', 'huggingface'])
+    cli.run(['convert', str(tmp_path / 'theirs'), str(tmp_path / 'back')])
+    for name in kept:
+        assert (tmp_path / 'back' / name).read_bytes() == (line / stage / name).read_bytes()
+    assert not (tmp_path / 'back' / 'byte_bpe.json').exists() or 'byte_bpe.json' in kept

@@ -37,6 +37,7 @@ from . import run_dir, weight_store
 
 DType = Literal['float32', 'bfloat16', 'float16']
 PROVENANCE = 'provenance.json'
+_TOKENIZER, _TEXT_TOKENIZER = 'tokenizer.json', 'qformer_tokenizer/tokenizer.json'
 _LIBRARIES = ('qformer_jax', 'jax', 'flax', 'numpy', 'safetensors', 'torch', 'onnx', 'gguf')
 _SHARD = 5 * 10**9  # bytes a file, where Hugging Face's own writer cuts too
 
@@ -73,7 +74,9 @@ def read(sources: Sequence[Path], like: config.Blip2Config = NOTHING, connector:
     files = tuple(file for source in sources for file in files_of(source))
     speaks = next(filter(None, map(_tokenizer_beside, files)), None) if whole.model.lm else None
     notes += (f"the language model's tokenizer: {speaks}",) if speaks else ()
-    return Model(run_of(whole.model), whole.tensors, files, notes, speaks)
+    hears = next(filter(None, (_text_tokenizer_beside(file, whole.model) for file in files)), None)
+    notes += (f"the Q-Former's tokenizer: {hears}",) if hears else ()
+    return Model(run_of(whole.model), whole.tensors, files, notes, speaks, hears)
 
 
 def _read_run(done: run_dir.Finished) -> Model:
@@ -196,6 +199,22 @@ def _tokenizer_beside(weights: Path) -> Path | None:
     return weights.parent if 'tokenizer.json' in there or {'vocab.json', 'merges.txt'} <= there else None
 
 
+def _text_tokenizer_beside(weights: Path, m: config.Blip2Config) -> Path | None:
+    """Return where the Q-Former's tokenizer lies in a Hugging Face folder; without a language model, it is the one."""
+    file = weights.parent / (_TEXT_TOKENIZER if m.lm else _TOKENIZER)
+    return file if m.qformer and file.is_file() and (weights.parent / 'config.json').is_file() else None
+
+
+def _write_tokenizers(model: Model, folder: Path) -> None:
+    """Write the tokenizers that the model has where Hugging Face looks for them, and `read` too."""
+    if model.lm_tokenizer:
+        _read_lm_tokenizer(model.lm_tokenizer).save(folder / _TOKENIZER)
+    if model.text_tokenizer:
+        file = folder / (_TEXT_TOKENIZER if model.run.model.lm else _TOKENIZER)
+        file.parent.mkdir(exist_ok=True)
+        TextTokenizer.load(model.text_tokenizer).save(file)
+
+
 def export_checkpoint(
     model: Model,
     dest: Path,
@@ -206,8 +225,8 @@ def export_checkpoint(
     """Write what their class loads with strict=True; returns what was written, and what has no place there.
 
     LAVIS: one file, `.pth` with the state dict under 'model', or `.safetensors`. Hugging Face: a folder of safetensors
-    with `config.json`. Raises UserError when they have no class for such a model, and as `import_checkpoint` for its
-    tensors.
+    with `config.json` and the tokenizers. Raises UserError when they have no class for such a model, and as
+    `import_checkpoint` for its tensors.
     """
     if kind == 'lavis' and dest.suffix not in ('.pth', '.safetensors'):
         raise UserError(f"'{dest}': LAVIS reads one file: name it .pth (or .safetensors)")
@@ -222,6 +241,7 @@ def export_checkpoint(
         with _checked(torch_state, dtype, allow_nonfinite) as (watched, nonfinite):
             safetensors_writer.write_shards(scratch, watched, dtype, _SHARD)
         json_file.write(scratch / 'config.json', huggingface_config.of_model(target.model))
+        _write_tokenizers(model, scratch)
         json_file.write(scratch / PROVENANCE, record | {'nonfinite': nonfinite})
     return [dest], left_out
 
