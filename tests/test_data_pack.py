@@ -207,8 +207,8 @@ def test_the_printed_commands_pass_what_is_checked_before_the_first_step(kind, c
     source = tmp_path / 'my source'
     source.mkdir()
     suffix = '.png' if kind == 'folder' else '.npy'
-    asked = [{'question': 'what is it that can be seen on the left here?', 'answers': ['a half']}]
-    lines = [{'file': f'{n}{suffix}', 'caption': 'a half ' * (n % 9 + 1), 'questions': asked} for n in range(count)]
+    questions = [{'question': 'what is it that can be seen on the left here?', 'answers': ['a half']}]
+    lines = [{'file': f'{n}{suffix}', 'caption': 'a half ' * (n % 9 + 1), 'questions': questions} for n in range(count)]
     for n, line in enumerate(lines):
         if kind == 'folder':
             pixels = np.full((8, 8, 3), n % 250, np.uint8)

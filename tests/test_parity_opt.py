@@ -71,7 +71,7 @@ def test_projected_tokens_and_norms_behind_the_branches_equal_hugging_face():
 
 def test_a_file_of_the_model_without_its_head_is_read(hf_model, params):
     state = {key: value.numpy() for key, value in hf_model.model.state_dict().items()}  # decoder.layers.0...
-    state = read_all(opt.plain(in_memory(state | {'decoder.version': np.ones(1)})))
+    state = read_all(opt.plain(in_memory(state | {'decoder.version': np.ones(1)}), {}))
     again = convert(opt.opt(TINY), state, blip2.shapes(config.Blip2Config(vit=None, qformer=None, lm=TINY)))['lm']
     assert jax.tree.all(jax.tree.map(np.array_equal, again, params))
 

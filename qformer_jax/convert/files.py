@@ -4,6 +4,7 @@
 """
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,7 +148,9 @@ def _load(torch, file: Path):
     try:
         with file.open('rb') as start:
             zipped = start.read(2) == b'PK'  # the format before PyTorch 1.6 is no zip and cannot be mapped
-        return torch.load(file, mmap=zipped, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # PyTorch's, about odd tensors: what is wrong with them is said later
+            return torch.load(file, mmap=zipped, **options)
     except Exception as error:
         refused = re.search(r'GLOBAL ([\w.]+)', str(error))
         if refused:

@@ -56,10 +56,10 @@ def read(file: Path) -> None:
     with Image.open(file) as image:
         form = image.format
     assert form in (*pictures.FORMATS, 'MPO'), f'{form} was read'
-    seen = inputs.read(file, 16)
-    np.testing.assert_array_equal(seen, eval_image(data, 16))
+    pixels = inputs.read(file, 16)
+    np.testing.assert_array_equal(pixels, eval_image(data, 16))
     served = np.asarray(runner.upright(file).resize((16, 16), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(seen, served)
+    np.testing.assert_array_equal(pixels, served)
 
 
 def _special(folder: Path, draw: random.Random) -> Path:

@@ -63,8 +63,8 @@ def read_folder(folder: Path, kind: str) -> None:
     for record, tree in zip(records, trees, strict=True):
         said = tree.get('captions', [tree['caption']] if 'caption' in tree else [])
         assert list(record.captions) == [text.strip() for text in said], record.captions
-        asked = [(q['question'].strip(), tuple(a.strip() for a in q['answers'])) for q in tree.get('questions', [])]
-        assert list(zip(record.questions, record.answers, strict=True)) == asked
+        questions = [(q['question'].strip(), tuple(a.strip() for a in q['answers'])) for q in tree.get('questions', [])]
+        assert list(zip(record.questions, record.answers, strict=True)) == questions
         assert all(isinstance(q['answers'], list) for q in tree.get('questions', []))
         assert [list(box) for _, box in record.phrases] == [p['box'] for p in tree.get('phrases', [])]
         files = [tree['file']] if 'file' in tree else tree['frames']
@@ -81,17 +81,17 @@ def read_coco(folder: Path) -> None:
     """Read COCO's files, and compare with what they say."""
     records = list(sources.coco(folder)['train'])
     read = lambda name: json.loads((folder / 'annotations' / f'{name}.json').read_text('utf-8-sig'))  # noqa: E731
-    tree, captions, asked = read('captions_train'), defaultdict(list), defaultdict(list)
+    tree, captions, questions = read('captions_train'), defaultdict(list), defaultdict(list)
     for row in tree['annotations']:
         captions[row['image_id']].append(row['caption'].strip())
     answers = {row['question_id']: [a['answer'] for a in row['answers']]
                for row in read('v2_train_annotations')['annotations']}  # fmt: skip
     for row in read('v2_train_questions')['questions']:
-        asked[row['image_id']].append((row['question'], tuple(answers[row['question_id']])))
+        questions[row['image_id']].append((row['question'], tuple(answers[row['question_id']])))
     assert [record.image_id for record in records] == [row['file_name'] for row in tree['images']]
     for record, row in zip(records, tree['images'], strict=True):
         assert list(record.captions) == captions[row['id']]
-        assert list(zip(record.questions, record.answers, strict=True)) == asked[row['id']]
+        assert list(zip(record.questions, record.answers, strict=True)) == questions[row['id']]
 
 
 def odd_line(file: Path, draw: random.Random) -> mutations.Verdict:
