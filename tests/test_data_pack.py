@@ -20,7 +20,7 @@ from qformer_jax import cli, recipes
 from qformer_jax.commands.parse import parse
 from qformer_jax.commands.train import Train
 from qformer_jax.data import pack as packing
-from qformer_jax.data import pipeline
+from qformer_jax.data import pipeline, sources
 from qformer_jax.data.dataset import Dataset
 from qformer_jax.data.pack import pack
 from qformer_jax.data.records import Record, pack_array, unpack_array
@@ -235,6 +235,15 @@ def test_the_printed_commands_pass_what_is_checked_before_the_first_step(kind, c
         split = words[words.index('--split') + 1] if '--split' in words else 'test'
         assert len(dataset.source(split)) >= 1
     assert sum(words[0] == 'evaluate' for words in commands) == 3
+
+
+def test_a_public_data_set_is_packed_wherever_one_is(tmp_path, monkeypatch):
+    """Its files are not those of a folder of one's own: nothing is looked for there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'configs').mkdir()
+    monkeypatch.setattr(sources, 'easy_vqa', lambda: {'train': iter(RECORDS), 'test': iter(RECORDS[:3])})
+    cli.run(['data', 'pack', 'easy-vqa', 'set'])
+    assert len(Dataset.open('set').source('test')) == 3
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):

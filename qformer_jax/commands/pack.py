@@ -67,6 +67,7 @@ def pack(options: Pack) -> None:
     suffixes = {'folder': pictures.suffixes(), 'features': {'.npy'}}
     with one_writer(options.out, options.wait):
         records = read[options.source]()
-        left_out = jsonl.unnamed(options.path, suffixes.get(options.source, ()))
+        own = options.source in suffixes
+        left_out = jsonl.unnamed(options.path, suffixes[options.source]) if own else ()
         packing.pack(records, options.out, options.text_tokenizer, options.lm_tokenizer, left_out=left_out)
     print('next: ' + '\n      '.join(first_commands(options.out)))
