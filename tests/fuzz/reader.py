@@ -22,7 +22,10 @@ def _serve(pipe: Connection, part: str, home: Path, seed: int) -> None:
     warnings.simplefilter('ignore')
     module = importlib.import_module(f'tests.fuzz.{part}')
     while True:
-        number = pipe.recv()
+        try:
+            number = pipe.recv()
+        except EOFError:  # the parent has ended
+            return
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             try:
