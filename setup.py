@@ -14,6 +14,7 @@ DEV = [
     'ruff>=0.9',
     'chex>=0.1.90',
     'beartype>=0.21',
+    'hypothesis>=6.100',
     'nbclient>=0.10',
     'nbformat>=5.10',
     'ipykernel>=6.29',
