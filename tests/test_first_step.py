@@ -64,14 +64,28 @@ def test_every_guess_is_of_a_metric_of_its_stage():
         assert entry.guess(run).keys() <= {'loss', *(term.name for term in entry.terms)}
 
 
+def warnings_of(*sets: list[int], folder) -> list[str]:
+    """Return what is said of the images of data sets, each with records of these images."""
+    for name, images in enumerate(sets):
+        records = [dataclasses.replace(feature_record(image), image_id=str(n)) for n, image in enumerate(images)]
+        pack({'train': records}, folder / str(name))
+    opened = [Dataset.open(folder / str(name)) for name in range(len(sets))]
+    dataset = dataclasses.replace(opened[0], others=tuple(opened[1:]))
+    run = without_tower(recipe('stage2', folder / '0'))
+    said = check_data(init_params.complete(run, dataset), dataset, devices=1)
+    return [line for line in said if 'hold the same image' in line]
+
+
 @pytest.mark.parametrize('same', [True, False])
 def test_one_image_in_all_records_is_a_warning(same, tmp_path):
-    records = [dataclasses.replace(feature_record(0 if same else n), image_id=str(n)) for n in range(12)]
-    pack({'train': records}, tmp_path / 'set')
-    dataset = Dataset.open(tmp_path / 'set')
-    run = without_tower(recipe('stage2', tmp_path / 'set'))
-    said = check_data(init_params.complete(run, dataset), dataset, devices=1)
-    assert ([line for line in said if 'hold the same image' in line] != []) is same
+    assert (warnings_of([0 if same else n for n in range(12)], folder=tmp_path) != []) is same
+
+
+def test_another_image_anywhere_is_enough(tmp_path):
+    """At a place that a sample of every second record leaves out; in the second of two data sets."""
+    assert warnings_of([0] * 127 + [3], folder=tmp_path / 'late') == []
+    assert warnings_of([0] * 9, [3] * 9, folder=tmp_path / 'beside') == []
+    assert "all 18 records of 'train'" in warnings_of([0] * 9, [0] * 9, folder=tmp_path / 'both')[0]
 
 
 def test_records_are_named_by_what_a_batch_holds_of_them(tmp_path):

@@ -12,9 +12,6 @@ from ..data.preprocess import Need
 from ..errors import UserError
 from .stages import STAGES
 
-SAMPLE = 64
-"""Records that are looked at to see whether there is more than one image."""
-
 
 @dataclass
 class Longest:
@@ -47,17 +44,19 @@ def check_data(run: config.Run, dataset: Dataset, devices: int) -> list[str]:
 
 
 def _check_variety(run: config.Run, dataset: Dataset) -> list[str]:
-    """Return a warning where the records to train on all hold the same image, by a sample of them."""
+    """Return a warning where all records to train on hold the same image; reads on until another one comes."""
     if not STAGES[run.stage].row_format.pictures:
         return []
-    source = dataset.source(run.data.train_split)
-    contents = set()
-    for position in range(0, len(source), -(-len(source) // SAMPLE)):
-        record = source[position]
-        contents.add(record.image or record.frames or (record.features.shape, record.features.tobytes()))
-        if len(contents) > 1:
-            return []
-    return [f"warning: all records of '{run.data.train_split}' hold the same image: nothing of images is learned"]
+    count, first = 0, None
+    for part in dataset.parts:
+        for record in part.source(run.data.train_split):
+            content = record.image or record.frames or (record.features.shape, record.features.tobytes())
+            if count and content != first:
+                return []
+            count, first = count + 1, content
+    return [
+        f"warning: all {count:,} records of '{run.data.train_split}' hold the same image: nothing of images is learned"
+    ]
 
 
 def _check_held_out(run: config.Run, dataset: Dataset, devices: int) -> None:
