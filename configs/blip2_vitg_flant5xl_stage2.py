@@ -3,8 +3,9 @@
     qformer train blip2_vitg_flant5xl_stage2 --run RUN --data.path DATA --start.checkpoint STAGE1 --start.lm LM
 
 As with OPT, but 1,520 rows a step (section 3.4). The paper splits each text for T5: its encoder reads the beginning,
-and its decoder writes the rest (section 3.3). LAVIS's released code does not, nor does this: the encoder reads the
-queries alone, and the decoder writes the whole caption. The number of rows is from memory: compare it.
+and its decoder writes the rest (section 3.3); in LAVIS the data set gives both, `text_input` and `text_output`. Here
+the encoder reads the queries alone, and the decoder writes the whole caption. The number of rows is from memory:
+compare it.
 Checked by shapes: 106,739,968 trained parameters.
 """
 

@@ -14,9 +14,7 @@ from dataclasses import replace
 from qformer_jax import recipes
 from qformer_jax.config import Objective, Run
 from qformer_jax.presets import VIT_G_490
-from qformer_jax.rules import vit_layer_decay
-
-STAGE1_ONLY = r'qformer/(added_embedding|lm_head|(vision|text)_projection|itm_head|temperature).*'
+from qformer_jax.rules import STAGE1_ONLY, vit_layer_decay
 
 
 def config() -> Run:

@@ -2,7 +2,7 @@
 
     qformer train blip2_vitg_opt6_7b_stage2 --run RUN --data.path DATA --start.checkpoint STAGE1 --start.lm LM
 
-As with OPT-2.7B: the paper gives one table for both, 80,000 steps of 1,920.
+As with OPT-2.7B: 80,000 steps of 1,920. That the paper trains both alike is from memory: compare it.
 Checked by shapes: 108,314,880 trained parameters.
 """
 

@@ -7,9 +7,9 @@
 Stage 1 goes on with the vision encoder learning too (Li et al. 2023, section 4.4). LAVIS: 5 epochs, rate 1e-5 after
 1,000 steps of warm-up from 1e-8, the cosine down to 0, each block of the tower at 0.95 of the rate of the one above it,
 14 rows a GPU, 224 a step on 16; the 128 best are ranked again. `steps_per_epoch` is for Karpathy's split, 566,747
-captions. The paper's numbers on Flickr30k are zero-shot, of this very model: nobody published a training on it. STAGE1
-is a run at 364 px, as of `qformer convert` with --recipe blip2_vitg_retrieval_coco. Checked by shapes: 1,173,191,358
-trained parameters.
+captions. The paper's numbers on Flickr30k are zero-shot, of this very model; LAVIS has no recipe that trains on it.
+STAGE1 is a run at 364 px, as of `qformer convert` with --recipe blip2_vitg_retrieval_coco. Checked by shapes:
+1,173,191,358 trained parameters.
 """
 
 from dataclasses import replace

@@ -11,8 +11,7 @@ rely on them. Checked by shapes: 188,836,608 trained parameters.
 from qformer_jax.config import Blip2Config, Data, Objective, Optimizer, Run, Training
 from qformer_jax.presets import QFORMER_G, VICUNA_7B, VIT_G
 from qformer_jax.prompts import INSTRUCTBLIP_CAPTIONS, INSTRUCTBLIP_QUESTIONS
-
-STAGE1_ONLY = r'qformer/(added_embedding|lm_head|(vision|text)_projection|itm_head|temperature).*'
+from qformer_jax.rules import STAGE1_ONLY
 
 
 def config() -> Run:

@@ -23,6 +23,8 @@ TEXT_SIDE = (
     r'|(vision|text)_projection/.*|itm_head/.*|temperature)'
 )
 """What of the Q-Former only stage 1 (and an instruction-aware Q-Former) uses."""
+STAGE1_ONLY = r'qformer/(added_embedding|lm_head|(vision|text)_projection|itm_head|temperature).*'
+"""What of the Q-Former only stage 1 uses, where it reads questions later."""
 
 
 def flatten(params: Params) -> dict[str, object]:

@@ -7,7 +7,7 @@ from qformer_jax.atomic import all_or_nothing, scratch_folder, write_text
 
 
 def test_what_a_killed_process_left_is_cleared_and_what_another_uses_is_kept(tmp_path):
-    code = ('import os, pathlib, sys\nfrom qformer_jax.atomic import all_or_nothing, scratch_folder, write_text\n'
+    code = ('import pathlib, sys\nfrom qformer_jax.atomic import scratch_folder\n'
             'with scratch_folder(pathlib.Path(sys.argv[1])) as folder:\n'
             '    (folder / "half").write_text("x"); print(folder.name, flush=True); sys.stdin.read()\n')  # fmt: skip
     start = lambda: subprocess.Popen(  # noqa: E731

@@ -69,7 +69,7 @@ def _half_done(home: Path) -> None:
         loop._save = save
 
 
-def _files(home: Path, part: str) -> list[Path]:
+def files_of(home: Path, part: str) -> list[Path]:
     """Return the files that a part consists of."""
     used = run_dir.finished(home / 'line' / 'instruct').last.values()
     patterns = {
@@ -87,7 +87,7 @@ def _cases(home: Path, options: Options, draw: random.Random) -> Iterator[tuple[
     """Yield part, file (from `home`) and mutation."""
     counts = {part: (options.count - options.half) // (len(PARTS) - 1) for part in PARTS} | {'half': options.half}
     for part in PARTS:
-        files = _files(home, part)
+        files = files_of(home, part)
         for _ in range(counts[part]):
             file = draw.choice(files)
             kinds = mutations.BYTES
@@ -125,13 +125,13 @@ def main(options: Options) -> int:
     draw, read, whole = random.Random(options.seed), Reader(), home / 'damaged'
     known, tally, wrong = {}, Counter(), []
     for part in PARTS:
-        _copy(home, whole)
+        copy(home, whole)
         kind, known[part] = read(part, whole)
         if kind != 'answer':
             raise SystemExit(f'{part}, undamaged: {kind}: {known[part]}')
     cases = list(_cases(home, options, draw))
     for part, file, mutation in track(cases, 'damaging'):
-        _copy(home, whole)
+        copy(home, whole)
         verdict = mutation(whole / file, draw)
         kind, text = read(part, whole)
         if found := _judge(verdict, file, kind, text, known[part]):
@@ -144,7 +144,7 @@ def main(options: Options) -> int:
     return int(bool(wrong))
 
 
-def _copy(home: Path, whole: Path) -> None:
+def copy(home: Path, whole: Path) -> None:
     """Lay the undamaged files anew."""
     shutil.rmtree(whole, ignore_errors=True)
     whole.mkdir()

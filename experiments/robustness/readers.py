@@ -121,7 +121,7 @@ class Reader:
         until = began + self._allowed.get(part, 300)
         self._pipe.send((part, home))
         while not self._pipe.poll(0.05):
-            too_much = _resident(self._process.pid) > BYTES
+            too_much = resident(self._process.pid) > BYTES
             if too_much or time.monotonic() > until or not self._process.is_alive():
                 self._process.kill()
                 self._process.join()
@@ -132,7 +132,7 @@ class Reader:
         return found
 
 
-def _resident(process: int) -> int:
+def resident(process: int) -> int:
     """Return the bytes of memory of a process; 0 where there is none."""
     try:
         return int(Path(f'/proc/{process}/statm').read_text().split()[1]) * 4096

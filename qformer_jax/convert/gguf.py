@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from .. import config
 from ..errors import UserError
-from .lavis_sizes import shape_of
 from .lazy_tensors import State, Tensor
+from .sizes import shape_of
 
 try:
     from gguf import GGUFReader, GGUFValueType, TokenType

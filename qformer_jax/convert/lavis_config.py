@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from .. import config, presets
 from .families import FAMILIES
-from .lavis_sizes import count_layers, heads_of, shape_of
 from .lazy_tensors import State
+from .sizes import count_layers, heads_of, shape_of
 
 
 def model_of(state: State, like: config.Blip2Config) -> config.Blip2Config:
@@ -65,6 +65,8 @@ def _qformer_of(state: State, like: config.QformerConfig | None) -> config.Qform
     _, queries, width = shape_of(state, 'query_tokens', 3)
     layer = 'encoder.layer.'
     reads = [i for i in range(count_layers(bert, layer)) if f'{layer}{i}.crossattention.self.key.weight' in bert]
+    projects = 'vision_proj.weight' in state
+    embed_width = shape_of(state, 'vision_proj.weight', 2)[0] if projects else published.embed_width
     words, text_side, rows = 'embeddings.word_embeddings.weight', 'none', published.vocab_size
     if words in bert:
         text_side, rows = 'full' if 'temp' in state else 'reads', shape_of(bert, words, 2)[0] - 1
@@ -79,9 +81,7 @@ def _qformer_of(state: State, like: config.QformerConfig | None) -> config.Qform
         cross_attention_freq=reads[1] if len(reads) > 1 else count_layers(bert, layer),
         vocab_size=rows,
         max_positions=_positions(bert, published),
-        embed_width=shape_of(state, 'vision_proj.weight', 2)[0]
-        if 'vision_proj.weight' in state
-        else published.embed_width,
+        embed_width=embed_width,
         text_side=text_side,
     )
 
@@ -90,11 +90,9 @@ def _positions(bert: State, published: config.QformerConfig) -> int:
     """Return the rows of the position table, of which stage 2 keeps only the buffer that counts them."""
     if 'embeddings.position_embeddings.weight' in bert:
         return shape_of(bert, 'embeddings.position_embeddings.weight', 2)[0]
-    return (
-        shape_of(bert, 'embeddings.position_ids', 2)[1]
-        if 'embeddings.position_ids' in bert
-        else published.max_positions
-    )
+    if 'embeddings.position_ids' in bert:
+        return shape_of(bert, 'embeddings.position_ids', 2)[1]
+    return published.max_positions
 
 
 def _language_model_of(state: State, like: config.LmConfig | None) -> config.LmConfig | None:

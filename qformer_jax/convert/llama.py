@@ -12,8 +12,8 @@ import numpy as np
 
 from .. import config, presets
 from .config_fields import Fields, Json, read_fields, require, value, write_fields
-from .lavis_sizes import count_layers, heads_of, shape_of
 from .lazy_tensors import State
+from .sizes import count_layers, heads_of, shape_of
 from .table import Derived, Ignored, Row, Table, Transform, linear, norm
 
 
@@ -106,9 +106,7 @@ def read_config(hf_config: Json) -> config.LlamaConfig:
     require(hf_config, 'attention_bias', False)
     require(hf_config, 'mlp_bias', False)
     require(hf_config, 'rope_scaling', None)
-    rope = (
-        value(hf_config, 'rope_parameters', dict | None, None) or {}
-    )  # where transformers 5 keeps what was rope_theta
+    rope = value(hf_config, 'rope_parameters', dict | None, None) or {}  # transformers 5; before, rope_theta
     require(rope, 'rope_type', 'default')
     base = value(hf_config, 'rope_theta', float, 10000.0)
     found = read_fields(_FIELDS, hf_config, config.LlamaConfig, rope_base=value(rope, 'rope_theta', float, base))

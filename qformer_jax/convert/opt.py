@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from .. import config
 from .config_fields import Fields, Json, read_fields, require, value, write_fields
-from .lavis_sizes import count_layers, heads_of, shape_of
 from .lazy_tensors import State
+from .sizes import count_layers, heads_of, shape_of
 from .table import Derived, Ignored, Row, Table, linear, norm
 
 _LAYER = 'model.decoder.layers.{i}.'

@@ -7,8 +7,8 @@ import numpy as np
 from .. import config
 from ..errors import UserError
 from .config_fields import Fields, Json, read_fields, require, value, write_fields
-from .lavis_sizes import count_layers, shape_of
 from .lazy_tensors import State
+from .sizes import count_layers, shape_of
 from .table import Derived, Ignored, Row, Table, linear, norm
 
 

@@ -13,7 +13,7 @@ FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP
 """What is read, by Pillow's names; never EPS, which is a program that Pillow would have Ghostscript run."""
 MAX_BYTES = 2**29
 """Of a file; no picture within `MAX_PIXELS` needs more."""
-MAX_PIXELS = 89_478_485
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 """Above this number, Pillow takes a picture for an attack."""
 _OTHERS = (
     ('EPS', b'%!PS'), ('EPS', b'\xc5\xd0\xd3\xc6'), ('PDF', b'%PDF'), ('PSD', b'8BPS'), ('DDS', b'DDS '),

@@ -26,7 +26,7 @@ from ..typing import Params
 from .check_data import lengths
 from .stages import STAGES
 
-LENGTHS = 'max_text', 'max_lm_text'
+_LENGTHS = 'max_text', 'max_lm_text'
 """Fields of `config.Data` that bound texts."""
 
 
@@ -52,12 +52,12 @@ def complete(run: config.Run, dataset: Dataset) -> config.Run:
         m = dataclasses.replace(m, lm=dataclasses.replace(m.lm, vocab_size=rows))
     if 'word_head' in STAGES[run.stage].needs:
         m = dataclasses.replace(m, word_head=_size('model.word-head', m.word_head, words))
-    return with_lengths(dataclasses.replace(run, model=m), dataset)
+    return _with_lengths(dataclasses.replace(run, model=m), dataset)
 
 
-def with_lengths(run: config.Run, dataset: Dataset) -> config.Run:
+def _with_lengths(run: config.Run, dataset: Dataset) -> config.Run:
     """Return the run with the lengths of texts that are given as 0: those of the longest that it reads."""
-    wanted = [name for name in LENGTHS if not getattr(run.data, name)]
+    wanted = [name for name in _LENGTHS if not getattr(run.data, name)]
     if not wanted:
         return run
     found = longest(run, dataset)
@@ -67,7 +67,7 @@ def with_lengths(run: config.Run, dataset: Dataset) -> config.Run:
 
 def longest(run: config.Run, dataset: Dataset) -> dict[str, int]:
     """Return the tokens of the longest texts that a run reads, by the field that bounds them; reads all records."""
-    endless = dataclasses.replace(run, data=dataclasses.replace(run.data, **dict.fromkeys(LENGTHS, MILLION)))
+    endless = dataclasses.replace(run, data=dataclasses.replace(run.data, **dict.fromkeys(_LENGTHS, MILLION)))
     found: dict[str, int] = {}
     for split in filter(None, (run.data.train_split, run.data.validation_split)):
         for name, texts in lengths(endless, dataset, split).items():

@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import io
 import multiprocessing
-import os
 import random
 import time
 import traceback
@@ -12,9 +11,8 @@ import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from experiments.robustness.readers import BYTES, SECONDS, resident
 from qformer_jax.errors import UserError
-
-SECONDS, BYTES = 20, 2 * 2**30
 
 
 def _serve(pipe: Connection, part: str, home: Path, seed: int) -> None:
@@ -40,8 +38,8 @@ def _serve(pipe: Connection, part: str, home: Path, seed: int) -> None:
             except UserError as error:
                 pipe.send(('refused', str(error)))
             except SystemExit as error:
-                one = str(error.code) if isinstance(error.code, str) else 'one line'
-                pipe.send(('refused', one) if error.code else ('traceback', 'ended with exit code 0'))
+                text = error.code if isinstance(error.code, str) else said.getvalue()
+                pipe.send(('refused', text) if error.code else ('traceback', 'ended with exit code 0'))
             except BaseException as error:
                 kind = 'accepted wrongly' if isinstance(error, AssertionError) else 'traceback'
                 pipe.send((kind, traceback.format_exc()))
@@ -87,7 +85,7 @@ class Reader:
         """Return whether the process said something in time; else it is ended, and `_end` says why."""
         until = time.monotonic() + seconds
         while not self._pipe.poll(0.02):
-            too_much = _resident(self._process.pid) > BYTES
+            too_much = resident(self._process.pid) > BYTES
             alive = self._process.is_alive()
             if too_much or time.monotonic() > until or not alive:
                 self._process.kill()
@@ -101,11 +99,3 @@ class Reader:
         """Note that the process ended by itself."""
         self._end, self._process = ('died', ''), None
         return False
-
-
-def _resident(process: int) -> int:
-    """Return the bytes of memory of a process; 0 where there is none."""
-    try:
-        return int(Path(f'/proc/{process}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-    except (OSError, IndexError):
-        return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.robustness import mutations, prepare
 from experiments.robustness import readers as of
-from experiments.robustness.__main__ import UNREAD, _copy, _files
+from experiments.robustness.__main__ import UNREAD, copy, files_of
 
 PARTS = 'run', 'data', 'features', 'served'
 
@@ -38,8 +38,8 @@ def cases(home: Path, draw: random.Random) -> Iterator[tuple[str, mutations.Verd
         part = draw.choice(PARTS)
         known(home, part)
         shutil.rmtree(whole, ignore_errors=True)
-        _copy(home, whole)
-        file = draw.choice(_files(home, part)).relative_to(home)
+        copy(home, whole)
+        file = draw.choice(files_of(home, part)).relative_to(home)
         kinds = mutations.BYTES
         if file.suffix in ('.json', '.txt'):
             kinds += mutations.TEXT if b'"' in (home / file).read_bytes() else ()

@@ -1,4 +1,4 @@
-"""Sizes that a state dict of LAVIS, without a configuration beside it, tells by its names and shapes."""
+"""Sizes that a state dict without a configuration beside it, as LAVIS's are, tells by its names and shapes."""
 
 import re
 
